@@ -1,0 +1,133 @@
+"""This machine: the same bundle, one process tree per "node", gloo when there is no GPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from launcher import bundle as bundles
+from launcher import runs
+from launcher.backends import State, Status
+from launcher.bundle import Bundle, File
+from launcher.errors import Problem, UserError
+from launcher.plan import Plan
+from launcher.run import Run, spawn
+
+ENTRY = "local.sh"
+GRACE = 40.0  # seconds for ranks to save; local.sh itself kills after 30
+
+SCRIPT = """\
+#!/usr/bin/env bash
+# {name}: {nodes} nodes on this machine, each a process tree of its own. The first failure ends all.
+set -uo pipefail
+run=$(cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")" && pwd)
+export MASTER_ADDR=127.0.0.1
+MASTER_PORT=$(python3 "$run/node/port.py" "$(basename -- "$run")" 0) || exit 69
+export MASTER_PORT
+pids=()
+for ((node = 0; node < {nodes}; node++)); do
+  NODE_RANK=$node bash "$run/node.sh" >>"$run/logs/node-$node.out" 2>&1 &
+  pids+=("$!")
+done
+rc=0
+deadline=0
+tell() {{ ((${{#pids[@]}} == 0)) || kill "-$1" "${{pids[@]}}" 2>/dev/null; }}
+trap 'tell USR2' USR2
+trap 'tell TERM; deadline=${{deadline/#0/$((SECONDS + 30))}}' TERM INT
+while ((${{#pids[@]}})); do
+  for node in "${{!pids[@]}}"; do
+    kill -0 "${{pids[node]}}" 2>/dev/null && continue
+    wait "${{pids[node]}}"
+    code=$?
+    unset "pids[node]"
+    ((code == 0)) && continue
+    ((rc == 0)) && rc=$code
+    ((deadline)) || deadline=$((SECONDS + 30))
+    ((code == {stopped})) || tell TERM  # a dead node would leave the others waiting
+  done
+  ((deadline && SECONDS > deadline)) && tell KILL
+  sleep 0.2
+done
+{end}echo "$rc" >"$run/exit-code"
+exit "$rc"
+"""
+
+
+def render(plan: Plan) -> Bundle:
+    spec = plan.spec
+    problems = []
+    if spec.train.launcher == "srun":
+        problems.append(Problem("launcher srun needs Slurm", "torchrun or deepspeed", ("train", "launcher")))
+    if spec.resources.spares:
+        problems.append(Problem("one machine has no spare nodes", "spares: 0", ("resources", "spares")))
+    if spec.box:
+        problems.append(Problem("a local run uses no container", "leave it out, or run on Slurm", ("container",)))
+    if problems:
+        raise UserError(*problems)
+    script = SCRIPT.format(
+        name=spec.name,
+        nodes=spec.resources.nodes,
+        stopped=75,
+        end='rm -rf -- "$run/secrets"\n' if spec.secrets else "",
+    )
+    port = File("node/port.py", (bundles.NODE / "port.py").read_text(encoding="utf-8"))
+    return Bundle((File(ENTRY, script), *bundles.common(plan, flags=["--same-host"]), port), ENTRY)
+
+
+def submit(folder: Path, plan: Plan, run: Run) -> str:
+    """ "PID:START", so that a pid used again by somebody else is not taken for ours."""
+    pid = spawn(["bash", str(folder / ENTRY)], log=str(folder / "logs" / "local.out"), cwd=str(folder))
+    return f"{pid}:{_started(pid) or ''}"
+
+
+def _started(pid: int) -> str | None:
+    """Clock ticks since boot at which the process began; None when it is gone or a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in "ZX" else fields[19]
+
+
+def _pid(record: runs.Record) -> int | None:
+    pid, _, started = record.job.partition(":")
+    return int(pid) if pid.isdigit() and started and _started(int(pid)) == started else None
+
+
+def state(record: runs.Record, run: Run) -> Status:
+    code = runs.exit_code(record)
+    if code is None and _pid(record):
+        return Status(State.RUNNING, "running")
+    code = runs.exit_code(record)  # it may have ended between the two looks
+    if code is None:
+        return Status(State.FAILED, "the job's processes are gone and left no exit code: killed, or a reboot")
+    if code == 0:
+        return Status(State.COMPLETED, "completed", 0)
+    if (record.folder / "cancelled").exists():
+        return Status(State.CANCELLED, "cancelled", code)
+    stopped = "stopped early, checkpoint saved: run again to go on" if code == 75 else f"exit code {code}"
+    return Status(State.FAILED, stopped, code)
+
+
+def logs(record: runs.Record, *, rank: int | None, follow: bool, run: Run) -> Iterator[str]:
+    def over() -> bool:
+        return state(record, run).state.over
+
+    yield from runs.read_logs(record, rank=rank, follow=follow, over=over, main="logs/node-*.out")
+
+
+def cancel(record: runs.Record, run: Run) -> None:
+    """SIGTERM, so that ranks save; SIGKILL to the whole session when they do not end."""
+    pid = _pid(record)
+    if pid is None:
+        raise UserError(Problem(f"{record.id} is not running"))
+    bundles.write_private(record.folder / "cancelled", "")
+    os.kill(pid, signal.SIGTERM)
+    deadline = time.monotonic() + GRACE
+    while _pid(record) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if _pid(record):
+        os.killpg(pid, signal.SIGKILL)

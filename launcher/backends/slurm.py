@@ -1,0 +1,369 @@
+"""Slurm: an sbatch script by submitit with a body that can be read, kept and re-run by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from launcher import bundle as bundles
+from launcher import runs
+from launcher.backends import State, Status
+from launcher.bundle import Bundle, File
+from launcher.errors import Problem, Unreachable, UserError
+from launcher.plan import Plan
+from launcher.run import Result, Run
+from launcher.spec import JobSpec
+
+ENTRY = "job.sbatch"
+STOPPED_EARLY = 75  # EX_TEMPFAIL: a checkpoint was saved, the run is not finished
+
+# sbatch options that dslaunch sets itself; `slurm.sbatch` may not say them again.
+OURS = {
+    "nodes": "resources.nodes", "ntasks": "resources", "ntasks-per-node": "resources",
+    "cpus-per-task": "resources.cpus_per_node",
+    "mem": "resources.memory", "gpus-per-node": "resources.gpus_per_node", "gpus": "resources.gpus_per_node",
+    "gres": "slurm.gpus_as: gres", "partition": "slurm.partition", "account": "slurm.account", "qos": "slurm.qos",
+    "reservation": "slurm.reservation", "constraint": "slurm.constraint", "time": "slurm.time",
+    "nodelist": "slurm.nodelist", "exclude": "slurm.exclude", "exclusive": "slurm.exclusive",
+    "signal": "slurm.warn_before_end", "requeue": "slurm.requeue", "no-requeue": "slurm.requeue",
+    "mail-user": "slurm.mail_user", "mail-type": "slurm.mail_type", "job-name": "name", "output": "the run directory",
+    "error": "the run directory", "chdir": "the run directory", "open-mode": "the run directory",
+    "export": "env", "export-file": "env", "array": "one job per job file", "wrap": "train.command",
+    "parsable": "the command line", "test-only": "--test-only", "wait": "the command line",
+}  # fmt: skip
+
+
+def render(plan: Plan) -> Bundle:
+    """The script with everything it needs. Its size does not depend on the number of nodes."""
+    spec = plan.spec
+    _check(spec)
+    script = File(ENTRY, _script(plan))
+    port = File("node/port.py", (bundles.NODE / "port.py").read_text(encoding="utf-8"))
+    return Bundle((script, *bundles.common(plan), port), ENTRY)
+
+
+def _check(spec: JobSpec) -> None:
+    problems = []
+    for option in spec.slurm.sbatch:
+        if option in OURS:
+            problems.append(
+                Problem(
+                    f"sbatch option {option} is dslaunch's own", f"use {OURS[option]}", ("slurm", "sbatch", option)
+                )
+            )
+    cpus, per_node = spec.resources.cpus_per_node, spec.per_node
+    if spec.train.launcher == "srun" and cpus and cpus % per_node:
+        message = f"cpus_per_node {cpus} cannot be shared evenly by {per_node} tasks"
+        hint = f"cpus_per_node: {max(per_node, cpus // per_node * per_node)}"
+        problems.append(Problem(message, hint, ("resources", "cpus_per_node")))
+    if minutes(spec.slurm.time) * 60 <= spec.slurm.warn_before_end + 60:
+        problems.append(
+            Problem(
+                f"warn_before_end {spec.slurm.warn_before_end} s leaves nothing of the time {spec.slurm.time}: Slurm "
+                "may send the warning up to 60 s early",
+                hint="a longer slurm.time or a shorter slurm.warn_before_end",
+                at=("slurm", "time"),
+            )
+        )
+    if problems:
+        raise UserError(*problems)
+
+
+def minutes(time: str) -> int:
+    """Slurm's spelling to whole minutes: "90" is 90, "1-12" is 2160, "30:01" is 31."""
+    days, dash, clock = time.rpartition("-")
+    parts = [int(part) for part in clock.split(":")]
+    if dash:
+        hours, mins, seconds = [*parts, 0, 0][:3]
+    elif len(parts) == 3:
+        hours, mins, seconds = parts
+    else:
+        hours, (mins, seconds) = 0, [*parts, 0][:2]
+    return (int(days) if dash else 0) * 1440 + hours * 60 + mins + (seconds > 0)
+
+
+def _script(plan: Plan) -> str:
+    from submitit.slurm.slurm import _make_sbatch_string  # its executor wants srun on PATH to write text
+
+    spec, slurm, resources = plan.spec, plan.spec.slurm, plan.spec.resources
+    tasks = spec.per_node if spec.train.launcher == "srun" else 1
+    more: dict[str, Any] = {
+        "output": "logs/slurm-%j.out",
+        # only the batch shell is warned; it passes the signal on, and can tell the ranks apart from srun
+        "signal": f"B:USR2@{slurm.warn_before_end}",
+        "requeue" if slurm.requeue else "no-requeue": True,
+        "time": slurm.time,
+        **slurm.sbatch,
+    }
+    if slurm.reservation:
+        more["reservation"] = slurm.reservation
+    if resources.gpus_per_node:
+        kind = f"{slurm.gpu_type}:" if slurm.gpu_type else ""
+        if slurm.gpus_as == "gres":
+            more["gres"] = f"gpu:{kind}{resources.gpus_per_node}"
+        else:
+            more["gpus-per-node"] = f"{kind}{resources.gpus_per_node}"
+    text: str = _make_sbatch_string(
+        command=_body(plan),
+        folder="logs",
+        job_name=spec.name,
+        partition=slurm.partition,
+        account=slurm.account,
+        qos=slurm.qos,
+        constraint=slurm.constraint,
+        nodelist=slurm.nodelist,
+        exclude=slurm.exclude,
+        exclusive=True if slurm.exclusive else None,
+        mail_user=slurm.mail_user,
+        mail_type=slurm.mail_type,
+        nodes=resources.nodes + resources.spares,
+        ntasks_per_node=tasks,
+        cpus_per_task=resources.cpus_per_node // tasks if resources.cpus_per_node else None,
+        mem=resources.memory,
+        stderr_to_stdout=True,
+        use_srun=False,
+        wckey=None,
+        additional_parameters={key: value for key, value in more.items() if value is not False},
+    )
+    return text
+
+
+HEAD = """\
+set -uo pipefail
+run=$PWD  # the run directory: sbatch --chdir
+attempt=${{SLURM_RESTART_COUNT:-0}}
+mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+if ((${{#hosts[@]}} < {nodes})); then
+  echo "dslaunch: {nodes} nodes train and Slurm names ${{#hosts[@]}}: ${{SLURM_JOB_NODELIST:-none}}" >&2
+  exit 78
+fi"""
+
+SPARES = """
+# {spares} spare: a node that cannot see the run directory{gpus} is left out
+mapfile -t healthy < <(timeout 120 \\
+  srun --nodes={all} --ntasks={all} --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0 \\
+  bash -c '[ -r "$1/node.sh" ]{test} && echo "$SLURMD_NODENAME"' check "$run")
+left_out=()
+train=()
+for host in "${{hosts[@]}}"; do
+  if [[ " ${{healthy[*]}} " == *" $host "* ]]; then train+=("$host"); else left_out+=("$host"); fi
+done
+if ((${{#train[@]}} < {nodes})); then
+  echo "dslaunch: {nodes} nodes train, only ${{#train[@]}} are healthy; not: ${{left_out[*]}}" >&2
+  exit 20
+fi
+((${{#left_out[@]}} == 0)) || echo "dslaunch: left out: ${{left_out[*]}}" >&2
+hosts=("${{train[@]:0:{nodes}}}")"""
+
+TAIL = """
+printf '%s slots={per_node}\\n' "${{hosts[@]:0:{nodes}}}" >"$run/hostfile"
+export MASTER_ADDR=${{hosts[0]}}
+MASTER_PORT=$(python3 "$run/node/port.py" "$SLURM_JOB_ID" "$attempt") || exit 69  # of this job alone
+export MASTER_PORT
+if [ -n "${{SLURM_CPUS_PER_TASK:-}}" ]; then
+  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since Slurm 22.05 srun does not inherit it
+fi
+
+# one task ends in failure -> Slurm ends the others: a dead rank would leave them waiting
+srun {srun} \\
+  bash -c '{exports} exec bash "$0/node.sh"' "$run" &
+step=$!
+signalled=0
+trap 'signalled=1; kill -USR2 "$step" 2>/dev/null' USR2  # time is nearly up: ranks save and stop
+trap 'signalled=1; kill -TERM "$step" 2>/dev/null' TERM
+rc=0
+while :; do
+  signalled=0
+  wait "$step"
+  rc=$?
+  ((signalled)) || break
+done
+echo "$rc" >"$run/exit-code"
+{end}exit "$rc\""""
+
+
+def _body(plan: Plan) -> str:
+    spec, resources = plan.spec, plan.spec.resources
+    nodes, per_node = resources.nodes, spec.per_node
+    tasks = per_node if spec.train.launcher == "srun" else 1
+    text = HEAD.format(nodes=nodes)
+    if resources.spares:
+        gpus = resources.gpus_per_node
+        text += SPARES.format(
+            spares=resources.spares,
+            all=nodes + resources.spares,
+            nodes=nodes,
+            gpus=f" or misses one of {gpus} GPUs" if gpus else "",
+            test=f' && [ "$(nvidia-smi -L | grep -c ^GPU)" = {gpus} ]' if gpus else "",
+        )
+    flags = [
+        f"--nodes={nodes}", f"--ntasks={nodes * tasks}", f"--ntasks-per-node={tasks}",
+        "--kill-on-bad-exit=1", "--wait=60", "--unbuffered",
+    ]  # fmt: skip
+    words = [*flags, *(bundles.quote(word) for word in spec.slurm.srun)]
+    if resources.spares:
+        words.append('--nodelist="$(IFS=,; echo "${hosts[*]}")"')
+    if spec.box:
+        words += _pyxis(spec)
+    exports = "export NODE_RANK=$SLURM_NODEID;"
+    if tasks > 1 or spec.train.launcher == "srun":
+        exports += " export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS;"
+    end = f'if [ "$rc" = {STOPPED_EARLY} ]; then  # stopped early, checkpoint saved\n' if spec.slurm.requeue else ""
+    if spec.slurm.requeue:
+        end += '  scontrol requeue "$SLURM_JOB_ID" && exit "$rc"\nfi\n'
+    if spec.secrets:
+        end += 'rm -rf -- "$run/secrets"\n'
+    return text + TAIL.format(
+        nodes=nodes, per_node=per_node, srun=" \\\n  ".join(_lines(words)), exports=exports, end=end
+    )
+
+
+def _lines(words: list[str]) -> list[str]:
+    lines = [""]
+    for word in words:
+        if lines[-1] and len(lines[-1]) + len(word) > 100:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
+
+
+def _pyxis(spec: JobSpec) -> list[str]:
+    box = spec.box
+    assert box is not None
+    mounts = ["$run:$run", "$(readlink -f submitted-from):$run/submitted-from", *box.mounts]
+    return [f"--container-image={bundles.quote(box.image)}", f'--container-mounts="{",".join(mounts)}"',
+            '--container-workdir="$run"']  # fmt: skip
+
+
+# --- the controller ---------------------------------------------------------------------------------
+
+
+def submit(folder: Path, plan: Plan, run: Run) -> str:
+    """The job id. Raises UserError with Slurm's own words, Unreachable when there was no answer."""
+    if plan.spec.box and any(c in str(folder) for c in ',: "'):
+        raise UserError(Problem(f"{folder} holds a comma, colon, quote or space, which container mounts cannot"))
+    return parse_submitted(run(_sbatch(folder, "--parsable")))
+
+
+def test_only(folder: Path, run: Run) -> str:
+    """What the controller would do with it, in its own words."""
+    result = run(_sbatch(folder, "--test-only"))
+    _refuse_failure(result)
+    return result.err.strip() or result.out.strip()
+
+
+def _sbatch(folder: Path, flag: str) -> list[str]:
+    return ["sbatch", flag, f"--chdir={folder}", f"--comment=dslaunch:{folder.name}", str(folder / ENTRY)]
+
+
+def parse_submitted(result: Result) -> str:
+    """ "12\\n" and "12;cluster\\n" are job 12; anything else is not taken for one."""
+    _refuse_failure(result)
+    job = result.out.strip().split("\n")[-1].split(";")[0]
+    if not job.isdigit():
+        raise Unreachable(Problem(f"sbatch answered `{result.out.strip()[:200]}`, which is no job id"))
+    return job
+
+
+NO_ANSWER = (
+    "Unable to contact slurm controller", "Socket timed out", "Connection refused", "Zero Bytes were transmitted",
+    "Transport endpoint", "Munge encode failed", "Invalid authentication credential", "Protocol authentication error",
+    "slurm_load_jobs error", "Slurm temporarily unable",
+)  # fmt: skip
+BLAME = (
+    ("invalid partition", ("slurm", "partition")),
+    ("invalid account", ("slurm", "account")),
+    ("invalid qos", ("slurm", "qos")),
+    ("invalid feature", ("slurm", "constraint")),
+    ("reservation", ("slurm", "reservation")),
+    ("invalid node name", ("slurm", "nodelist")),
+    ("gres", ("resources", "gpus_per_node")),
+    ("memory specification", ("resources", "memory")),
+    ("time limit", ("slurm", "time")),
+    ("node count", ("resources", "nodes")),
+    ("node configuration", ("resources",)),
+)
+
+
+def _refuse_failure(result: Result) -> None:
+    if result.code == 0:
+        return
+    words = " ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in result.err.split("\n")).strip()
+    if result.code is None and "not found" in result.err:
+        raise UserError(
+            Problem("sbatch is not on this machine", hint="run dslaunch on a login node, or use --dry-run")
+        )
+    if result.code is None or any(phrase in result.err for phrase in NO_ANSWER):
+        raise Unreachable(Problem(f"Slurm did not answer: {words}", hint="the job may exist: squeue --me"))
+    at = next((at for phrase, at in BLAME if phrase in words.lower()), ("slurm",))
+    raise UserError(Problem(f"Slurm refuses the job: {words}", at=at))
+
+
+STATES = {
+    "PENDING": State.PENDING, "CONFIGURING": State.PENDING, "REQUEUED": State.PENDING, "REQUEUE_HOLD": State.PENDING,
+    "REQUEUE_FED": State.PENDING, "SPECIAL_EXIT": State.PENDING, "RESV_DEL_HOLD": State.PENDING,
+    "RUNNING": State.RUNNING, "COMPLETING": State.RUNNING, "SUSPENDED": State.RUNNING, "STOPPED": State.RUNNING,
+    "RESIZING": State.RUNNING, "SIGNALING": State.RUNNING, "STAGE_OUT": State.RUNNING,
+    "COMPLETED": State.COMPLETED,
+    "FAILED": State.FAILED, "TIMEOUT": State.FAILED, "NODE_FAIL": State.FAILED, "OUT_OF_MEMORY": State.FAILED,
+    "BOOT_FAIL": State.FAILED, "DEADLINE": State.FAILED, "PREEMPTED": State.FAILED,
+    "CANCELLED": State.CANCELLED, "REVOKED": State.CANCELLED,
+}  # fmt: skip
+
+
+def parse_state(word: str) -> State:
+    """ "CANCELLED by 1000" is cancelled; no word, and a word nobody has seen, is UNKNOWN."""
+    words = word.split()
+    return STATES.get(words[0].rstrip("+"), State.UNKNOWN) if words else State.UNKNOWN
+
+
+def state(record: runs.Record, run: Run) -> Status:
+    """squeue, then scontrol, then sacct; no answer from any of them is UNKNOWN."""
+    asked = run(["squeue", "--noheader", "--states=all", "--format=%T|%R", f"--jobs={record.job}"])
+    if asked.code == 0 and asked.out.strip():
+        word, _, reason = asked.out.strip().split("\n")[0].partition("|")
+        if not parse_state(word).over:
+            return Status(parse_state(word), f"{word.lower()}: {reason}" if reason else word.lower())
+    shown = run(["scontrol", "--oneliner", "show", "job", record.job])
+    if shown.code == 0 and "JobState=" in shown.out:
+        fields = dict(part.split("=", 1) for part in shown.out.split() if "=" in part)
+        return _with_marker(record, fields.get("JobState", ""), fields.get("ExitCode", ""))
+    listed = run(["sacct", "--noheader", "--parsable2", "-X", "--format=State,ExitCode", f"--jobs={record.job}"])
+    if listed.code == 0 and listed.out.strip():
+        word, _, code = listed.out.strip().split("\n")[-1].partition("|")
+        return _with_marker(record, word, code)
+    why = asked.err.strip() or shown.err.strip() or listed.err.strip() or "no answer"
+    return Status(State.UNKNOWN, f"neither squeue, scontrol nor sacct knows the job ({why.splitlines()[0]})")
+
+
+def _with_marker(record: runs.Record, word: str, exit_code: str) -> Status:
+    """A job is complete when the scheduler says so and its own script wrote 0 as well."""
+    found = parse_state(word)
+    marker = runs.exit_code(record)
+    code = marker
+    if code is None and exit_code:
+        status, _, number = exit_code.partition(":")
+        code = 128 + int(number) if number.isdigit() and number != "0" else int(status) if status.isdigit() else None
+    detail = word.lower()
+    if found is State.COMPLETED and marker != 0:
+        found, detail = State.UNKNOWN, "Slurm says completed, but the script left no exit code"
+    if marker == STOPPED_EARLY and found.over:
+        detail += "; stopped early, checkpoint saved: submit again to go on"
+    return Status(found, detail, code)
+
+
+def logs(record: runs.Record, *, rank: int | None, follow: bool, run: Run) -> Iterator[str]:
+    def over() -> bool:
+        return state(record, run).state.over
+
+    yield from runs.read_logs(record, rank=rank, follow=follow, over=over, main="logs/slurm-*.out")
+
+
+def cancel(record: runs.Record, run: Run) -> None:
+    result = run(["scancel", record.job])
+    if result.code is None or any(phrase in result.err for phrase in NO_ANSWER):
+        raise Unreachable(Problem(f"Slurm did not answer: {result.err.strip()}"))
+    if result.code != 0 and "already completing or completed" not in result.err:
+        raise UserError(Problem(f"scancel {record.job}: {result.err.strip()}"))

@@ -1,0 +1,211 @@
+"""The bundle: files a person can read, and the one place that writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launcher.errors import Problem, UserError
+from launcher.plan import InBundle, Plan
+from launcher.spec import JobSpec
+
+NODE = Path(__file__).parent / "node"
+
+
+@dataclass(frozen=True)
+class File:
+    path: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """`entry` is the file handed to the scheduler."""
+
+    files: tuple[File, ...]
+    entry: str
+
+    def text(self, path: str) -> str:
+        return next(file.text for file in self.files if file.path == path)
+
+
+def quote(text: str) -> str:
+    """One shell word, byte for byte; a path inside the bundle begins at $here."""
+    if isinstance(text, InBundle):
+        return f'"$here/{text}"'
+    return shlex.quote(text)
+
+
+def comment(text: str) -> str:
+    """Text that stays behind a `#`, whatever it holds."""
+    return " ".join(text.split())
+
+
+def config_json(config: dict[str, Any]) -> str:
+    return json.dumps(config, indent=2) + "\n"
+
+
+def node_files(plan: Plan) -> tuple[File, ...]:
+    """What every backend carries to the nodes."""
+    names = ["supervise.py", "rank.py", *(["train_gpt.py"] if plan.reference_trainer else [])]
+    return tuple(File(f"node/{name}", (NODE / name).read_text(encoding="utf-8")) for name in names)
+
+
+def common(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool = True) -> tuple[File, ...]:
+    script = node_script(plan, flags=flags, submitted_from=submitted_from)
+    return (File("node.sh", script), File("ds_config.json", config_json(plan.config)), *node_files(plan))
+
+
+MODULES = """\
+if ! type module >/dev/null 2>&1; then  # a batch shell is no login shell
+  for init in /etc/profile.d/{modules,lmod,z00_lmod}.sh /usr/share/{lmod/lmod,modules}/init/bash; do
+    if [ -r "$init" ]; then . "$init"; break; fi
+  done
+fi
+type module >/dev/null 2>&1 || { echo "dslaunch: this node has no environment modules" >&2; exit 69; }
+module purge"""
+
+SECRETS = """\
+secret() {  # NAME: its value lies in a file that only you can read, and in no script
+  [ -r "$here/secrets/$1" ] || { echo "dslaunch: the secret $1 is missing: $here/secrets/$1" >&2; exit 78; }
+  value=$(cat -- "$here/secrets/$1"; printf x)
+  export "$1=${value%x}"
+  unset value
+}"""
+
+VERSION = """\
+python3 - {version} <<'EOF'  # the plan was made for this release: others refuse what it accepts, or accept less
+import importlib.metadata, sys
+found = importlib.metadata.version("deepspeed")
+if found.split("+")[0] != sys.argv[1].split("+")[0]:
+    sys.exit(f"dslaunch: the job file says DeepSpeed {{sys.argv[1]}}, this node has {{found}}")
+EOF"""
+
+
+def node_script(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool = True) -> str:
+    """The script that runs once per node, whatever the scheduler."""
+    spec = plan.spec
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# {spec.name}: runs once on every node, with NODE_RANK, MASTER_ADDR and MASTER_PORT set.",
+        f"# {comment(plan.model.name)}: {plan.parameters:,} parameters, ZeRO-{plan.stage}, {plan.precision}, "
+        f"{spec.resources.nodes} x {spec.per_node} ranks,",
+        f"# batch {plan.batch.total} = {plan.batch.micro} x {plan.batch.accumulation} x {plan.batch.replicas}.",
+        "set -eo pipefail",
+        'here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)',
+        'logs=${DSLAUNCH_LOGS:-"$here/logs"}',
+        'mkdir -p -- "$logs"',
+    ]
+    if spec.modules:
+        lines += ["", "# --- modules", MODULES, *(f"module load {quote(name)}" for name in spec.modules)]
+    if spec.venv or spec.conda:
+        lines += ["", "# --- Python environment"]
+    if spec.venv:
+        lines.append(f". {_from_job_file(spec.venv, submitted_from)}/bin/activate")
+    if spec.conda:
+        lines += ['eval "$(conda shell.bash hook)"', f"conda activate {quote(spec.conda)}"]
+    if spec.setup:
+        lines += ["", "# --- setup, from the job file", *spec.setup]
+    if plan.variables.rows:
+        lines += ["", "# --- environment"]
+        lines += [f"export {row.name}={quote(row.value)}  # {comment(row.why)}" for row in plan.variables.rows]
+    if spec.secrets and submitted_from:
+        lines += ["", "# --- secrets", SECRETS, *(f"secret {name}" for name in spec.secrets)]
+    if spec.environment.deepspeed:
+        lines += ["", VERSION.format(version=quote(spec.environment.deepspeed))]
+    lines += ["", "# --- training"]
+    if submitted_from or spec.train.workdir != ".":
+        lines.append(f"cd -- {_from_job_file(spec.train.workdir, submitted_from)}")
+    lines += [
+        'export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no flag',
+        f"export DSLAUNCH_CHECKPOINT_DIR={quote(plan.checkpoint_dir)}",
+        'exec python3 -u "$here/node/supervise.py" \\',
+        f"  --launcher {spec.train.launcher} --nodes {spec.resources.nodes} --per-node {spec.per_node} \\",
+        f'  --logs "$logs" {"".join(f"{flag} " for flag in flags)}-- \\',
+        "  " + _wrapped(plan.command),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _from_job_file(path: str, submitted_from: bool) -> str:
+    if path.startswith("/"):
+        return quote(path)
+    if not submitted_from:  # a pod: relative to the image's own working directory
+        return quote(path)
+    return '"$here/submitted-from"' + ("" if path == "." else "/" + quote(path))
+
+
+def _wrapped(words: Iterable[str]) -> str:
+    """Words on lines of about 100 characters, a flag with its value on one line."""
+    lines, line = [], ""
+    for word in words:
+        text = quote(word)
+        if line and len(line) + len(text) > 100:
+            lines.append(line)
+            line = text
+        else:
+            line = f"{line} {text}" if line else text
+    return " \\\n  ".join([*lines, line])
+
+
+# --- the disk -------------------------------------------------------------------------------------
+
+
+def write(bundle: Bundle, folder: Path, *, submitted_from: Path, secrets: dict[str, str]) -> None:
+    """The files of a run, mode 0600 in a directory of mode 0700 that must not exist yet."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700)
+    except OSError as error:
+        raise UserError(
+            Problem(f"cannot create {folder}: {error.strerror}", hint="--runs names another place")
+        ) from None
+    for file in bundle.files:
+        write_private(folder / file.path, file.text)
+    (folder / "logs").mkdir(mode=0o700)
+    (folder / "submitted-from").symlink_to(submitted_from, target_is_directory=True)
+    for name, value in secrets.items():
+        write_private(folder / "secrets" / name, value)
+
+
+def write_private(path: Path, text: str) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(descriptor)
+
+
+def secret_values(spec: JobSpec, environ: dict[str, str], base: Path) -> dict[str, str]:
+    """The values behind `secrets:`, for Slurm and local runs. Raises UserError for each that is not there."""
+    values, problems = {}, []
+    for name, source in spec.secrets.items():
+        at = ("secrets", name)
+        if source.from_env:
+            if environ.get(source.from_env):
+                values[name] = environ[source.from_env]
+            else:
+                hint = f"export {source.from_env} in the shell that submits"
+                problems.append(Problem(f"the environment has no {source.from_env}", hint, at))
+        elif source.from_file:
+            path = base / source.from_file
+            try:
+                mode = path.stat().st_mode
+                if mode & 0o077:
+                    problems.append(Problem(f"{path} can be read by others", f"chmod 600 {path}", at))
+                else:
+                    values[name] = path.read_text(encoding="utf-8").rstrip("\n")
+            except OSError as error:
+                problems.append(Problem(f"cannot read {path}: {error.strerror}", at=at))
+        else:
+            hint = "give from_env or from_file beside it"
+            problems.append(Problem(f"secret {name} is a Kubernetes Secret, and this is not Kubernetes", hint, at))
+    if problems:
+        raise UserError(*problems)
+    return values

@@ -1,0 +1,554 @@
+"""The command table: the only module that reads argv, prints, or exits."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+import click
+
+from launcher import __version__
+
+if TYPE_CHECKING:
+    from launcher import runs
+    from launcher.plan import Plan
+    from launcher.spec import Document
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Table(click.Group):
+    """Commands in the order in which one meets them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=Table, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, message="%(prog)s %(version)s")
+def cli() -> None:
+    """One YAML file to a running multi-node DeepSpeed job.
+
+    \b
+      dslaunch init > job.yaml                       write a job file
+      dslaunch plan job.yaml                         what will be done, and why
+      dslaunch local job.yaml                        run it on this machine
+      dslaunch slurm job.yaml                        submit it to Slurm
+      dslaunch k8s job.yaml | kubectl apply -f -     or to Kubernetes
+    """
+
+
+def main() -> NoReturn:
+    """Exit 0 yes, 1 no, 2 could not, 3 a bug, 8 the scheduler was not reached, 130 interrupted."""
+    try:
+        code = cli.main(standalone_mode=False)
+        sys.stdout.flush()
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # `dslaunch ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:
+        from launcher.errors import Unreachable, UserError
+
+        if not isinstance(error, UserError):
+            import traceback
+
+            traceback.print_exc()
+            click.echo("this is a bug in dslaunch: please report it with the lines above", err=True)
+            sys.exit(3)
+        from launcher import show
+
+        click.echo(show.problems(error.problems), err=True)
+        sys.exit(8 if isinstance(error, Unreachable) else 2)
+
+
+# --- what commands share --------------------------------------------------------------------------
+
+
+def job_file(command: F) -> F:
+    """JOB, --site and --set, for every command that reads a job file."""
+    options = [
+        click.argument("job", metavar="JOB"),
+        click.option("--site", metavar="FILE", help="Defaults laid under the job file."),
+        click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="A value laid over it; repeatable."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+runs_option = click.option("--runs", metavar="DIR", help="Where run directories live [default: ./dslaunch-runs].")
+run_argument = click.argument("run", metavar="RUN")
+
+
+def load(job: str, site: str | None, overrides: tuple[str, ...]) -> tuple[Document, Plan]:
+    """The job file with its plan; problems leave with their file:line:column."""
+    from launcher import plan, spec, yamldoc
+    from launcher.errors import Problem, UserError
+
+    name = "<stdin>" if job == "-" else job
+    text = yamldoc.decode(yamldoc.read_bytes(job), name=name)
+    site = site or os.environ.get("DSLAUNCH_SITE") or _site_file()
+    under = (site, yamldoc.decode(yamldoc.read_bytes(site), name=site)) if site else None
+    document = spec.load(text, name=name, site=under, overrides=overrides, environ=os.environ)
+    config_json = None
+    try:
+        if isinstance(document.spec.model, str) and document.spec.model.endswith(".json"):
+            path = _base(job) / document.spec.model
+            try:
+                config_json = yamldoc.decode(yamldoc.read_bytes(str(path)), name=str(path))
+            except UserError as error:
+                raise UserError(*(Problem(p.message, p.hint, ("model",)) for p in error.problems)) from None
+        return document, plan.make(document.spec, config_json=config_json)
+    except UserError as error:
+        raise placed(document, error) from None
+
+
+def placed(document: Document, error: Exception) -> Exception:
+    """The same error, every problem with its line in the job file."""
+    return type(error)(*(document.place(problem) for problem in getattr(error, "problems", ())))
+
+
+def _site_file() -> str | None:
+    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    path = Path(base) / "dslaunch" / "site.yaml"
+    return str(path) if path.is_file() else None
+
+
+def _base(job: str) -> Path:
+    return Path.cwd() if job == "-" else Path(job).absolute().parent
+
+
+def tell(notes: Any) -> None:
+    for note in notes:
+        click.echo(f"note: {note}", err=True)
+
+
+def render(backend: Any, document: Document, made: Plan) -> Any:
+    from launcher.errors import UserError
+
+    try:
+        return backend.render(made)
+    except UserError as error:
+        raise placed(document, error) from None
+
+
+# --- looking --------------------------------------------------------------------------------------
+
+
+@cli.command()
+@job_file
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def plan(job: str, site: str | None, overrides: tuple[str, ...], as_json: bool) -> None:
+    """Show every decision with its reason."""
+    from launcher import show
+
+    document, made = load(job, site, overrides)
+    click.echo(show.plan_json(made, document) if as_json else show.plan(made, document))
+    tell(made.notes)
+
+
+@cli.command()
+@job_file
+def config(job: str, site: str | None, overrides: tuple[str, ...]) -> None:
+    """Print the DeepSpeed config."""
+    from launcher.bundle import config_json
+
+    _, made = load(job, site, overrides)
+    click.echo(config_json(made.config), nl=False)
+    tell(made.notes)
+
+
+@cli.command()
+@job_file
+def env(job: str, site: str | None, overrides: tuple[str, ...]) -> None:
+    """Print the variables of every rank as exports, each with its reason."""
+    from launcher import show
+
+    _, made = load(job, site, overrides)
+    click.echo(show.exports(made.variables.rows), nl=False)
+    tell(made.notes)
+
+
+@cli.command()
+@click.argument("job", metavar="[JOB]", required=False)
+@click.option("--site", metavar="FILE", help="Defaults laid under the job file.")
+@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="A value laid over it; repeatable.")
+@click.option("--nodes", metavar="LIST", help="A node list such as gpu[001-004,7].")
+@click.option("--slots", type=click.IntRange(1, 1024), help="Ranks per node, where no job file says so.")
+@click.option("--fold", is_flag=True, help="One line in Slurm's notation instead of a hostfile.")
+@click.option("--check", metavar="FILE", help="Read a hostfile strictly instead, and print it.")
+def hostfile(
+    job: str | None,
+    site: str | None,
+    overrides: tuple[str, ...],
+    nodes: str | None,
+    slots: int | None,
+    fold: bool,
+    check: str | None,
+) -> None:
+    """Print `host slots=N` lines.
+
+    Hosts come from --nodes, from the job file's slurm.nodelist, from the pods of a Kubernetes job with a
+    container, or from the scheduler's environment inside an allocation.
+    """  # fmt: skip
+    from launcher import hostfile as hostfiles
+    from launcher import yamldoc
+    from launcher.errors import Problem, UserError
+
+    if check:
+        hosts = hostfiles.parse(yamldoc.decode(yamldoc.read_bytes(check), name=check), source=check)
+    else:
+        document, made = load(job, site, overrides) if job else (None, None)
+        per_node = slots or (made.spec.per_node if made else None)
+        given = nodes or (made.spec.slurm.nodelist if made else None)
+        if given:
+            if per_node is None:
+                raise UserError(Problem("--nodes needs --slots or a job file to know the ranks per node"))
+            names = hostfiles.expand(given)
+            if made and document and len(names) < made.spec.resources.nodes:
+                problem = Problem(
+                    f"{made.spec.resources.nodes} nodes train and the list names {len(names)}",
+                    at=("resources", "nodes"),
+                )
+                raise UserError(document.place(problem))
+            hosts = tuple(hostfiles.Host(name, per_node) for name in names)
+        elif "SLURM_JOB_NODELIST" in os.environ or not made or not made.spec.box:
+            hosts = hostfiles.from_environment(os.environ)
+        else:
+            name, count = made.spec.name, made.spec.resources.nodes
+            pods = [f"{name}-master-0", *(f"{name}-worker-{i}" for i in range(count - 1))]
+            hosts = tuple(hostfiles.Host(pod, per_node or 1) for pod in pods)
+    if fold:
+        click.echo(hostfiles.fold(host.name for host in hosts))
+    else:
+        click.echo(hostfiles.render(hosts), nl=False)
+
+
+@cli.command()
+@click.option("--gpus", is_flag=True, help="GPU types instead of models.")
+@click.option("--fabrics", is_flag=True, help="Networks instead of models.")
+def presets(gpus: bool, fabrics: bool) -> None:
+    """List models, GPU types or networks that a job file can name."""
+    from launcher import facts, show
+
+    if gpus:
+        click.echo(show.gpus(facts.gpus().values()))
+    elif fabrics:
+        click.echo(show.fabrics(facts.fabrics().values()))
+    else:
+        click.echo(show.models(facts.models().values()))
+
+
+@cli.command()
+def schema() -> None:
+    """Print the job file's JSON schema, for editors."""
+    from launcher import schema as schemas
+    from launcher import show
+
+    click.echo(show.dumps(schemas.job()))
+
+
+@cli.command()
+@click.option("--model", default="gpt-demo", show_default=True, help="A preset, or a config.json.")
+@click.option("--gpu", help="GPU type; without it the job trains on CPU.")
+@click.option("--nodes", type=click.IntRange(1, 100_000), default=2, show_default=True)
+@click.option("--gpus-per-node", type=click.IntRange(1, 64), help="[default: 8 with --gpu]")
+@click.option("--fabric", help="Network between the nodes [default with --gpu: infiniband].")
+@click.option("--name", help="Name of the job [default: from the model].")
+@click.option("--example", help="A shipped example instead; `list` lists them.")
+def init(
+    model: str,
+    gpu: str | None,
+    nodes: int,
+    gpus_per_node: int | None,
+    fabric: str | None,
+    name: str | None,
+    example: str | None,
+) -> None:
+    """Print a commented job file for a model, GPU and number of nodes."""  # fmt: skip
+    from launcher import examples
+
+    if example == "list":
+        click.echo("\n".join(f"{row.name:28}{row.says}" for row in examples.shipped()))
+    elif example:
+        click.echo(examples.text(example), nl=False)
+    else:
+        click.echo(
+            examples.write(model=model, gpu=gpu, nodes=nodes, gpus_per_node=gpus_per_node, fabric=fabric, name=name),
+            nl=False,
+        )
+
+
+# --- running --------------------------------------------------------------------------------------
+
+
+@cli.command()
+@job_file
+@runs_option
+@click.option("--detach", is_flag=True, help="Print the run's id and return at once.")
+def local(job: str, site: str | None, overrides: tuple[str, ...], runs: str | None, detach: bool) -> None:
+    """Run the job on this machine: one process tree per node."""
+    document, made = load(job, site, overrides)
+    tell(made.notes)
+    record = start("local", job, document, made, runs)
+    if detach:
+        click.echo(record.id)
+        return
+    sys.exit(follow(record))
+
+
+@cli.command()
+@job_file
+@runs_option
+@click.option("--dry-run", is_flag=True, help="Print the script that would be submitted; submit nothing.")
+@click.option("--test-only", is_flag=True, help="Ask the controller when it would start; submit nothing.")
+def slurm(
+    job: str, site: str | None, overrides: tuple[str, ...], runs: str | None, dry_run: bool, test_only: bool
+) -> None:
+    """Submit the job to Slurm, and print the run's id."""
+    from launcher.backends import slurm as backend
+
+    document, made = load(job, site, overrides)
+    tell(made.notes)
+    bundle = render(backend, document, made)
+    if dry_run:
+        click.echo(bundle.text(bundle.entry), nl=False)
+        return
+    if test_only:
+        import tempfile
+
+        from launcher.bundle import write
+        from launcher.errors import UserError
+        from launcher.run import run
+
+        with tempfile.TemporaryDirectory(prefix="dslaunch-") as folder:
+            write(bundle, Path(folder) / "run", submitted_from=_base(job), secrets={})
+            try:
+                click.echo(backend.test_only(Path(folder) / "run", run))
+            except UserError as error:
+                raise placed(document, error) from None
+        return
+    record = start("slurm", job, document, made, runs)
+    click.echo(f"submitted job {record.job}; dslaunch status {record.id}", err=True)
+    click.echo(record.id)
+
+
+@cli.command()
+@job_file
+@runs_option
+@click.option("--apply", is_flag=True, help="Create the objects with the kubernetes client instead of printing them.")
+def k8s(job: str, site: str | None, overrides: tuple[str, ...], runs: str | None, apply: bool) -> None:
+    """Print the Kubernetes manifests: a PyTorchJob and its ConfigMap."""
+    from launcher.backends import kubernetes as backend
+
+    document, made = load(job, site, overrides)
+    bundle = render(backend, document, made)
+    tell([*made.notes, *backend.notes(made)])
+    if not apply:
+        click.echo(bundle.text(bundle.entry), nl=False)
+        return
+    record = start("kubernetes", job, document, made, runs)
+    click.echo(f"created {record.job}; dslaunch status {record.id}", err=True)
+    click.echo(record.id)
+
+
+def start(backend_name: str, job: str, document: Document, made: Plan, runs_dir: str | None) -> runs.Record:
+    """Write the run directory, submit, and journal both. Nothing is left when submitting is refused."""
+    import shutil
+
+    from launcher import backends, runs
+    from launcher import bundle as bundles
+    from launcher.errors import Unreachable, UserError
+    from launcher.run import run
+
+    backend = backends.load(backend_name)
+    bundle = render(backend, document, made)
+    base = _base(job)
+    try:
+        values = {}
+        if backend_name != "kubernetes":
+            values = bundles.secret_values(made.spec, dict(os.environ), base)
+            _programs_exist(made, base)
+    except UserError as error:
+        raise placed(document, error) from None
+    folder = runs.root(runs_dir, dict(os.environ)) / runs.new_id(made.spec.name)
+    bundles.write(bundle, folder, submitted_from=base, secrets=values)
+    facts = {
+        "backend": backend_name,
+        "name": made.spec.name,
+        "steps": made.spec.train.steps,
+        "extra": {"per_node": made.spec.per_node},
+    }
+    runs.note(folder, "submitting", **facts)
+    try:
+        job_id = backend.submit(folder, made, run)
+    except Unreachable as error:
+        runs.note(folder, "no answer", why=str(error))
+        raise
+    except UserError as error:
+        shutil.rmtree(folder)
+        raise placed(document, error) from None
+    runs.note(folder, "submitted", job=job_id)
+    return runs.find(str(folder), folder.parent)
+
+
+def _programs_exist(made: Plan, base: Path) -> None:
+    """What the job runs has to be there before it queues for hours."""
+    from launcher.errors import Problem, UserError
+
+    problems = []
+    workdir = base / made.spec.train.workdir
+    if not workdir.is_dir():
+        problems.append(Problem(f"there is no directory {workdir}", at=("train", "workdir")))
+    elif made.spec.train.script and not made.spec.box and not (workdir / made.spec.train.script).is_file():
+        problems.append(Problem(f"there is no file {workdir / made.spec.train.script}", at=("train", "script")))
+    if made.spec.venv and not made.spec.box and not (base / made.spec.venv / "bin" / "activate").is_file():
+        problems.append(Problem(f"{base / made.spec.venv} is no virtual environment", at=("venv",)))
+    if problems:
+        raise UserError(*problems)
+
+
+def follow(record: runs.Record) -> int:
+    """Watch a local run: a progress bar on a terminal, a line now and then elsewhere. The job's exit code."""
+    import time
+
+    from launcher import runs, show
+    from launcher.backends import local as backend
+    from launcher.run import run
+
+    click.echo(f"{record.id}: starting, logs in {record.folder}/logs", err=True)
+    terminal = sys.stderr.isatty()
+    bar: Any = None
+    shown, said = -1, 0.0
+    try:
+        while True:
+            found = backend.state(record, run)
+            step = runs.progress(record)
+            if step and step["step"] != shown:
+                if terminal:
+                    if bar is None:
+                        bar = click.progressbar(
+                            length=record.steps,
+                            file=sys.stderr,
+                            width=24,
+                            show_pos=True,
+                            show_eta=True,
+                            item_show_func=lambda item: item,
+                            label="training",
+                        )
+                        bar.__enter__()
+                        bar.update(max(shown, 0))
+                    loss = f"loss {step['loss']:.3f}  {step.get('tokens_per_s', 0):,.0f} tokens/s"
+                    bar.update(step["step"] - max(shown, 0), loss)
+                elif time.monotonic() - said > 2 or found.state.over:
+                    click.echo(show.progress_line(step, record.steps), err=True)
+                    said = time.monotonic()
+                shown = step["step"]
+            if found.state.over:
+                break
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        if bar is not None:
+            bar.__exit__(None, None, None)
+        click.echo("interrupted: ranks save a checkpoint and stop", err=True)
+        backend.cancel(record, run)
+        return 130
+    if bar is not None:
+        bar.__exit__(None, None, None)
+    if found.code == 0:
+        click.echo(f"{record.id}: completed; the run is in {record.folder}", err=True)
+        return 0
+    for failure in runs.failures(record) or [found.detail]:
+        click.echo(f"{record.id}: {failure}", err=True)
+    for line in list(runs.read_logs(record, rank=None, follow=False, over=lambda: True, main="logs/node-*.out"))[
+        -25:
+    ]:
+        click.echo(f"  {line}", err=True)
+    return found.code or 1
+
+
+# --- asking ---------------------------------------------------------------------------------------
+
+
+def find(run: str, runs_dir: str | None) -> tuple[runs.Record, Any]:
+    from launcher import backends, runs
+
+    record = runs.find(run, runs.root(runs_dir, dict(os.environ)))
+    return record, backends.load(record.backend)
+
+
+@cli.command()
+@run_argument
+@runs_option
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def status(run: str, runs: str | None, as_json: bool) -> None:
+    """Show where a run stands. Exit code 1 when it failed, 8 when nobody knows."""
+    from dataclasses import asdict
+
+    from launcher import runs as journal
+    from launcher import show
+    from launcher.backends import State, Status
+    from launcher.run import run as execute
+
+    record, backend = find(run, runs)
+    if record.job:
+        found = backend.state(record, execute)
+    else:
+        found = Status(State.UNKNOWN, "the submission was not answered: the job may exist")
+    step, failures = journal.progress(record), journal.failures(record)
+    if as_json:
+        values = {**asdict(found), "state": found.state.value}
+        click.echo(show.dumps({"run": record.id, "job": record.job, "backend": record.backend, **values,
+                               "steps": record.steps, "progress": step, "failures": failures}))  # fmt: skip
+    else:
+        click.echo(show.status(record, found, step, failures))
+    if found.state in (State.FAILED, State.CANCELLED):
+        sys.exit(1)
+    if found.state is State.UNKNOWN:
+        sys.exit(8)
+
+
+@cli.command()
+@run_argument
+@runs_option
+@click.option("-f", "--follow", "following", is_flag=True, help="Wait for more until the job ends.")
+@click.option("--rank", type=click.IntRange(0), help="One rank's own output.")
+def logs(run: str, runs: str | None, following: bool, rank: int | None) -> None:
+    """Print a run's output."""
+    from launcher.run import run as execute
+
+    record, backend = find(run, runs)
+    for line in backend.logs(record, rank=rank, follow=following, run=execute):
+        click.echo(line)
+
+
+@cli.command()
+@run_argument
+@runs_option
+def cancel(run: str, runs: str | None) -> None:
+    """End a run; its ranks are asked to save first."""
+    from launcher import runs as journal
+    from launcher.errors import Problem, Unreachable
+    from launcher.run import run as execute
+
+    record, backend = find(run, runs)
+    if not record.job:
+        raise Unreachable(
+            Problem(f"{record.id}: the submission was not answered", "squeue --me shows whether it exists")
+        )
+    journal.note(record.folder, "cancelling")
+    backend.cancel(record, execute)
+    journal.note(record.folder, "cancelled")
+    click.echo(f"{record.id}: cancelled", err=True)

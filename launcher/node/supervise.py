@@ -1,0 +1,818 @@
+"""One node's share of a job: check it, start its launcher, look after its ranks, tell how it ended.
+
+    supervise.py --launcher torchrun --nodes 4 --per-node 2 --logs DIR -- python3 train.py --x 1
+
+NODE_RANK, MASTER_ADDR and MASTER_PORT come from the environment. Standard library only: this file and
+rank.py are copied to nodes that have no dslaunch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import array
+import base64
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import ipaddress
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+CONFIG = 78  # EX_CONFIG: started in a way that cannot be right; nothing of the user's has run
+NO_HOST = 69  # EX_UNAVAILABLE: the master's name never resolved
+STOPPED_EARLY = 75  # EX_TEMPFAIL: the program saved a checkpoint and wants to be started again
+BROKEN = 70  # EX_SOFTWARE: the launcher says 0, but not every rank has a record
+SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD})
+STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+TERMINATION_LOG = "/dev/termination-log"  # what `kubectl describe pod` shows
+SHOWN = 20  # lines of a failed rank's log
+CHUNK = 1 << 18
+LONGEST = 1 << 16  # bytes of a line that is printed in one piece
+PROGRESS = 10.0  # seconds between two states of a progress bar
+OTHERS = 15.0  # seconds to wait for the other nodes' 75
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+# What an operator or an outer launcher leaves behind. PyTorchJob's RANK is the node's, its WORLD_SIZE the
+# number of nodes: a program that sees them trains in another world than planned.
+STALE = {
+    *("RANK", "LOCAL_RANK", "GROUP_RANK", "ROLE_RANK", "CROSS_RANK", "ROLE_NAME"),
+    *("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE", "ROLE_WORLD_SIZE", "CROSS_SIZE", "LOCAL_SIZE"),
+    *("TORCHELASTIC_RUN_ID", "TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS"),
+    *("TORCHELASTIC_USE_AGENT_STORE", "TORCHELASTIC_ERROR_FILE"),
+}
+OURS = ("RANK", "LOCAL_RANK", "WORLD_SIZE")  # under srun the backend has set these for the one rank
+CACHES = (
+    ("TORCH_EXTENSIONS_DIR", "extensions"),
+    ("TRITON_CACHE_DIR", "triton"),
+    ("TORCHINDUCTOR_CACHE_DIR", "inductor"),
+)
+
+VISIBLE = ("VISIBLE_DEVICES", "VISIBLE_MODULES", "ZE_AFFINITY_MASK")
+
+
+class Refused(Exception):
+    """Why nothing was started, and the exit code that says so."""
+
+    def __init__(self, message: str, *, code: int = CONFIG) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Options:
+    launcher: str
+    nodes: int
+    per_node: int
+    logs: str
+    grace: float
+    resolve_timeout: float
+    same_host: bool
+    argv: list[str]
+
+    @property
+    def world(self) -> int:
+        return self.nodes * self.per_node
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which part of the job this is. `ranks` are the ones started here."""
+
+    node: int
+    master: str
+    port: int
+    ranks: list[int]
+    name: str  # of this supervisor's files: "node-0001", one per rank under srun: "node-0001-03"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    code: int
+    reason: str  # one sentence, empty when all is well
+    first: Mapping[str, Any] | None = None
+    lines: tuple[str, ...] = ()  # the last ones of whoever failed
+    signalled: str | None = None
+
+
+def say(text: str) -> None:
+    print(f"dslaunch: {text}", file=sys.stderr, flush=True)
+
+
+# What we were asked to do
+
+
+def parse(arguments: list[str]) -> Options:
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    parser = argparse.ArgumentParser(
+        prog="supervise.py", usage="%(prog)s [options] -- PROGRAM [ARGUMENT ...]", allow_abbrev=False
+    )
+    parser.add_argument("--launcher", choices=("torchrun", "deepspeed", "srun"), required=True)
+    parser.add_argument("--nodes", type=int, required=True)
+    parser.add_argument("--per-node", type=int, required=True)
+    parser.add_argument("--logs", required=True)
+    parser.add_argument("--grace", type=float, default=25.0, help="seconds between SIGTERM and the end")
+    parser.add_argument("--resolve-timeout", type=float, default=300.0)
+    parser.add_argument("--same-host", action="store_true", help="all nodes are this machine")
+    values = parser.parse_args(arguments[:split])
+    argv = arguments[split + 1 :]
+    if not argv:
+        parser.error("after -- comes the program of one rank, and it is missing")
+    if values.nodes < 1 or values.per_node < 1:
+        parser.error("--nodes and --per-node start at 1")
+    values.logs = os.path.abspath(values.logs)
+    return Options(argv=argv, **vars(values))
+
+
+def number(env: Mapping[str, str], name: str, *, below: int, least: int = 0) -> int:
+    text = env.get(name, "")
+    if not text:
+        raise Refused(f"{name} is not set: start this through node.sh, which the job's backend gives it")
+    if not (text.isascii() and text.isdecimal() and least <= int(text) < below):
+        raise Refused(f"{name} is {text!r}, it should be a number from {least} to {below - 1}")
+    return int(text)
+
+
+def place(options: Options, env: Mapping[str, str]) -> Place:
+    node = number(env, "NODE_RANK", below=options.nodes)
+    if not env.get("MASTER_ADDR"):
+        raise Refused("MASTER_ADDR is not set: this node does not know where rank 0 is")
+    port = number(env, "MASTER_PORT", below=65536, least=1)
+    if options.launcher == "srun":
+        rank, local = number(env, "RANK", below=options.world), number(env, "LOCAL_RANK", below=1 << 16)
+        return Place(node, env["MASTER_ADDR"], port, [rank], f"node-{node:04d}-{local:02d}")
+    first = node * options.per_node
+    ranks = list(range(first, first + options.per_node))
+    return Place(node, env["MASTER_ADDR"], port, ranks, f"node-{node:04d}")
+
+
+def attempt(env: Mapping[str, str]) -> int:
+    count = env.get("SLURM_RESTART_COUNT", "")
+    return int(count) if count.isdecimal() else 0
+
+
+# The master, as this node sees it
+
+
+def look_up(name: str, port: int) -> list[str]:
+    found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+    return list(dict.fromkeys(str(address[4][0]) for address in found))
+
+
+def resolve(where: Place, *, timeout: float) -> list[str]:
+    """A pod's name exists once the pod does, so not having one yet is no error for a while."""
+    until = time.monotonic() + timeout
+    waiting = False
+    while True:
+        try:
+            return look_up(where.master, where.port)
+        except (OSError, UnicodeError) as error:
+            if time.monotonic() >= until:
+                raise Refused(
+                    f"MASTER_ADDR {where.master!r} does not resolve on {host()} after {timeout:.0f} s "
+                    f"({error}): does node 0 run, and do the nodes know each other by these names?",
+                    code=NO_HOST,
+                ) from None
+            if not waiting:
+                say(f"waiting up to {timeout:.0f} s for the name {where.master} of node 0 ({error})")
+                waiting = True
+        got = signal.sigtimedwait(STOPS, min(2.0, max(0.1, until - time.monotonic())))
+        if got is not None:
+            name = signal.Signals(got.si_signo).name
+            raise Refused(f"{name} while waiting for the name {where.master}", code=128 + got.si_signo)
+
+
+def is_loopback(text: str) -> bool:
+    address = ipaddress.ip_address(text.partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)
+
+
+def check_master(options: Options, where: Place, addresses: list[str]) -> None:
+    if options.nodes == 1 or options.same_host or not all(map(is_loopback, addresses)):
+        return
+    seen = f"MASTER_ADDR {where.master} resolves to {addresses[0]} on {host()}"
+    if where.node == 0:
+        say(f"note: {seen}; fine on node 0, which listens on every interface, if the others see another")
+        return
+    raise Refused(
+        f"{seen} (NODE_RANK {where.node}), which is this machine itself: it would wait for a node 0 that "
+        f"is elsewhere. Most likely /etc/hosts maps the name to 127.0.1.1, as Debian does with a machine's "
+        f"own name, or MASTER_ADDR was set to localhost. Use node 0's address on the network."
+    )
+
+
+def host() -> str:
+    return os.uname().nodename
+
+
+# The environment of the ranks
+
+
+def interface_of(address: str) -> str | None:
+    """The name, "eth0", of the interface with this address."""
+    if ":" in address:
+        packed = socket.inet_pton(socket.AF_INET6, address.partition("%")[0]).hex()
+        try:
+            with open("/proc/net/if_inet6", encoding="ascii") as file:
+                return next((row.split()[5] for row in file if row.startswith(packed)), None)
+        except OSError:
+            return None
+    room = array.array("B", bytes(40 * 1024))  # struct ifreq has 40 bytes on 64-bit machines
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        filled = fcntl.ioctl(sock, 0x8912, struct.pack("iL", len(room), room.buffer_info()[0]))  # SIOCGIFCONF
+    rows = room.tobytes()[: struct.unpack("iL", filled)[0]]
+    for start in range(0, len(rows), 40):
+        if rows[start + 20 : start + 24] == socket.inet_aton(address):
+            label = rows[start : start + 16].partition(b"\0")[0].decode()
+            return label.partition(":")[0]  # eth0:1 is a second address of eth0
+    return None
+
+
+def local_address(remote: str) -> str | None:
+    """The address this machine would write to `remote` from. Connecting UDP sends nothing."""
+    family = socket.AF_INET6 if ":" in remote else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as sock:
+            sock.connect((remote, 9))
+            return str(sock.getsockname()[0])
+    except OSError:
+        return None
+
+
+def gloo_interface(addresses: Iterable[str]) -> str | None:
+    for remote in addresses:
+        own = None if is_loopback(remote) else local_address(remote)
+        name = interface_of(own) if own else None
+        if name:
+            return name
+    return None
+
+
+def cpus() -> int:
+    """What this process may use: its affinity, less in a container with a quota ("200000 100000" is 2)."""
+    bound = len(os.sched_getaffinity(0))
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        return bound if quota == "max" else max(1, min(bound, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return bound
+
+
+def threads(options: Options, env: Mapping[str, str]) -> int:
+    task = env.get("SLURM_CPUS_PER_TASK", "")
+    if options.launcher == "srun" and task.isdecimal():
+        return max(1, int(task))  # the affinity may already be that of one rank
+    return max(1, cpus() // options.per_node)
+
+
+def private_directory(env: Mapping[str, str]) -> str:
+    """$DSLAUNCH_CACHE, else dslaunch-<uid> in $TMPDIR or /tmp, ours alone: compiled code is run from it."""
+    given = env.get("DSLAUNCH_CACHE", "")
+    temporary = env.get("TMPDIR", "")
+    parent = temporary if os.path.isdir(temporary) else "/tmp"  # noqa: S108
+    path = os.path.abspath(given or os.path.join(parent, f"dslaunch-{os.geteuid()}"))
+    mend = "set DSLAUNCH_CACHE to a directory on this node that is yours alone"
+    try:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        found = os.lstat(path)
+        if found.st_uid != os.geteuid() or not stat.S_ISDIR(found.st_mode):
+            raise Refused(f"{path} on {host()} is not a directory that belongs to uid {os.geteuid()}: {mend}")
+        if not given:
+            os.chmod(path, 0o700)
+        elif found.st_mode & 0o022:
+            raise Refused(f"{path} on {host()} can be written by others: chmod go-w it, or {mend}")
+    except OSError as error:
+        raise Refused(f"cannot use {path} on {host()}: {error.strerror}; {mend}") from None
+    return path
+
+
+@contextlib.contextmanager
+def shared(path: str) -> Iterator[None]:
+    """A directory that goes when the last supervisor of this job on this machine has ended."""
+    os.makedirs(path, 0o700, exist_ok=True)
+    lock = os.open(os.path.join(path, ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    with contextlib.suppress(OSError):
+        fcntl.flock(lock, fcntl.LOCK_SH)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # in use
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        os.close(lock)
+
+
+def rank_environment(
+    options: Options, env: Mapping[str, str], *, jit: str, addresses: list[str]
+) -> tuple[dict[str, str], list[str]]:
+    """What the launcher is started with, and what the user may want to know about it."""
+    kept = OURS if options.launcher == "srun" else ()
+    result = {
+        name: value for name, value in env.items() if name in kept or not (name in STALE or name.startswith("PET_"))
+    }
+    notes = []
+    for name, folder in CACHES:
+        result.setdefault(name, os.path.join(jit, folder))
+    result.setdefault("DSLAUNCH_METRICS", os.path.join(options.logs, "metrics.jsonl"))
+    result.setdefault("OMP_NUM_THREADS", str(threads(options, env)))
+    if options.nodes > 1 and not options.same_host and "GLOO_SOCKET_IFNAME" not in result:
+        name_of_interface = gloo_interface(addresses)
+        if name_of_interface:
+            result["GLOO_SOCKET_IFNAME"] = name_of_interface
+        else:
+            notes.append(
+                f"note: no interface found that leads to {', '.join(addresses)}, so GLOO_SOCKET_IFNAME is "
+                "left to gloo; set it if ranks cannot connect to each other"
+            )
+    return result, notes
+
+
+# The launcher
+
+
+def command(options: Options, where: Place, *, python: str, rank_py: str, plan: str) -> list[str]:
+    rank = [python, rank_py, plan]
+    if options.launcher == "torchrun":
+        run = [python, "-m", "torch.distributed.run", f"--nnodes={options.nodes}"]
+        run += [f"--node-rank={where.node}", f"--nproc-per-node={options.per_node}"]
+        run += [f"--master-addr={where.master}", f"--master-port={where.port}", "--max-restarts=0"]
+        return [*run, f"--log-dir={os.path.dirname(plan)}/torchrun", "--no-python", *rank]
+    if options.launcher == "deepspeed":
+        slots = {f"node{node}": list(range(options.per_node)) for node in range(options.nodes)}
+        world = base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()
+        run = [python, "-m", "deepspeed.launcher.launch", f"--node_rank={where.node}"]
+        run += [f"--master_addr={where.master}", f"--master_port={where.port}", f"--world_info={world}"]
+        return [*run, "--no_python", "--no_local_rank", *rank]
+    return rank
+
+
+def before_launcher() -> None:
+    """Between fork and exec. USR2 would kill a launcher; rank.py gives the programs its default back."""
+    os.setpgid(0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+# What rank.py writes
+
+
+def read_json(path: str) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as file:
+        value: dict[str, Any] = json.load(file)
+    return value
+
+
+def record_names(state: str) -> list[str]:
+    return sorted(name for name in os.listdir(state) if name.startswith("rank-") and name.endswith(".json"))
+
+
+def records(state: str) -> list[dict[str, Any]]:
+    return [read_json(os.path.join(state, name)) for name in record_names(state)]
+
+
+def is_rank(pid: int, plan: str) -> bool:
+    """Whether this pid still is one of our rank.py and no later process."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            return os.fsencode(plan) in file.read().split(b"\0")
+    except OSError:
+        return False
+
+
+def running(state: str, plan: str) -> list[dict[str, Any]]:
+    return [one for one in records(state) if one["ended"] is None and is_rank(one["wrapper"], plan)]
+
+
+# What the ranks say
+
+
+class Tail:
+    """Follows a growing file and gives back whole lines, each with its prefix.
+
+    Of a progress bar, which redraws its line with carriage returns, only what a terminal would show
+    in the end is kept, and before that one state every ten seconds.
+    """
+
+    def __init__(self, path: str, *, start: int, prefix: str) -> None:
+        self.file = open(path, "rb", buffering=0)  # noqa: SIM115  # looked at for as long as the job runs
+        self.file.seek(start)
+        self.prefix = prefix.encode()
+        self.begun = b""
+        self.shown = time.monotonic()
+
+    def line(self, text: bytes) -> bytes:
+        return self.prefix + text.rstrip(b"\r").rpartition(b"\r")[2] + b"\n"
+
+    def read(self) -> bytes | None:
+        """None at the end of the file."""
+        new = self.file.read(CHUNK)
+        *whole, self.begun = (self.begun + new).split(b"\n")
+        found = [self.line(text) for text in whole]
+        *states, last = self.begun.rsplit(b"\r", 2)
+        if states and states[-1] and time.monotonic() - self.shown > PROGRESS:
+            found.append(self.line(states[-1]))
+            self.begun = last
+        if len(self.begun) > LONGEST:
+            self.begun = last
+        if len(self.begun) > LONGEST:
+            found.append(self.line(self.begun))
+            self.begun = b""
+        if found:
+            self.shown = time.monotonic()
+        return b"".join(found) if new or found else None
+
+    def rest(self) -> bytes:
+        return self.line(self.begun) if self.begun else b""
+
+
+class Echo(threading.Thread):
+    """Prints all of this node's logs. A thread, so that a reader who stalls does not hold up signals."""
+
+    def __init__(self, state: str, launcher: Tail) -> None:
+        super().__init__(daemon=True)
+        self.state = state
+        self.tails = {"": launcher}  # by the name of the rank's record
+        self.last = threading.Event()
+
+    def find(self) -> None:
+        for name in set(record_names(self.state)) - set(self.tails):
+            one = read_json(os.path.join(self.state, name))
+            prefix = f"[rank {one['rank']}] "
+            self.tails[name] = Tail(one["log"], start=one["log_from"], prefix=prefix)
+
+    def run(self) -> None:
+        while True:
+            last = self.last.is_set()  # before looking: nobody writes after it is set
+            self.find()
+            found = [text for text in (tail.read() for tail in self.tails.values()) if text is not None]
+            if not write(b"".join(found)):
+                return
+            if last and not found:
+                break
+            if not found:
+                self.last.wait(0.2)
+        write(b"".join(tail.rest() for tail in self.tails.values()))
+
+    def finish(self, timeout: float = 60.0) -> None:
+        self.last.set()
+        self.join(timeout)
+        if self.is_alive():
+            say("nobody reads this output fast enough; the rest of it is in the ranks' logs only")
+
+
+def write(text: bytes, out: int = 1) -> bool:
+    """All of it, to a pipe that may be full or non-blocking. False when nobody listens any more."""
+    view = memoryview(text)
+    while view:
+        try:
+            view = view[os.write(out, view) :]
+        except BlockingIOError:
+            time.sleep(0.05)
+        except OSError as error:
+            if error.errno != errno.EINTR:
+                return False
+    return True
+
+
+def last_lines(path: str, start: int) -> tuple[str, ...]:
+    """The last 20 lines written after `start`, as a terminal would show them."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(start, file.tell() - LONGEST))
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return ()
+    lines = text.rstrip("\r\n").split("\n")[-SHOWN:]
+    return tuple(line.rstrip("\r").rpartition("\r")[2] for line in lines) if text else ()
+
+
+# Until it ends
+
+
+def exit_code(status: int) -> int:
+    """137 for a process that SIGKILL ended, never 0 and never -9."""
+    return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def reap() -> dict[int, int]:
+    """Whatever child has ended, adopted grandchildren too: pid and wait status."""
+    ended = {}
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            ended[pid] = status
+    return ended
+
+
+def descendants() -> list[int]:
+    below: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdecimal():
+            with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+                letter, parent = file.read().rpartition(b")")[2].split()[:2]
+                if letter != b"Z":
+                    below.setdefault(int(parent), []).append(int(name))
+    found: list[int] = []
+    todo = [os.getpid()]
+    while todo:
+        new = below.get(todo.pop(), [])
+        todo += new
+        found += new
+    return found
+
+
+def send(pids: Iterable[int], what: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, what)
+
+
+def sweep() -> None:
+    """Leave nothing behind, workers and daemons included: they have 3 s, after TERM 3 s, then KILL."""
+    for what, patience in ((0, 3.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
+        until = time.monotonic() + patience
+        send(descendants(), what)
+        while True:
+            reap()
+            left = descendants()
+            if not left:
+                return
+            if time.monotonic() > until:
+                break
+            if what == signal.SIGKILL:
+                send(left, what)
+            time.sleep(0.05)
+    say(f"processes {descendants()} on {host()} do not end even when killed; a stuck device or file system?")
+
+
+@dataclass(frozen=True)
+class End:
+    """Of the launcher. `signalled` is what we were told to stop with, SIGTERM say."""
+
+    code: int
+    at: float
+    killed: bool = False
+    signalled: str | None = None
+
+
+def watch(launcher: int, *, state: str, plan: str, grace: float) -> End:
+    """Hand signals to the ranks, not to their launcher, which would kill them before they have saved."""
+    signalled: int | None = None
+    told: set[int] = set()
+    stages: list[tuple[float, str]] = []
+    while True:
+        got = signal.sigtimedwait(SIGNALS, 0.5)
+        ended = reap()
+        if launcher in ended:
+            status = ended[launcher]
+            name = signal.Signals(signalled).name if signalled else None
+            return End(exit_code(status), time.time(), os.WIFSIGNALED(status), name)
+        now = time.monotonic()
+        if got is not None and got.si_signo == signal.SIGUSR2:
+            send((one["wrapper"] for one in running(state, plan)), signal.SIGUSR2)
+        elif got is not None and got.si_signo in STOPS:
+            first = signalled is None
+            signalled = signalled or got.si_signo
+            alive = running(state, plan)
+            if not alive or (not first and got.si_signo == signal.SIGINT):
+                grace = 0  # there is nobody to wait for; or the user has pressed Ctrl-C again
+            if first or not grace:
+                stages = [(now + grace, "launcher"), (now + grace + 2, "programs"), (now + grace + 3, "all")]
+        if signalled is not None:
+            new = [one["wrapper"] for one in running(state, plan) if one["wrapper"] not in told]
+            send(new, signal.SIGINT if signalled == signal.SIGINT else signal.SIGTERM)
+            told.update(new)
+        while stages and now >= stages[0][0]:
+            stage = stages.pop(0)[1]
+            if stage == "launcher":
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(launcher, signal.SIGTERM)
+            elif stage == "programs":  # so that rank.py can still write down what became of them
+                send((one["pid"] for one in running(state, plan) if one["pid"]), signal.SIGKILL)
+            else:
+                send(descendants(), signal.SIGKILL)
+                stages = [(now + 1, "all")]
+
+
+# What became of it
+
+
+def how(one: Mapping[str, Any]) -> str:
+    if one["code"] is None:
+        return "vanished, killed together with its rank.py (by the kernel's out-of-memory killer?)"
+    if one["signal"]:
+        return f"was killed by {one['signal']} ({one['code'] - 128})"
+    if 128 < one["code"] < 128 + signal.NSIG:
+        return f"ended with exit code {one['code']} (128 + signal {one['code'] - 128})"
+    return f"ended with exit code {one['code']}"
+
+
+def verdict(options: Options, where: Place, ranks: list[dict[str, Any]], end: End) -> Verdict:
+    """0 if every rank of this node says so, else what the first one to fail says.
+
+    Rank 3 ends with 7, then the launcher kills the others: 7. All end with 75: 75. One ends with 75
+    and another is killed before it has saved: 143.
+    """
+    hard = sorted((one for one in ranks if one["code"] not in (None, 0, STOPPED_EARLY)), key=lambda one: one["ended"])
+    lost = [one for one in ranks if one["code"] is None]
+    missing = sorted(set(where.ranks) - {one["rank"] for one in ranks})
+    only_killed = all(one["code"] in (128 + signal.SIGTERM, 128 + signal.SIGKILL) for one in hard)
+    outlived = (
+        bool(ranks)
+        and options.launcher != "srun"
+        and end.code != 0
+        and not end.signalled
+        and all(one["ended"] is None or one["ended"] > end.at for one in ranks)
+        and (end.killed or not lost)
+    )
+    if lost and only_killed and not (hard and end.signalled):
+        hard = [lost[0]]  # it went without a word, and the launcher killed the others
+    stop = f"stopped by {end.signalled}; " if end.signalled else ""
+    if hard and not outlived:
+        first = hard[0]
+        text = f"rank {first['rank']} (local {first['local_rank']}) on {first['host']} {how(first)} first"
+        code = 128 + signal.SIGKILL if first["code"] is None else first["code"]
+        return Verdict(code, f"{stop}{text}; see {first['log']}", first, signalled=end.signalled)
+
+    name = "rank.py" if options.launcher == "srun" else options.launcher
+    on = f"on {host()} (node {where.node})"
+    if missing or outlived:
+        code = BROKEN if end.code in (0, STOPPED_EARLY) else end.code
+        if end.signalled and not ranks:
+            code = 128 + getattr(signal, end.signalled)
+        when = "before its ranks did" if outlived else "before any rank started"
+        if missing and ranks:
+            when = f"and rank {', '.join(map(str, missing))} never started"
+        ended = f"was killed by signal {end.code - 128}" if end.killed else f"ended with exit code {end.code}"
+        text = f"{stop}{name} {on} {ended} {when}; see {os.path.join(options.logs, where.name)}.launcher.log"
+        return Verdict(code, text, signalled=end.signalled)
+    if any(one["code"] == STOPPED_EARLY for one in ranks):
+        text = f"{stop}all ranks {on} stopped early with exit code {STOPPED_EARLY}: start the job again"
+        return Verdict(STOPPED_EARLY, text, signalled=end.signalled)
+    return Verdict(0, "", signalled=end.signalled)
+
+
+def wait_for_others(options: Options, count: int) -> None:
+    """The first 75 makes srun --kill-on-bad-exit end the other nodes, which are about to say 75 too."""
+    until = time.monotonic() + OTHERS
+    waiting = set(range(options.world))
+    while waiting and time.monotonic() < until:
+        for rank in sorted(waiting):
+            with contextlib.suppress(OSError, ValueError):
+                one = read_json(os.path.join(options.logs, f"rank-{rank:05d}.json"))
+                if one["attempt"] == count and one["ended"] is not None:
+                    waiting.discard(rank)
+        if waiting and signal.sigtimedwait(STOPS, 0.2) is not None:
+            return
+
+
+def write_json(path: str, value: Mapping[str, Any]) -> None:
+    """Best effort: the disk may be full, and the exit code counts more."""
+    draft = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(draft, "w", encoding="utf-8") as file:
+            json.dump(value, file)
+            file.write("\n")
+        os.replace(draft, path)
+    except OSError as error:
+        say(f"cannot write {path}: {error.strerror}")
+
+
+def tell_kubernetes(text: str) -> None:
+    if os.path.exists(TERMINATION_LOG):
+        with contextlib.suppress(OSError), open(TERMINATION_LOG, "wb") as file:
+            file.write(text.encode("utf-8", "replace")[:4096])
+
+
+def conclude(options: Options, where: Place, result: Verdict, *, started: float, count: int) -> None:
+    """Tell the user, whoever reads the logs' directory, and Kubernetes."""
+    if result.reason:
+        say(result.reason)
+        write("".join(f"    {line}\n" for line in result.lines).encode("utf-8", "replace"), out=2)
+    if result.code:
+        tell_kubernetes("\n".join((result.reason, *result.lines)))
+    first = result.first and {
+        name: value for name, value in result.first.items() if name not in ("wrapper", "log_from")
+    }
+    value = {
+        "node_rank": where.node,
+        "host": host(),
+        "code": result.code,
+        "signalled": result.signalled,
+        "first_failure": first,
+        "reason": result.reason,
+        "started": started,
+        "ended": time.time(),
+        "attempt": count,
+    }
+    write_json(os.path.join(options.logs, f"{where.name}.json"), value)
+
+
+def supervise(options: Options, where: Place, env: Mapping[str, str], *, count: int) -> Verdict:
+    addresses = resolve(where, timeout=options.resolve_timeout)
+    check_master(options, where, addresses)
+    base = private_directory(env)
+    # A job killed while compiling leaves a lock that the next one waits for: hence a cache for each attempt
+    job = hashlib.sha256(os.fsencode(options.logs)).hexdigest()[:8]
+    jit = os.path.join(base, f"jit-{job}-{count}")
+    with shared(jit), tempfile.TemporaryDirectory(prefix="node-", dir=base) as state:
+        ranks_env, notes = rank_environment(options, env, jit=jit, addresses=addresses)
+        for note in notes:
+            say(note)
+        plan = os.path.join(state, "plan.json")
+        write_json(plan, rank_plan(options, where, env))
+        log = os.path.join(options.logs, f"{where.name}.launcher.log")
+        with open(log, "ab") as output:
+            log_from = output.tell()
+            launcher = subprocess.Popen(
+                command(options, where, python=sys.executable, rank_py=beside("rank.py"), plan=plan),
+                env=ranks_env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                preexec_fn=before_launcher,
+            )
+        echo = Echo(state, Tail(log, start=log_from, prefix=f"[node {where.node}] "))
+        echo.start()
+        end = watch(launcher.pid, state=state, plan=plan, grace=options.grace)
+        launcher.returncode = end.code  # reaped above, with everybody else
+        sweep()
+        echo.finish()
+        result = verdict(options, where, records(state), end)
+    if result.code in (0, STOPPED_EARLY):
+        return result
+    path, start = (result.first["log"], result.first["log_from"]) if result.first else (log, log_from)
+    return replace(result, lines=last_lines(path, start))
+
+
+def rank_plan(options: Options, where: Place, env: Mapping[str, str]) -> dict[str, Any]:
+    """What rank.py is told. DeepSpeed's launcher overwrites the visible devices, rank.py puts them back."""
+    return {
+        "argv": options.argv,
+        "world": options.world,
+        "logs": options.logs,
+        "node_rank": where.node,
+        "visible": {name: value for name, value in env.items() if name.endswith(VISIBLE)},
+    }
+
+
+def beside(name: str) -> str:
+    return os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+
+
+def main(arguments: list[str]) -> int:
+    started = time.time()
+    options = parse(arguments)
+    kept = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()  # nohup
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS - kept)
+    for number_of_signal in SIGNALS - kept:
+        signal.signal(number_of_signal, signal.SIG_DFL)
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+    env = dict(os.environ)
+    count = attempt(env)
+    where = None
+    try:
+        where = place(options, env)
+        os.makedirs(options.logs, exist_ok=True)
+        result = supervise(options, where, env, count=count)
+    except Refused as refused:
+        result = Verdict(refused.code, str(refused))
+    except OSError as error:
+        result = Verdict(CONFIG, f"cannot go on on {host()}: {error}")
+    if where is None:
+        say(result.reason)
+        tell_kubernetes(result.reason)
+        return result.code
+    conclude(options, where, result, started=started, count=count)
+    if result.code == STOPPED_EARLY and options.world > len(where.ranks) and not result.signalled:
+        wait_for_others(options, count)
+    return result.code
+
+
+libc = ctypes.CDLL(None)
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""global = micro x accumulation x replicas: whichever number is missing, and never a wrong one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from launcher.errors import Path, Problem, UserError
+
+Given = int | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """`total` samples per step: `micro` per replica and pass, `accumulation` passes, `replicas` copies."""
+
+    total: int
+    micro: int
+    accumulation: int
+    replicas: int
+
+
+def solve(total: Given, micro: Given, accumulation: Given, *, replicas: int, largest_micro: int = 1) -> Batch:
+    """solve(512, 4, "auto", replicas=64) accumulates 2. Raises UserError with the nearest that divides.
+
+    With micro unknown too, the largest divisor up to `largest_micro` is taken.
+    """
+    if total == "auto":
+        known_micro = largest_micro if micro == "auto" else micro
+        passes = 1 if accumulation == "auto" else accumulation
+        return Batch(known_micro * passes * replicas, known_micro, passes, replicas)
+    if micro != "auto":
+        passes = _divide(total, micro * replicas, f"{_replicas(replicas)} x micro_batch {micro}")
+        if accumulation not in ("auto", passes):
+            assert isinstance(accumulation, int)
+            raise UserError(_mismatch(total, micro, accumulation, replicas, passes))
+        return Batch(total, micro, passes, replicas)
+    if accumulation != "auto":
+        known_micro = _divide(total, accumulation * replicas, f"{_replicas(replicas)} x accumulation {accumulation}")
+        return Batch(total, known_micro, accumulation, replicas)
+    per_replica = _divide(total, replicas, _replicas(replicas))
+    known_micro = max(m for m in range(1, min(largest_micro, per_replica) + 1) if per_replica % m == 0)
+    return Batch(total, known_micro, per_replica // known_micro, replicas)
+
+
+AT: Path = ("train", "global_batch")
+
+
+def _replicas(replicas: int) -> str:
+    return f"{replicas} data-parallel rank{'s' if replicas > 1 else ''}"
+
+
+def _divide(total: int, step: int, says: str) -> int:
+    if total % step == 0:
+        return total // step
+    below, above = total // step * step, -(-total // step) * step
+    nearest = above if not below or above - total <= total - below else below
+    other = f" ({below} and {above} are the neighbours)" if below and above != below else ""
+    equals = f" = {step}" if " x " in says else ""
+    raise UserError(
+        Problem(
+            f"global_batch {total} is not a multiple of {says}{equals}",
+            hint=f"{nearest} is the nearest that is{other}",
+            at=AT,
+        )
+    )
+
+
+def _mismatch(total: int, micro: int, accumulation: int, replicas: int, passes: int) -> Problem:
+    product = micro * accumulation * replicas
+    return Problem(
+        f"global_batch {total} is not micro_batch {micro} x accumulation {accumulation} x "
+        f"{_replicas(replicas)} = {product}",
+        hint=f"gradient_accumulation: {passes} or global_batch: {product}; or leave one of the three out",
+        at=AT,
+    )

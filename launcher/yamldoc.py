@@ -1,0 +1,618 @@
+"""The door: YAML text to frozen dataclasses, every mistake pointed at; and YAML out again.
+
+Reading is strict where YAML 1.1 surprises: `off`, `NO`, `04:00:00` and `022` stay text, `5e8` is a
+number, and repeated keys, aliases, merge keys, tags and second documents are refused with their line.
+A value is converted by the type of the field that receives it, so `torch: 2.10` stays "2.10".
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import stat
+import sys
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import cache
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from launcher.errors import Path, Problem, UserError
+
+T = TypeVar("T")
+
+MAX_BYTES = 1 << 20
+MAX_DEPTH = 64
+
+NULLS = frozenset(["", "~", "null", "Null", "NULL"])
+TRUE, FALSE = frozenset(["true", "True", "TRUE"]), frozenset(["false", "False", "FALSE"])
+INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)\Z")
+NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
+LEADING_ZERO = re.compile(r"[-+]?0o?[0-9]+\Z")
+NOT_FINITE = re.compile(r"[-+]?\.?(nan|inf|infinity)\Z", re.IGNORECASE)
+YAML_11_BOOL = re.compile(r"(y|n|yes|no|on|off)\Z", re.IGNORECASE)
+
+
+class Matches:
+    """Text limited to a pattern: Matches(r"[a-z]+", "lower-case letters")."""
+
+    def __init__(self, pattern: str, says: str) -> None:
+        self.pattern, self.says = pattern, says
+        self.regex = re.compile(pattern)
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        return {**handler(core), "pattern": f"^(?:{self.pattern})$"}
+
+
+class Range:
+    """A number from `low` to `high`, both included."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        return {**handler(core), "minimum": self.low, "maximum": self.high}
+
+
+class Help:
+    """One line for the editor's tooltip and for `dslaunch schema`."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
+        return {**handler(core), "description": self.text}
+
+
+# --- text to nodes ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where something stands; lines and columns count from 1, as editors do."""
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+
+@dataclass(frozen=True)
+class Scalar:
+    raw: str
+    plain: bool
+    mark: Mark
+
+    @property
+    def empty(self) -> bool:
+        return self.plain and self.raw in NULLS
+
+    def value(self) -> Any:
+        """What YAML 1.2 makes of it: 5e8 is a number, 022 and off are text."""
+        if not self.plain:
+            return self.raw
+        if self.raw in NULLS:
+            return None
+        if self.raw in TRUE or self.raw in FALSE:
+            return self.raw in TRUE
+        if INTEGER.match(self.raw):
+            return int(self.raw)
+        if NUMBER.match(self.raw) and not LEADING_ZERO.match(self.raw):
+            return float(self.raw)
+        return self.raw
+
+
+@dataclass(frozen=True)
+class Sequence:
+    items: list[Node]
+    mark: Mark
+
+
+@dataclass(frozen=True)
+class Table:
+    entries: dict[str, Node]
+    keys: dict[str, Mark]
+    mark: Mark
+
+
+Node = Union[Scalar, Sequence, Table]  # noqa: UP007 - read at run time on 3.10
+
+
+def read_bytes(path: str) -> bytes:
+    """The file's bytes, or standard input for "-"; never more than 1 MiB, never a device."""
+    if path == "-":
+        data = sys.stdin.buffer.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+            raise UserError(Problem("standard input is larger than 1 MiB", where="<stdin>"))
+        return data
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise UserError(Problem(f"cannot read {path}: {error.strerror}", where=path)) from None
+    with os.fdopen(descriptor, "rb") as file:
+        info = os.fstat(descriptor)
+        if not stat.S_ISREG(info.st_mode):
+            kind = "a directory" if stat.S_ISDIR(info.st_mode) else "a device, pipe or socket"
+            raise UserError(Problem(f"{path} is {kind}, not a file", where=path))
+        if info.st_size > MAX_BYTES:
+            raise UserError(Problem(f"{path} has {info.st_size:,} bytes; a job file has 1 MiB at most", where=path))
+        return file.read(MAX_BYTES + 1)
+
+
+def decode(data: bytes, *, name: str) -> str:
+    """UTF-8, with or without a byte order mark; anything else is named with its byte offset."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(
+            Problem(
+                "the file is UTF-16 (byte order mark at byte 0); dslaunch reads UTF-8",
+                hint=f"iconv -f UTF-16 -t UTF-8 {name}",
+                where=f"{name}:1:1",
+            )
+        )
+    data = data.removeprefix(b"\xef\xbb\xbf")
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            Problem(
+                f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8",
+                hint="save the file as UTF-8",
+                where=f"{name}:{line}:1",
+            )
+        ) from None
+    if "\0" in text:
+        at = text.index("\0")
+        raise UserError(Problem(f"NUL at character {at}", where=f"{name}:{text.count(chr(10), 0, at) + 1}:1"))
+    return text
+
+
+def parse(text: str, *, name: str) -> Node:
+    """One YAML document to nodes. Raises UserError with every structural mistake."""
+    import yaml
+
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    builder = _Builder(name)
+    try:
+        for event in yaml.parse(text, Loader=loader):
+            builder.take(event)
+    except yaml.MarkedYAMLError as error:
+        raise UserError(_syntax(error, text, name)) from None
+    except yaml.YAMLError as error:  # a character YAML does not allow
+        raise UserError(Problem(f"not YAML: {' '.join(str(error).split())}", where=name)) from None
+    if builder.problems:
+        raise UserError(*builder.problems)
+    if builder.root is None:
+        raise UserError(Problem("the file is empty", hint="dslaunch init writes one", where=f"{name}:1:1"))
+    return builder.root
+
+
+def _syntax(error: Any, text: str, name: str) -> Problem:
+    mark = error.problem_mark or error.context_mark
+    line = text.splitlines()[mark.line] if mark and mark.line < len(text.splitlines()) else ""
+    where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
+    if re.match(r"\s*\t", line):
+        return Problem(
+            f"tab at line {mark.line + 1}: YAML indents with spaces", hint=f"`{line.strip()}`", where=where
+        )
+    context = f"{error.context}, " if error.context else ""
+    return Problem(f"not YAML: {context}{error.problem}", hint=f"`{line.strip()}`" if line else "", where=where)
+
+
+class _Builder:
+    """Events to nodes. Refuses while it builds, so that nothing is ever expanded."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.root: Node | None = None
+        self.problems: list[Problem] = []
+        self.stack: list[tuple[Any, list[Scalar | None]]] = []  # container, and the key that waits
+        self.documents = 0
+
+    def refuse(self, message: str, mark: Mark, hint: str = "") -> None:
+        self.problems.append(Problem(message, hint=hint, where=str(mark)))
+
+    def take(self, event: Any) -> None:
+        kind = type(event).__name__
+        mark = Mark(self.name, event.start_mark.line + 1, event.start_mark.column + 1)
+        if kind == "DocumentStartEvent":
+            self.documents += 1
+            if self.documents == 2:
+                self.refuse("a second document starts here; a job file is one document", mark)
+        elif self.documents > 1:
+            return
+        elif kind == "AliasEvent":
+            self.refuse(f"alias *{event.anchor}: aliases are not read", mark, "write the value where it is used")
+            self.add(Scalar("", False, mark))
+        elif kind == "ScalarEvent":
+            self.check_tag(event, mark)
+            self.add(Scalar(event.value, event.style in (None, ""), mark))
+        elif kind in ("MappingStartEvent", "SequenceStartEvent"):
+            self.check_tag(event, mark)
+            if len(self.stack) >= MAX_DEPTH:
+                raise UserError(*self.problems, Problem(f"nested more than {MAX_DEPTH} levels deep", where=str(mark)))
+            container = Table({}, {}, mark) if kind[0] == "M" else Sequence([], mark)
+            self.stack.append((container, [None]))
+        elif kind in ("MappingEndEvent", "SequenceEndEvent"):
+            container, _ = self.stack.pop()
+            self.add(container)
+
+    def check_tag(self, event: Any, mark: Mark) -> None:
+        if event.tag is not None:
+            self.refuse(f"tag {event.tag}: tags are not read", mark, "remove it")
+        if event.anchor is not None:
+            self.refuse(f"anchor &{event.anchor}: anchors are not read", mark, "remove it")
+
+    def add(self, node: Node) -> None:
+        if not self.stack:
+            self.root = node
+            return
+        container, waiting = self.stack[-1]
+        if isinstance(container, Sequence):
+            container.items.append(node)
+        elif waiting[0] is None:
+            if not isinstance(node, Scalar):
+                self.refuse("a key must be plain text", node.mark)
+                node = Scalar("", False, node.mark)
+            waiting[0] = node
+        else:
+            key, waiting[0] = waiting[0], None
+            if key.plain and key.raw == "<<":
+                self.refuse("merge key <<: not read", key.mark, "write the keys where they are used")
+            elif key.raw in container.entries:
+                first = container.keys[key.raw]
+                self.refuse(f"`{key.raw}` stands twice: first in line {first.line}", key.mark, "keep one")
+            else:
+                container.entries[key.raw] = node
+                container.keys[key.raw] = key.mark
+
+
+# --- nodes to nodes -----------------------------------------------------------------------------
+
+
+def merge(under: Node, over: Node) -> Node:
+    """`over` laid on top: tables key by key, anything else replaced; marks stay with their file."""
+    if isinstance(under, Table) and isinstance(over, Table):
+        entries, keys = dict(under.entries), {**under.keys, **over.keys}
+        for key, node in over.entries.items():
+            entries[key] = merge(entries[key], node) if key in entries else node
+        return Table(entries, keys, over.mark)
+    return over
+
+
+def assignment(text: str) -> Node:
+    """`--set train.steps=20` as the document {train: {steps: 20}}; the value is YAML."""
+    path, equals, value = text.partition("=")
+    parts = path.split(".")
+    if not equals or not all(parts):
+        raise UserError(Problem(f"--set {text}: expected a.b=value", hint="for example --set train.steps=20"))
+    mark = Mark(f"--set {path}")
+    node = _remark(parse(value, name=str(mark)) if value else Scalar("", True, mark), mark)
+    for key in reversed(parts):
+        node = Table({key: node}, {key: mark}, mark)
+    return node
+
+
+def _remark(node: Node, mark: Mark) -> Node:
+    if isinstance(node, Scalar):
+        return Scalar(node.raw, node.plain, mark)
+    if isinstance(node, Sequence):
+        return Sequence([_remark(item, mark) for item in node.items], mark)
+    return Table({k: _remark(v, mark) for k, v in node.entries.items()}, dict.fromkeys(node.keys, mark), mark)
+
+
+def from_environment(node: Node, environ: Mapping[str, str], problems: list[Problem], *, depth: int = 0) -> Node:
+    """`{env: SCRATCH}` and `{env: SCRATCH, append: /runs}` replaced by text; nothing else expands."""
+    if isinstance(node, Scalar):
+        return node
+    if isinstance(node, Sequence):
+        items = [from_environment(item, environ, problems, depth=depth + 1) for item in node.items]
+        return Sequence(items, node.mark)
+    # a whole section is never a reference: `env:` may set a variable that is called env
+    if depth > 1 and "env" in node.entries and set(node.entries) <= {"env", "append"}:
+        name, tail = node.entries["env"], node.entries.get("append", Scalar("", False, node.mark))
+        if isinstance(name, Scalar) and isinstance(tail, Scalar):
+            if name.raw in environ:
+                text = environ[name.raw] + tail.raw
+                return Scalar(text, bool(text), node.mark)  # plain: a number stays a number
+            problems.append(
+                Problem(
+                    f"the environment has no variable {name.raw}",
+                    hint=f"export {name.raw}=... before dslaunch, or write the value here",
+                    where=str(name.mark),
+                )
+            )
+            return Scalar("", False, node.mark)
+    entries = {
+        key: from_environment(child, environ, problems, depth=depth + 1) for key, child in node.entries.items()
+    }
+    return Table(entries, node.keys, node.mark)
+
+
+def place(root: Node, at: Path) -> Mark:
+    """The mark of a path into the document; of its deepest part that stands there."""
+    node, mark = root, root.mark
+    for part in at:
+        if isinstance(node, Table) and str(part) in node.entries:
+            mark = node.keys[str(part)]
+            node = node.entries[str(part)]
+        elif isinstance(node, Sequence) and isinstance(part, int) and part < len(node.items):
+            node = node.items[part]
+            mark = node.mark
+        else:
+            break
+    return mark
+
+
+def plain(node: Node) -> Any:
+    """Nodes as dict, list and scalar, for sections that are passed on as they are."""
+    if isinstance(node, Scalar):
+        return node.value()
+    if isinstance(node, Sequence):
+        return [plain(item) for item in node.items]
+    return {key: plain(child) for key, child in node.entries.items()}
+
+
+# --- nodes to dataclasses -----------------------------------------------------------------------
+
+
+def read(node: Node, kind: type[T]) -> T:
+    """A frozen dataclass of type `kind`. Raises UserError with every mistake in the document."""
+    reader = _Reader()
+    value = reader.read(node, kind)
+    if reader.problems:
+        raise UserError(*sorted(reader.problems, key=lambda problem: _order(problem.where)))
+    return value  # type: ignore[no-any-return]
+
+
+def _order(where: str) -> tuple[str, int, int]:
+    file, _, rest = where.partition(":")
+    line, _, column = rest.partition(":")
+    return (file, int(line) if line.isdigit() else 0, int(column) if column.isdigit() else 0)
+
+
+@cache
+def hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+WRONG: Any = object()
+
+
+class _Reader:
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
+
+    def refuse(self, message: str, mark: Mark, hint: str = "") -> Any:
+        self.problems.append(Problem(message, hint=hint, where=str(mark)))
+        return WRONG
+
+    def read(self, node: Node, kind: Any) -> Any:
+        origin = get_origin(kind)
+        if kind is Any:
+            return plain(node)
+        if origin is Annotated:
+            base, *limits = get_args(kind)
+            value = self.read(node, base)
+            return value if value is WRONG else self.check(value, limits, node)
+        if origin in (Union, types.UnionType):
+            return self.union(node, get_args(kind))
+        if is_dataclass(kind):
+            return self.table(node, kind)
+        if origin is dict:
+            return self.mapping(node, *get_args(kind))
+        if origin is tuple:
+            return self.sequence(node, get_args(kind)[0])
+        return self.scalar(node, kind)
+
+    def union(self, node: Node, choices: tuple[Any, ...]) -> Any:
+        if isinstance(node, Scalar) and node.empty and types.NoneType in choices:
+            return None
+        fitting = [choice for choice in choices if choice is not types.NoneType and _takes(choice, node)]
+        if not fitting:
+            return self.refuse(f"expected {_say(choices)}, found {_found(node)}", node.mark)
+        trials = []
+        for choice in fitting:
+            trial = _Reader()
+            value = trial.read(node, choice)
+            if not trial.problems:
+                return value
+            trials.append(trial.problems)
+        if len(fitting) == 1:
+            self.problems += trials[0]
+            return WRONG
+        found = [problem for trial in trials for problem in trial]
+        specific = [problem for problem in found if not problem.message.startswith("expected")]
+        if specific:  # "0 is out of range" says more than "expected a number or auto"
+            self.problems.append(specific[0])
+            return WRONG
+        hint = next((problem.hint for problem in found if problem.hint), "")
+        return self.refuse(f"expected {_say(choices)}, found {_found(node)}", node.mark, hint)
+
+    def table(self, node: Node, kind: Any) -> Any:
+        if not isinstance(node, Table):
+            if isinstance(node, Scalar) and node.empty:  # `train:` with nothing under it
+                node = Table({}, {}, node.mark)
+            else:
+                return self.refuse(f"expected a section with keys, found {_found(node)}", node.mark)
+        known = {field.name: field for field in fields(kind)}
+        values: dict[str, Any] = {}
+        for key, child in node.entries.items():
+            if key in known:
+                if isinstance(child, Scalar) and child.empty and known[key].default is not MISSING:
+                    continue  # `steps:` left blank means the default
+                values[key] = self.read(child, hints(kind)[key])
+            else:
+                self.refuse(f"unknown key `{key}`", node.keys[key], suggest(key, known))
+        for name, field in known.items():
+            if name not in node.entries and field.default is MISSING and field.default_factory is MISSING:
+                self.refuse(f"`{name}` is missing", node.mark, f"add `{name}:` here")
+                values[name] = WRONG
+        return WRONG if any(value is WRONG for value in values.values()) else kind(**values)
+
+    def mapping(self, node: Node, key_kind: Any, kind: Any) -> Any:
+        if isinstance(node, Scalar) and node.empty:
+            return {}
+        if not isinstance(node, Table):
+            return self.refuse(f"expected keys with values, found {_found(node)}", node.mark)
+        result = {}
+        for key, child in node.entries.items():
+            name = self.read(Scalar(key, False, node.keys[key]), key_kind)
+            value = self.read(child, kind)
+            result[key] = WRONG if name is WRONG else value
+        return WRONG if any(value is WRONG for value in result.values()) else result
+
+    def sequence(self, node: Node, kind: Any) -> Any:
+        if isinstance(node, Scalar) and node.empty:
+            return ()
+        if not isinstance(node, Sequence):
+            return self.refuse(f"expected a list, found {_found(node)}", node.mark, "write [a, b] or - a")
+        items = [self.read(item, kind) for item in node.items]
+        return WRONG if any(item is WRONG for item in items) else tuple(items)
+
+    def scalar(self, node: Node, kind: Any) -> Any:
+        if not isinstance(node, Scalar):
+            return self.refuse(f"expected {_say((kind,))}, found {_found(node)}", node.mark)
+        raw = node.raw
+        if get_origin(kind) is Literal:
+            options = [str(option) for option in get_args(kind)]
+            if raw in options:
+                return get_args(kind)[options.index(raw)]
+            return self.refuse(f"expected {_say((kind,))}, found `{raw}`", node.mark, suggest(raw, options))
+        if node.empty:
+            return self.refuse(f"expected {_say((kind,))}, found nothing", node.mark)
+        if kind is str:
+            return raw
+        value = node.value()
+        if kind is bool:
+            if isinstance(value, bool):
+                return value
+            hint = "write true or false" + (", without quotes" if not node.plain else "")
+            return self.refuse(f"expected true or false, found `{raw}`", node.mark, hint)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if kind is float:
+                value = float(value)
+                if math.isfinite(value):
+                    return value
+                return self.refuse(f"expected a finite number, found `{raw}`", node.mark)
+            if abs(value) < 2**63 and int(value) == value:  # 5e8 is a fine bucket size
+                return int(value)
+            return self.refuse(f"expected a whole number below 2^63, found `{raw}`", node.mark)
+        return self.refuse(f"expected {_say((kind,))}, found `{raw}`", node.mark, _number_hint(node))
+
+    def check(self, value: Any, limits: Iterable[Any], node: Node) -> Any:
+        for limit in limits:
+            if isinstance(limit, Matches) and not limit.regex.fullmatch(value):
+                return self.refuse(f"`{_short(value)}` is not {limit.says}", node.mark)
+            if isinstance(limit, Range) and not limit.low <= value <= limit.high:
+                return self.refuse(f"{value} is not between {limit.low:,} and {limit.high:,}", node.mark)
+        return value
+
+
+def _number_hint(node: Scalar) -> str:
+    raw = node.raw
+    if not node.plain and NUMBER.match(raw):
+        return f"write {raw} without quotes"
+    if LEADING_ZERO.match(raw):
+        return f"write {raw.lower().replace('0o', '').lstrip('0') or '0'}: a leading zero means octal to some"
+    if re.fullmatch(r"[-+]?[0-9][0-9_,]*", raw):
+        return f"write {raw.replace('_', '').replace(',', '')}"
+    if NOT_FINITE.match(raw):
+        return "a finite number is needed"
+    if re.fullmatch(r"0x[0-9a-fA-F]+", raw):
+        return f"write {int(raw, 16)}"
+    return ""
+
+
+def _takes(kind: Any, node: Node) -> bool:
+    """Whether a node of this sort can become `kind` at all: a table a section, a scalar text."""
+    origin = get_origin(kind)
+    if origin is Annotated:
+        return _takes(get_args(kind)[0], node)
+    if kind is Any:
+        return True
+    if is_dataclass(kind) or origin is dict:
+        return isinstance(node, Table)
+    if origin is tuple:
+        return isinstance(node, Sequence)
+    return isinstance(node, Scalar)
+
+
+def _say(kinds: Iterable[Any]) -> str:
+    words: list[str] = []
+    for kind in kinds:
+        origin = get_origin(kind)
+        if origin is Annotated:
+            words.append(_say(get_args(kind)[:1]))
+        elif origin is Literal:
+            words += [str(option) for option in get_args(kind)]
+        elif is_dataclass(kind) or origin is dict:
+            words.append("a section with keys")
+        elif origin is tuple:
+            words.append("a list")
+        elif kind is not types.NoneType:
+            words.append({int: "a whole number", float: "a number", bool: "true or false"}.get(kind, "text"))
+    words = list(dict.fromkeys(words))
+    return words[0] if len(words) == 1 else ", ".join(words[:-1]) + f" or {words[-1]}"
+
+
+def _found(node: Node) -> str:
+    if isinstance(node, Scalar):
+        return "nothing" if node.empty else f"`{_short(node.raw)}`"
+    return "a list" if isinstance(node, Sequence) else "a section with keys"
+
+
+def _short(text: Any) -> str:
+    text = str(text)
+    return ascii(text if len(text) <= 60 else text[:57] + "...")[1:-1]
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """`did you mean ...?` for a slip of a letter or two; otherwise what there is."""
+    known = list(known)
+    close = difflib.get_close_matches(word.replace("-", "_"), known, n=1, cutoff=0.75)
+    if close:
+        return f"did you mean `{close[0]}`?"
+    return f"known here: {', '.join(known)}" if len(known) <= 40 else ""
+
+
+# --- out ------------------------------------------------------------------------------------------
+
+# Text that some YAML reader (1.1, 1.2 or Kubernetes' own) takes for something else is quoted: only
+# words that begin with a letter, hold no odd character and are no boolean, null or number anywhere.
+BARE = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*\Z")
+NEVER_BARE = re.compile(r"(y|n|yes|no|on|off|true|false|null|~|nan|inf|infinity|[0-9.eE+-]+)\Z", re.IGNORECASE)
+
+
+def dump(documents: Iterable[Any]) -> str:
+    """Documents as YAML that every reader understands the same way; multi-line text in blocks."""
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        def ignore_aliases(self, data: Any) -> bool:
+            return True
+
+    def text(dumper: Any, value: str) -> Any:
+        if "\n" in value and all(c == "\n" or (c.isprintable() and c != "\ufeff") for c in value):
+            style = "|"
+        elif BARE.match(value) and not NEVER_BARE.match(value):
+            style = None
+        else:
+            style = '"'
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+    Dumper.add_representer(str, text)
+    return "".join(
+        "---\n" + yaml.dump(d, Dumper=Dumper, sort_keys=False, width=10**6, allow_unicode=True) for d in documents
+    )
+
+
+def load_tables(path: FilePath) -> dict[str, Any]:
+    """One of our own data files as plain values; a mistake in it is a bug."""
+    node = parse(path.read_text(encoding="utf-8"), name=path.name)
+    return plain(node)  # type: ignore[no-any-return]

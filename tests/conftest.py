@@ -1,0 +1,24 @@
+import os
+
+import pytest
+import slurm_cluster
+
+
+def _slurm(name, **options):
+    if reason := slurm_cluster.why_not():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    return slurm_cluster.borrow(name, **options)
+
+
+@pytest.fixture(scope="session")
+def slurm():
+    """Four real nodes of 16 CPUs and 2 GPUs; a test leaves them idle."""
+    with _slurm("dslaunch-slurm") as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def slurm_big():
+    """A controller of 4096 nodes of 8 GPUs that are not there: for `sbatch --test-only`."""
+    with _slurm("dslaunch-big", nodes=4096, slurmds=False, gpus=8) as cluster:
+        yield cluster
