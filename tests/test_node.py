@@ -552,3 +552,14 @@ def test_no_port_at_all_is_an_error(monkeypatch, capsys):
     monkeypatch.setattr(port, "pick", lambda seed: None)
     assert port.main(["4711", "0"]) == 1
     assert "none of 50 ports" in capsys.readouterr().err
+
+
+def test_a_lock_that_a_killed_job_left_in_the_compile_cache_is_taken_away_only_when_nobody_compiles(tmp_path):
+    lock = tmp_path / "jit" / "extensions" / "shm" / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    with supervise.compiled(str(tmp_path / "jit")):
+        assert not lock.exists()
+        lock.touch()  # this job's own
+        with supervise.compiled(str(tmp_path / "jit")):
+            assert lock.exists()

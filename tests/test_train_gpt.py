@@ -266,11 +266,11 @@ def test_missing_text_is_refused_and_text_is_read_in_a_fixed_order(trainer, tmp_
 HERE = {"world_size": 2, "zero_stage": 3, "shape": {"layers": 2}, "precision": "fp32"}
 
 
-def checkpoint(directory: Path, step: int, *, broken: bool = False, **said) -> None:
-    folder = directory / f"step{step:08d}"
+def checkpoint(directory: Path, number: int, *, broken: bool = False, **said) -> None:
+    folder = directory / f"step{number:08d}"
     folder.mkdir(parents=True)
     (folder / "shard.pt").write_text("12345" if broken else "123456")
-    text = json.dumps({"step": step, "files": {"shard.pt": 6}, **HERE, **said})
+    text = json.dumps({"step": number, "files": {"shard.pt": 6}} | HERE | said)
     (folder / "complete.json").write_text(text)
 
 
@@ -281,6 +281,8 @@ def checkpoint(directory: Path, step: int, *, broken: bool = False, **said) -> N
         ({"zero_stage": 2}, "zero_stage 2, this run has 3"),
         ({"precision": "bf16"}, "precision bf16, this run has fp32"),
         ({"shape": {"layers": 3}}, "shape"),
+        ({"step": 6}, "none of the 1 checkpoints"),
+        ({"world_size": None}, "none of the 1 checkpoints"),
         ({"broken": True}, "none of the 1 checkpoints"),
     ],
 )

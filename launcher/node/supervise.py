@@ -15,11 +15,12 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import glob
 import hashlib
+import importlib.metadata
 import ipaddress
 import json
 import os
-import shutil
 import signal
 import socket
 import stat
@@ -304,19 +305,33 @@ def private_directory(env: Mapping[str, str]) -> str:
     return path
 
 
+def software() -> str:
+    """Changes with Python, torch and DeepSpeed: what one release compiled, another does not load."""
+    found = [sys.prefix, sys.version]
+    for package in ("torch", "deepspeed"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found.append(importlib.metadata.version(package))
+    return hashlib.sha256(os.fsencode("\0".join(found))).hexdigest()[:12]
+
+
 @contextlib.contextmanager
-def shared(path: str) -> Iterator[None]:
-    """A directory that goes when the last supervisor of this job on this machine has ended."""
+def compiled(path: str) -> Iterator[None]:
+    """The node's cache of compiled code, kept between jobs: building DeepSpeed's operators takes a minute.
+
+    A job killed while it compiled leaves a lock file that every later one waits for without a word. Whoever
+    finds nobody else here takes such files away.
+    """
     os.makedirs(path, 0o700, exist_ok=True)
-    lock = os.open(os.path.join(path, ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    with contextlib.suppress(OSError):
-        fcntl.flock(lock, fcntl.LOCK_SH)
+    lock = os.open(os.path.join(path, ".in-use"), os.O_RDWR | os.O_CREAT, 0o600)
     try:
+        with contextlib.suppress(OSError):  # in use: its locks are real
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for stale in glob.glob(os.path.join(glob.escape(path), "**", "lock"), recursive=True):
+                os.unlink(stale)
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_SH)
         yield
     finally:
-        with contextlib.suppress(OSError):  # in use
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path, ignore_errors=True)
         os.close(lock)
 
 
@@ -730,14 +745,12 @@ def conclude(options: Options, where: Place, result: Verdict, *, started: float,
     write_json(os.path.join(options.logs, f"{where.name}.json"), value)
 
 
-def supervise(options: Options, where: Place, env: Mapping[str, str], *, count: int) -> Verdict:
+def supervise(options: Options, where: Place, env: Mapping[str, str]) -> Verdict:
     addresses = resolve(where, timeout=options.resolve_timeout)
     check_master(options, where, addresses)
     base = private_directory(env)
-    # A job killed while compiling leaves a lock that the next one waits for: hence a cache for each attempt
-    job = hashlib.sha256(os.fsencode(options.logs)).hexdigest()[:8]
-    jit = os.path.join(base, f"jit-{job}-{count}")
-    with shared(jit), tempfile.TemporaryDirectory(prefix="node-", dir=base) as state:
+    jit = os.path.join(base, f"jit-{software()}")
+    with compiled(jit), tempfile.TemporaryDirectory(prefix="node-", dir=base) as state:
         ranks_env, notes = rank_environment(options, env, jit=jit, addresses=addresses)
         for note in notes:
             say(note)
@@ -797,7 +810,7 @@ def main(arguments: list[str]) -> int:
     try:
         where = place(options, env)
         os.makedirs(options.logs, exist_ok=True)
-        result = supervise(options, where, env, count=count)
+        result = supervise(options, where, env)
     except Refused as refused:
         result = Verdict(refused.code, str(refused))
     except OSError as error:

@@ -218,6 +218,8 @@ def manifest(folder: str) -> tuple[dict[str, Any] | None, str]:
         with open(os.path.join(folder, MANIFEST), encoding="utf-8") as opened:
             said = json.load(opened)
         wanted = dict(said["files"])
+        if f"step{said['step']:08d}" != os.path.basename(folder) or said["world_size"] < 1:
+            raise ValueError(f"step {said['step']}, world_size {said['world_size']}")
     except FileNotFoundError:
         return None, f"no {MANIFEST}: the save was cut off"
     except (ValueError, TypeError, KeyError) as error:
