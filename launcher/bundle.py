@@ -87,6 +87,22 @@ if found.split("+")[0] != sys.argv[1].split("+")[0]:
 EOF"""
 
 
+# Several nodes end with codes of their own; the job's is that of the rank that failed first anywhere.
+FIRST_FAILURE = """\
+if [ "$rc" != 0 ] && [ -s "$run/logs/first-failure-$attempt" ]; then
+  read -r rc <"$run/logs/first-failure-$attempt"  # of the rank that failed first, on whichever node
+fi
+"""
+
+GPUS = """\
+python3 - <<'EOF'  # without this a node with no usable GPU would train on its CPU, or hang the others
+import sys, torch
+found = torch.cuda.device_count()
+if found < {gpus}:
+    sys.exit(f"dslaunch: torch sees {{found}} GPUs on this node and the job was planned for {gpus}")
+EOF"""
+
+
 def node_script(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool = True) -> str:
     """The script that runs once per node, whatever the scheduler."""
     spec = plan.spec
@@ -118,6 +134,8 @@ def node_script(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool =
         lines += ["", "# --- secrets", SECRETS, *(f"secret {name}" for name in spec.secrets)]
     if spec.environment.deepspeed:
         lines += ["", VERSION.format(version=quote(spec.environment.deepspeed))]
+    if spec.resources.gpus_per_node:
+        lines += ["", GPUS.format(gpus=spec.resources.gpus_per_node)]
     lines += ["", "# --- training"]
     if submitted_from or spec.train.workdir != ".":
         lines.append(f"cd -- {_from_job_file(spec.train.workdir, submitted_from)}")

@@ -223,6 +223,8 @@ def hostfile(
                     at=("resources", "nodes"),
                 )
                 raise UserError(document.place(problem))
+            if made and not nodes:  # spares wait; the first that are healthy train
+                names = names[: made.spec.resources.nodes]
             hosts = tuple(hostfiles.Host(name, per_node) for name in names)
         elif "SLURM_JOB_NODELIST" in os.environ or not made or not made.spec.box:
             hosts = hostfiles.from_environment(os.environ)

@@ -79,7 +79,7 @@ def write(
             "train:",
             "  # script: train.py            # yours; without one the reference trainer runs",
             "  # args: [--data, /data/text]",
-            f"  global_batch: {batch}             # micro_batch x gradient_accumulation x ranks; give any two",
+            f"  global_batch: {batch}             # micro_batch x accumulation x ranks; give any two",
             "  micro_batch: auto",
             f"  seq_len: {sequence}",
             f"  steps: {steps}",

@@ -47,7 +47,7 @@ def variables(spec: JobSpec) -> Variables:
             if name in fabric.warn and value != fabric.variables.get(name, {}).get("value"):
                 notes.append(f"{name}={value}: {fabric.warn[name]}")
             limit = fabric.refuse.get(name)
-            if limit and value.isdigit() and int(value) > limit["over"]:
+            if limit and value.isascii() and value.isdigit() and int(value[:9]) > limit["over"]:
                 problems.append(Problem(f"{name}={value}: {limit['why']}", "leave it out", ("env", name)))
     if problems:
         raise UserError(*problems)

@@ -34,10 +34,16 @@ def run(argv: Sequence[str], *, timeout: float = 30.0, env: Mapping[str, str] | 
     return Result(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
 
 
-def spawn(argv: Sequence[str], *, log: str, cwd: str) -> int:
+def spawn(argv: Sequence[str], *, log: str, cwd: str, env: Mapping[str, str]) -> int:
     """A process in a session of its own that outlives this one; its pid."""
     with open(log, "ab") as out, open(os.devnull, "rb") as null:  # noqa: PTH123 - descriptors for a child
         child = subprocess.Popen(
-            list(argv), stdin=null, stdout=out, stderr=subprocess.STDOUT, cwd=cwd, start_new_session=True
+            list(argv),
+            stdin=null,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            cwd=cwd,
+            env=dict(env),
+            start_new_session=True,
         )
     return child.pid

@@ -6,23 +6,56 @@ from typing import Any
 
 from launcher.spec import JobSpec
 
+FROM_ENVIRONMENT = {
+    "type": "object",
+    "description": "the text of a variable where dslaunch runs, and what follows it",
+    "properties": {"env": {"type": "string"}, "append": {"type": ["string", "number", "boolean"]}},
+    "required": ["env"],
+    "additionalProperties": False,
+}
+SCALARS = ("string", "number", "integer", "boolean")
+
 
 def job() -> dict[str, Any]:
     from pydantic import TypeAdapter
 
-    schema = TypeAdapter(JobSpec).json_schema()
-    _soften(schema)
+    schema = _soften(TypeAdapter(JobSpec).json_schema())
+    schema["$defs"]["FromEnvironment"] = FROM_ENVIRONMENT
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dslaunch job file", **schema}
 
 
-def _soften(node: Any) -> None:
-    """What the reader also takes: numbers where text is meant, {env: NAME} for any value."""
-    if isinstance(node, dict):
-        node.pop("title", None) if isinstance(node.get("title"), str) else None
-        if node.get("type") == "string":
+def _soften(node: dict[str, Any]) -> dict[str, Any]:
+    """What the reader also takes: numbers where text is meant, blanks, {env: NAME} for any one value."""
+    node = {key: value for key, value in node.items() if key != "title"}
+    for key in ("$defs", "properties", "patternProperties"):
+        if key in node:
+            node[key] = {name: _soften(child) for name, child in node[key].items()}
+    if "properties" in node:
+        required = node.get("required", [])
+        node["properties"] = {
+            name: _blank(v) if name not in required else v for name, v in node["properties"].items()
+        }
+    if "patternProperties" in node:
+        node.setdefault("additionalProperties", False)
+    if isinstance(node.get("additionalProperties"), dict):
+        node["additionalProperties"] = _soften(node["additionalProperties"])
+    if "items" in node:
+        node["items"] = _soften(node["items"])
+    if "anyOf" in node:
+        choices = [choice for child in node["anyOf"] for choice in _soften(child).pop("anyOf", [_soften(child)])]
+        node["anyOf"] = [choice for i, choice in enumerate(choices) if choice not in choices[:i]]
+    if node.get("type") in SCALARS or "const" in node:
+        if node.get("type") == "string" and "enum" not in node and "const" not in node:
             node["type"] = ["string", "number", "boolean"]  # 1.10 and true are text where text is asked for
-        for child in node.values():
-            _soften(child)
-    elif isinstance(node, list):
-        for child in node:
-            _soften(child)
+        kept = {key: node.pop(key) for key in ("description", "default") if key in node}
+        return {"anyOf": [node, {"$ref": "#/$defs/FromEnvironment"}], **kept}
+    return node
+
+
+def _blank(node: dict[str, Any]) -> dict[str, Any]:
+    """`steps:` with nothing behind it means the default."""
+    kept = {key: node[key] for key in ("description", "default") if key in node}
+    rest = {key: value for key, value in node.items() if key not in kept}
+    choices = rest["anyOf"] if set(rest) == {"anyOf"} else [rest]
+    nothing = [] if {"type": "null"} in choices else [{"type": "null"}]
+    return {"anyOf": [*choices, *nothing], **kept} if rest else node

@@ -73,9 +73,9 @@ class Shape(Section):
     hidden: Annotated[int, Range(1, 1_000_000), Help("model width")]
     heads: Annotated[int, Range(1, 10_000), Help("attention heads")]
     vocab: Annotated[int, Range(2, 10**8), Help("vocabulary size")] = 256
-    kv_heads: Annotated[int | None, Help("key/value heads, fewer than heads for GQA")] = None
-    head_dim: Annotated[int | None, Help("width of one head; hidden / heads when absent")] = None
-    ffn: Annotated[int | None, Help("inner width of the MLP; 4 x hidden when absent")] = None
+    kv_heads: Annotated[Count | None, Help("key/value heads, fewer than heads for GQA")] = None
+    head_dim: Annotated[Count | None, Help("width of one head; hidden / heads when absent")] = None
+    ffn: Annotated[Count | None, Help("inner width of the MLP; 4 x hidden when absent")] = None
     gated: Annotated[bool, Help("gated MLP (SwiGLU): three matrices instead of two")] = False
     tied: Annotated[bool, Help("input and output embeddings share one matrix")] = True
     biases: Annotated[bool, Help("linear layers have biases, norms are LayerNorm")] = True
@@ -86,7 +86,7 @@ class Shape(Section):
 
 @dataclass(frozen=True)
 class Optimizer(Section):
-    type: Annotated[str, Help("a DeepSpeed optimizer: AdamW, Adam, Lamb, Lion, OneBitAdam, ...")] = "AdamW"
+    type: Annotated[Token, Help("a DeepSpeed optimizer: AdamW, Adam, Lamb, Lion, OneBitAdam, ...")] = "AdamW"
     lr: Annotated[float, Range(1e-12, 1e3), Help("learning rate at its peak")] = 1e-4
     betas: Annotated[tuple[float, ...] | None, Help("Adam's betas")] = None
     eps: Annotated[float | None, Help("added to the denominator")] = None
@@ -130,7 +130,7 @@ class Train(Section):
     command: Annotated[tuple[Argument, ...] | None, Help("any program, run once per rank")] = None
     args: Annotated[tuple[Argument, ...], Help("arguments, passed byte for byte")] = ()
     config_flag: Annotated[
-        str | None, Help("the flag that receives the DeepSpeed config's path; none leaves it out")
+        Line | None, Help("the flag that receives the DeepSpeed config's path; none leaves it out")
     ] = None
     workdir: Annotated[FilePath, Help("relative to the job file")] = "."
     global_batch: Annotated[Count | Auto, Help("samples per step over all ranks")] = "auto"
@@ -139,7 +139,7 @@ class Train(Section):
     seq_len: Annotated[Count, Help("tokens per sample")] = 1024
     steps: Annotated[Count, Help("optimizer steps in the whole run")] = 1000
     precision: Annotated[Literal["auto", "bf16", "fp16", "fp32"], Help("auto: bf16 where the GPU has it")] = "auto"
-    optimizer: Annotated[Optimizer | str, Help("a name, or a section")] = field(default_factory=Optimizer)
+    optimizer: Annotated[Optimizer | Token, Help("a name, or a section")] = field(default_factory=Optimizer)
     lr_schedule: LrSchedule = field(default_factory=LrSchedule)
     gradient_clipping: Annotated[float, Range(0, 1e6), Help("largest gradient norm; 0 switches it off")] = 1.0
     zero: Annotated[Annotated[int, Range(0, 3)] | Auto, Help("ZeRO stage; auto takes the lowest that fits")] = "auto"
@@ -278,7 +278,7 @@ class JobSpec(Section):
 
     name: Annotated[Name, Help("names the run, the Slurm job and the pods")]
     model: Annotated[
-        Union[str, Shape],  # noqa: UP007 - read at run time on 3.10
+        Union[FilePath, Shape],  # noqa: UP007 - read at run time on 3.10
         Help("a preset (`dslaunch presets`), a path to a Hugging Face config.json, or a shape"),
     ]
     train: Train = field(default_factory=Train)
@@ -370,7 +370,7 @@ def load(
         root = yamldoc.merge(root, layer)
     if isinstance(root, yamldoc.Table):  # what is missing is missing from the job file
         root = yamldoc.Table(root.entries, root.keys, job.mark)
-    root = yamldoc.from_environment(root, environ or {}, problems)
+    root = yamldoc.from_environment(root, environ or {}, problems, kind=JobSpec, secret=SECRET_NAME.regex)
     try:
         spec = yamldoc.read(root, JobSpec)
     except UserError as error:
@@ -396,6 +396,8 @@ def _contradictions(spec: JobSpec) -> list[Problem]:
                 at=("train", programs[1]),
             )
         )
+    if spec.train.command == ():
+        found.append(Problem("command is an empty list: nothing would run", at=("train", "command")))
     if spec.train.args and spec.train.command:
         found.append(Problem("args belong to script or module; a command holds its own", at=("train", "args")))
     resources = spec.resources
@@ -423,6 +425,12 @@ def _contradictions(spec: JobSpec) -> list[Problem]:
             found.append(Problem(f"module `{module}` begins with a dash", at=("modules", index)))
     for key, value in spec.env.items():
         found += _env_problems(key, value)
+    for where, words in (("args", spec.train.args), ("command", spec.train.command or ())):
+        for index, word in enumerate(words):
+            if SECRET_VALUE.regex.fullmatch(word):
+                message = "this looks like a secret, and command lines are written to files and seen by everybody"
+                hint = "secrets: {NAME: {from_env: NAME}} hands it over in a variable"
+                found.append(Problem(message, hint, ("train", where, index)))
     for key, secret in spec.secrets.items():
         at: Path = ("secrets", key)
         if key in spec.env:
@@ -449,6 +457,13 @@ NOT_YOURS = {
     "BASHOPTS": "it changes how the script itself is read",
     "IFS": "it changes how the script itself is read",
     "PS4": "bash expands it as a command line",
+    **dict.fromkeys(["UID", "EUID", "PPID"], "bash refuses to change it"),
+    **dict.fromkeys(
+        """RANDOM SRANDOM SECONDS LINENO EPOCHSECONDS EPOCHREALTIME PIPESTATUS FUNCNAME GROUPS DIRSTACK HISTCMD
+        OPTIND SHLVL PWD OLDPWD BASHPID EXECIGNORE _""".split(),
+        "bash gives it a value or a meaning of its own",
+    ),
+    **dict.fromkeys(["here", "logs", "value"], "node.sh itself uses it"),
     "RANK": "the launcher sets it on every rank",
     "LOCAL_RANK": "the launcher sets it on every rank",
     "WORLD_SIZE": "the launcher sets it on every rank",
@@ -461,6 +476,7 @@ NOT_YOUR_PREFIXES = {
     "SBATCH_": "sbatch reads it as an option",
     "SRUN_": "srun reads it as an option",
     "BASH_FUNC_": "bash takes it for a function",
+    "BASH_": "bash gives it a value or a meaning of its own",
     "PET_": "torchrun reads it as an option",
     "TORCHELASTIC_": "torchrun sets it",
     "DSLAUNCH_": "dslaunch sets it",

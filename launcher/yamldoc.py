@@ -33,7 +33,7 @@ INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)\Z")
 NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 LEADING_ZERO = re.compile(r"[-+]?0o?[0-9]+\Z")
 NOT_FINITE = re.compile(r"[-+]?\.?(nan|inf|infinity)\Z", re.IGNORECASE)
-YAML_11_BOOL = re.compile(r"(y|n|yes|no|on|off)\Z", re.IGNORECASE)
+FORBIDDEN = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # by YAML 1.2
 
 
 class Matches:
@@ -100,7 +100,7 @@ class Scalar:
             return None
         if self.raw in TRUE or self.raw in FALSE:
             return self.raw in TRUE
-        if INTEGER.match(self.raw):
+        if INTEGER.match(self.raw) and len(self.raw) < 400:  # Python refuses to read thousands of digits
             return int(self.raw)
         if NUMBER.match(self.raw) and not LEADING_ZERO.match(self.raw):
             return float(self.raw)
@@ -141,7 +141,10 @@ def read_bytes(path: str) -> bytes:
             raise UserError(Problem(f"{path} is {kind}, not a file", where=path))
         if info.st_size > MAX_BYTES:
             raise UserError(Problem(f"{path} has {info.st_size:,} bytes; a job file has 1 MiB at most", where=path))
-        return file.read(MAX_BYTES + 1)
+        data = file.read(MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:  # it grew, or is one of those that say 0
+            raise UserError(Problem(f"{path} is larger than 1 MiB", where=path))
+        return data
 
 
 def decode(data: bytes, *, name: str) -> str:
@@ -154,22 +157,19 @@ def decode(data: bytes, *, name: str) -> str:
                 where=f"{name}:1:1",
             )
         )
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    mark = b"\xef\xbb\xbf"
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            Problem(
-                f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8",
-                hint="save the file as UTF-8",
-                where=f"{name}:{line}:1",
-            )
-        ) from None
-    if "\0" in text:
-        at = text.index("\0")
-        raise UserError(Problem(f"NUL at character {at}", where=f"{name}:{text.count(chr(10), 0, at) + 1}:1"))
-    return text
+        what, at = f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8", error.start
+    else:
+        at = data.find(b"\0")
+        if at < 0:
+            return text.removeprefix("\ufeff")
+        what = f"byte {at} is NUL, which no text holds"
+    before = data[:at].removeprefix(mark).decode("utf-8")
+    place = f"{name}:{before.count(chr(10)) + 1}:{len(before.rpartition(chr(10))[2]) + 1}"
+    raise UserError(Problem(what, hint="save the file as UTF-8", where=place))
 
 
 def parse(text: str, *, name: str) -> Node:
@@ -183,8 +183,13 @@ def parse(text: str, *, name: str) -> Node:
             builder.take(event)
     except yaml.MarkedYAMLError as error:
         raise UserError(_syntax(error, text, name)) from None
-    except yaml.YAMLError as error:  # a character YAML does not allow
-        raise UserError(Problem(f"not YAML: {' '.join(str(error).split())}", where=name)) from None
+    except yaml.YAMLError:  # a character YAML does not allow
+        at = FORBIDDEN.search(text)
+        line = text.count("\n", 0, at.start()) + 1 if at else 0
+        column = len(text[: at.start()].rpartition("\n")[2]) + 1 if at else 0
+        character = f"U+{ord(at[0]):04X}" if at else "a character"
+        problem = Problem(f"not YAML: {character} may not stand in it", where=str(Mark(name, line, column)))
+        raise UserError(problem) from None
     if builder.problems:
         raise UserError(*builder.problems)
     if builder.root is None:
@@ -266,7 +271,7 @@ class _Builder:
                 self.refuse("merge key <<: not read", key.mark, "write the keys where they are used")
             elif key.raw in container.entries:
                 first = container.keys[key.raw]
-                self.refuse(f"`{key.raw}` stands twice: first in line {first.line}", key.mark, "keep one")
+                self.refuse(f"`{_short(key.raw)}` stands twice: first in line {first.line}", key.mark, "keep one")
             else:
                 container.entries[key.raw] = node
                 container.keys[key.raw] = key.mark
@@ -282,7 +287,8 @@ def merge(under: Node, over: Node) -> Node:
         for key, node in over.entries.items():
             entries[key] = merge(entries[key], node) if key in entries else node
         return Table(entries, keys, over.mark)
-    return over
+    blank = isinstance(over, Scalar) and over.empty
+    return under if blank and isinstance(under, Table) else over  # `slurm:` with nothing under it says nothing
 
 
 def assignment(text: str) -> Node:
@@ -292,7 +298,9 @@ def assignment(text: str) -> Node:
     if not equals or not all(parts):
         raise UserError(Problem(f"--set {text}: expected a.b=value", hint="for example --set train.steps=20"))
     mark = Mark(f"--set {path}")
-    node = _remark(parse(value, name=str(mark)) if value else Scalar("", True, mark), mark)
+    if _not_text(text):
+        raise UserError(Problem("the value is not UTF-8", where=f"--set {ascii(path)[1:-1]}"))
+    node = _remark(parse(value, name=str(mark)) if value.strip() else Scalar("", True, mark), mark)
     for key in reversed(parts):
         node = Table({key: node}, {key: mark}, mark)
     return node
@@ -306,32 +314,68 @@ def _remark(node: Node, mark: Mark) -> Node:
     return Table({k: _remark(v, mark) for k, v in node.entries.items()}, dict.fromkeys(node.keys, mark), mark)
 
 
-def from_environment(node: Node, environ: Mapping[str, str], problems: list[Problem], *, depth: int = 0) -> Node:
-    """`{env: SCRATCH}` and `{env: SCRATCH, append: /runs}` replaced by text; nothing else expands."""
+def from_environment(
+    node: Node, environ: Mapping[str, str], problems: list[Problem], *, kind: Any, secret: re.Pattern[str]
+) -> Node:
+    """`{env: SCRATCH}` and `{env: SCRATCH, append: /runs}` replaced by text; nothing else expands.
+
+    `kind` is what the node will be read as: where keys are the user's own, {env: prod} is a label.
+    """
     if isinstance(node, Scalar):
         return node
+    kinds = list(_choices(kind))
     if isinstance(node, Sequence):
-        items = [from_environment(item, environ, problems, depth=depth + 1) for item in node.items]
+        item_kind = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple), Any)
+        items = [from_environment(item, environ, problems, kind=item_kind, secret=secret) for item in node.items]
         return Sequence(items, node.mark)
-    # a whole section is never a reference: `env:` may set a variable that is called env
-    if depth > 1 and "env" in node.entries and set(node.entries) <= {"env", "append"}:
-        name, tail = node.entries["env"], node.entries.get("append", Scalar("", False, node.mark))
-        if isinstance(name, Scalar) and isinstance(tail, Scalar):
-            if name.raw in environ:
-                text = environ[name.raw] + tail.raw
-                return Scalar(text, bool(text), node.mark)  # plain: a number stays a number
-            problems.append(
-                Problem(
-                    f"the environment has no variable {name.raw}",
-                    hint=f"export {name.raw}=... before dslaunch, or write the value here",
-                    where=str(name.mark),
-                )
-            )
-            return Scalar("", False, node.mark)
+    section = next((kind for kind in kinds if is_dataclass(kind)), None)
+    known: dict[str, Any] = hints(section) if section else {}  # type: ignore[arg-type]
+    own = next((get_args(kind)[1] for kind in kinds if get_origin(kind) is dict), None)
+    if own is None and "env" not in known and "env" in node.entries and set(node.entries) <= {"env", "append"}:
+        return _looked_up(node, environ, problems, secret=secret)
     entries = {
-        key: from_environment(child, environ, problems, depth=depth + 1) for key, child in node.entries.items()
+        key: from_environment(child, environ, problems, kind=own or known.get(key, Any), secret=secret)
+        for key, child in node.entries.items()
     }
     return Table(entries, node.keys, node.mark)
+
+
+def _looked_up(
+    node: Table, environ: Mapping[str, str], problems: list[Problem], *, secret: re.Pattern[str]
+) -> Scalar:
+    name, tail = node.entries["env"], node.entries.get("append", Scalar("", False, node.mark))
+    hint = ""
+    if not isinstance(name, Scalar) or not isinstance(tail, Scalar) or name.empty:
+        problem, hint = "env names one variable, append is one text", "{env: SCRATCH, append: /runs}"
+    elif secret.fullmatch(name.raw):
+        problem = f"{_short(name.raw)} looks like a secret, and this value is written to files"
+        hint = f"secrets: {{{_short(name.raw)}: {{from_env: {_short(name.raw)}}}}}"
+    elif name.raw not in environ:
+        problem = f"the environment has no variable {_short(name.raw)}"
+        hint = f"export {_short(name.raw)}=... before dslaunch, or write the value here"
+    elif _not_text(environ[name.raw]):
+        problem = f"the variable {_short(name.raw)} is not UTF-8"
+    else:
+        text = environ[name.raw] + ("" if tail.empty else tail.raw)
+        return Scalar(text, text not in NULLS, node.mark)  # plain: a number stays a number
+    problems.append(Problem(problem, hint=hint, where=str(name.mark)))
+    return Scalar("", False, node.mark)
+
+
+def _not_text(value: str) -> bool:
+    """Bytes that were no UTF-8 reach Python as lone surrogates."""
+    return any("\ud800" <= character <= "\udfff" for character in value)
+
+
+def _choices(kind: Any) -> Iterable[Any]:
+    """The types behind Annotated and Union."""
+    if get_origin(kind) is Annotated:
+        yield from _choices(get_args(kind)[0])
+    elif get_origin(kind) in (Union, types.UnionType):
+        for choice in get_args(kind):
+            yield from _choices(choice)
+    else:
+        yield kind
 
 
 def place(root: Node, at: Path) -> Mark:
@@ -395,7 +439,7 @@ class _Reader:
     def read(self, node: Node, kind: Any) -> Any:
         origin = get_origin(kind)
         if kind is Any:
-            return plain(node)
+            return self.anything(node)
         if origin is Annotated:
             base, *limits = get_args(kind)
             value = self.read(node, base)
@@ -409,6 +453,16 @@ class _Reader:
         if origin is tuple:
             return self.sequence(node, get_args(kind)[0])
         return self.scalar(node, kind)
+
+    def anything(self, node: Node) -> Any:
+        if isinstance(node, Sequence):
+            return [self.anything(item) for item in node.items]
+        if isinstance(node, Table):
+            return {key: self.anything(child) for key, child in node.entries.items()}
+        value = node.value()
+        if isinstance(value, float) and not math.isfinite(value):
+            return self.refuse(f"expected a finite number, found `{_short(node.raw)}`", node.mark)
+        return value
 
     def union(self, node: Node, choices: tuple[Any, ...]) -> Any:
         if isinstance(node, Scalar) and node.empty and types.NoneType in choices:
@@ -444,11 +498,13 @@ class _Reader:
         values: dict[str, Any] = {}
         for key, child in node.entries.items():
             if key in known:
-                if isinstance(child, Scalar) and child.empty and known[key].default is not MISSING:
+                field = known[key]
+                optional = field.default is not MISSING or field.default_factory is not MISSING
+                if isinstance(child, Scalar) and child.empty and optional:
                     continue  # `steps:` left blank means the default
                 values[key] = self.read(child, hints(kind)[key])
             else:
-                self.refuse(f"unknown key `{key}`", node.keys[key], suggest(key, known))
+                self.refuse(f"unknown key `{_short(key)}`", node.keys[key], suggest(key, known))
         for name, field in known.items():
             if name not in node.entries and field.default is MISSING and field.default_factory is MISSING:
                 self.refuse(f"`{name}` is missing", node.mark, f"add `{name}:` here")
@@ -483,7 +539,7 @@ class _Reader:
             options = [str(option) for option in get_args(kind)]
             if raw in options:
                 return get_args(kind)[options.index(raw)]
-            return self.refuse(f"expected {_say((kind,))}, found `{raw}`", node.mark, suggest(raw, options))
+            return self.refuse(f"expected {_say((kind,))}, found `{_short(raw)}`", node.mark, suggest(raw, options))
         if node.empty:
             return self.refuse(f"expected {_say((kind,))}, found nothing", node.mark)
         if kind is str:
@@ -493,17 +549,17 @@ class _Reader:
             if isinstance(value, bool):
                 return value
             hint = "write true or false" + (", without quotes" if not node.plain else "")
-            return self.refuse(f"expected true or false, found `{raw}`", node.mark, hint)
+            return self.refuse(f"expected true or false, found `{_short(raw)}`", node.mark, hint)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             if kind is float:
                 value = float(value)
                 if math.isfinite(value):
                     return value
-                return self.refuse(f"expected a finite number, found `{raw}`", node.mark)
+                return self.refuse(f"expected a finite number, found `{_short(raw)}`", node.mark)
             if abs(value) < 2**63 and int(value) == value:  # 5e8 is a fine bucket size
                 return int(value)
-            return self.refuse(f"expected a whole number below 2^63, found `{raw}`", node.mark)
-        return self.refuse(f"expected {_say((kind,))}, found `{raw}`", node.mark, _number_hint(node))
+            return self.refuse(f"expected a whole number below 2^63, found `{_short(raw)}`", node.mark)
+        return self.refuse(f"expected {_say((kind,))}, found `{_short(raw)}`", node.mark, _number_hint(node))
 
     def check(self, value: Any, limits: Iterable[Any], node: Node) -> Any:
         for limit in limits:
@@ -575,9 +631,10 @@ def _short(text: Any) -> str:
 def suggest(word: str, known: Iterable[str]) -> str:
     """`did you mean ...?` for a slip of a letter or two; otherwise what there is."""
     known = list(known)
-    close = difflib.get_close_matches(word.replace("-", "_"), known, n=1, cutoff=0.75)
+    alike = {name.lower().replace("-", "_"): name for name in known}
+    close = difflib.get_close_matches(word[:100].lower().replace("-", "_"), alike, n=1, cutoff=0.75)
     if close:
-        return f"did you mean `{close[0]}`?"
+        return f"did you mean `{alike[close[0]]}`?"
     return f"known here: {', '.join(known)}" if len(known) <= 40 else ""
 
 

@@ -4,6 +4,10 @@ import pytest
 import slurm_cluster
 
 
+def pytest_addoption(parser):
+    parser.addoption("--bless", action="store_true", help="write the gallery's rendered files; then read the diff")
+
+
 def _slurm(name, **options):
     if reason := slurm_cluster.why_not():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)

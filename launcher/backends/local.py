@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ SCRIPT = """\
 # {name}: {nodes} nodes on this machine, each a process tree of its own. The first failure ends all.
 set -uo pipefail
 run=$(cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")" && pwd)
+attempt=0
 export MASTER_ADDR=127.0.0.1
 MASTER_PORT=$(python3 "$run/node/port.py" "$(basename -- "$run")" 0) || exit 69
 export MASTER_PORT
@@ -51,7 +54,7 @@ while ((${{#pids[@]}})); do
   ((deadline && SECONDS > deadline)) && tell KILL
   sleep 0.2
 done
-{end}echo "$rc" >"$run/exit-code"
+{first}{end}echo "$rc" >"$run/exit-code"
 exit "$rc"
 """
 
@@ -71,6 +74,7 @@ def render(plan: Plan) -> Bundle:
         name=spec.name,
         nodes=spec.resources.nodes,
         stopped=75,
+        first=bundles.FIRST_FAILURE,
         end='rm -rf -- "$run/secrets"\n' if spec.secrets else "",
     )
     port = File("node/port.py", (bundles.NODE / "port.py").read_text(encoding="utf-8"))
@@ -79,7 +83,10 @@ def render(plan: Plan) -> Bundle:
 
 def submit(folder: Path, plan: Plan, run: Run) -> str:
     """ "PID:START", so that a pid used again by somebody else is not taken for ours."""
-    pid = spawn(["bash", str(folder / ENTRY)], log=str(folder / "logs" / "local.out"), cwd=str(folder))
+    env = dict(os.environ)
+    if importlib.util.find_spec("torch"):  # .venv/bin/dslaunch without an activated venv trains with that venv
+        env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
+    pid = spawn(["bash", str(folder / ENTRY)], log=str(folder / "logs" / "local.out"), cwd=str(folder), env=env)
     return f"{pid}:{_started(pid) or ''}"
 
 

@@ -132,6 +132,7 @@ def _script(plan: Plan) -> str:
 HEAD = """\
 set -uo pipefail
 run=$PWD  # the run directory: sbatch --chdir
+rm -f -- "$run/exit-code"  # an earlier attempt's
 attempt=${{SLURM_RESTART_COUNT:-0}}
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 if ((${{#hosts[@]}} < {nodes})); then
@@ -141,6 +142,7 @@ fi"""
 
 SPARES = """
 # {spares} spare: a node that cannot see the run directory{gpus} is left out
+# shellcheck disable=SC2016  # every task expands this for itself
 mapfile -t healthy < <(timeout 120 \\
   srun --nodes={all} --ntasks={all} --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0 \\
   bash -c '[ -r "$1/node.sh" ]{test} && echo "$SLURMD_NODENAME"' check "$run")
@@ -166,6 +168,7 @@ if [ -n "${{SLURM_CPUS_PER_TASK:-}}" ]; then
 fi
 
 # one task ends in failure -> Slurm ends the others: a dead rank would leave them waiting
+# shellcheck disable=SC2016  # every task expands this for itself
 srun {srun} \\
   bash -c '{exports} exec bash "$0/node.sh"' "$run" &
 step=$!
@@ -179,7 +182,7 @@ while :; do
   rc=$?
   ((signalled)) || break
 done
-echo "$rc" >"$run/exit-code"
+{first}echo "$rc" >"$run/exit-code"
 {end}exit "$rc\""""
 
 
@@ -215,7 +218,12 @@ def _body(plan: Plan) -> str:
     if spec.secrets:
         end += 'rm -rf -- "$run/secrets"\n'
     return text + TAIL.format(
-        nodes=nodes, per_node=per_node, srun=" \\\n  ".join(_lines(words)), exports=exports, end=end
+        nodes=nodes,
+        per_node=per_node,
+        first=bundles.FIRST_FAILURE,
+        srun=" \\\n  ".join(_lines(words)),
+        exports=exports,
+        end=end,
     )
 
 

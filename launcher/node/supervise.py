@@ -743,6 +743,10 @@ def conclude(options: Options, where: Place, result: Verdict, *, started: float,
         "attempt": count,
     }
     write_json(os.path.join(options.logs, f"{where.name}.json"), value)
+    if result.first and result.code != STOPPED_EARLY and not result.signalled:
+        # srun tells the highest exit code of all nodes, which is that of a node it ended itself
+        with contextlib.suppress(OSError), open(os.path.join(options.logs, f"first-failure-{count}"), "x") as file:
+            file.write(f"{result.code}\n")
 
 
 def supervise(options: Options, where: Place, env: Mapping[str, str]) -> Verdict:

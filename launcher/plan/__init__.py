@@ -107,7 +107,7 @@ class _Maker:
         self.decide("ranks", spec.world, f"{self.resources.nodes} nodes x {spec.per_node} {unit}")
         precision = self._precision(gpu)
         fitting = self.gather(self._fit, model.shape, count, gpu, precision, replicas)
-        stage, recompute, largest = fitting or (0, False, 1)
+        stage, recompute, largest = fitting or (self._stages()[-1], False, 1)
         batch = self.gather(
             batches.solve,
             train.global_batch,
@@ -127,8 +127,8 @@ class _Maker:
         )
         self._judge(config)
         self._trainer(model.shape)
-        if batch is not None:
-            self._check_raw(config, batch)
+        if batch is not None and fitting is not None:
+            self._check_raw(config, batch, stage=stage, precision=precision)
         if self.problems:
             raise UserError(*self.problems)
         assert batch is not None
@@ -185,6 +185,9 @@ class _Maker:
                         at=("model", "hidden"),
                     )
                 )
+            if asked.kv_heads and asked.heads % asked.kv_heads:
+                message = f"heads {asked.heads} is not a multiple of kv_heads {asked.kv_heads}"
+                raise UserError(Problem(message, at=("model", "kv_heads")))
             return facts.Model("custom shape", asked, "the job file")
         return facts.model(asked, config_json=self.config_json)
 
@@ -273,8 +276,8 @@ class _Maker:
                         at=("resources", "gpus_per_node"),
                     )
                 )
-            stage = 0 if train.zero == "auto" else train.zero
-            why = "from the job file" if train.zero != "auto" else "CPU: memory is no limit here, 0 sends the least"
+            stage = self._stages()[0] if train.zero == "auto" else train.zero
+            why = "from the job file" if train.zero != "auto" else "memory is no limit here, and it sends the least"
             self.decide("zero stage", stage, why)
             recompute = train.activation_checkpointing is True
             self.decide("activation checkpointing", recompute, "from the job file" if recompute else "not asked for")
@@ -292,7 +295,7 @@ class _Maker:
         for stage in stages:
             for recompute in recomputes:
                 if at(stage, recompute, micro).fits(gpu.memory):
-                    self._say_fit(stage, recompute, at(stage, recompute, micro), gpu)
+                    self._say_fit(stage, recompute, at(stage, recompute, micro), gpu, micro)
                     largest = micro
                     while train.micro_batch == "auto" and largest < LARGEST_MICRO:
                         if not at(stage, recompute, largest * 2).fits(gpu.memory):
@@ -339,8 +342,8 @@ class _Maker:
         ways.append("more nodes")
         return ", then ".join(ways)
 
-    def _say_fit(self, stage: int, recompute: bool, estimate: memory.Estimate, gpu: facts.Gpu) -> None:
-        size = f"about {estimate.total:.0f} of {gpu.memory:.0f} GiB per GPU at micro-batch 1"
+    def _say_fit(self, stage: int, recompute: bool, estimate: memory.Estimate, gpu: facts.Gpu, micro: int) -> None:
+        size = f"about {estimate.total:.0f} of {gpu.memory:.0f} GiB per GPU at micro-batch {micro}"
         why = "from the job file" if self.train.zero != "auto" else "the lowest stage that fits"
         self.decide("zero stage", stage, f"{why}; {size}")
         if self.train.activation_checkpointing != "auto":
@@ -362,22 +365,26 @@ class _Maker:
         self.problems += problems
         self.notes += notes
 
-    def _check_raw(self, config: dict[str, Any], batch: batches.Batch) -> None:
-        """Raw keys may not contradict the batch that was solved."""
-        solved = {
-            "train_batch_size": batch.total,
-            "train_micro_batch_size_per_gpu": batch.micro,
-            "gradient_accumulation_steps": batch.accumulation,
-        }
-        for key, value in solved.items():
-            if config[key] != value:
-                self.problems.append(
-                    Problem(
-                        f"deepspeed.{key} {config[key]} contradicts the plan's {value}",
-                        hint="use train.global_batch, micro_batch and gradient_accumulation",
-                        at=("train", "deepspeed", key),
-                    )
-                )
+    def _check_raw(self, config: dict[str, Any], batch: batches.Batch, *, stage: int, precision: str) -> None:
+        """Raw keys may not contradict what was planned."""
+        batch_hint = "use train.global_batch, micro_batch and gradient_accumulation"
+        planned: tuple[tuple[tuple[str, ...], object, str], ...] = (
+            (("train_batch_size",), batch.total, batch_hint),
+            (("train_micro_batch_size_per_gpu",), batch.micro, batch_hint),
+            (("gradient_accumulation_steps",), batch.accumulation, batch_hint),
+            (("zero_optimization", "stage"), stage, "use train.zero"),
+            (("optimizer", "type"), self.train.optimizer_section.type, "use train.optimizer"),
+            (("bf16", "enabled"), precision == "bf16", "use train.precision"),
+            (("bfloat16", "enabled"), precision == "bf16", "use train.precision"),
+            (("fp16", "enabled"), precision == "fp16", "use train.precision"),
+        )
+        for path, value, hint in planned:
+            found: Any = config
+            for key in path:
+                found = found.get(key, value) if isinstance(found, dict) else value
+            if found != value:
+                message = f"deepspeed.{'.'.join(path)} {found} contradicts the plan's {value}"
+                self.problems.append(Problem(message, hint, ("train", "deepspeed", *path)))
 
     def _trainer(self, shape: Shape) -> None:
         """The reference trainer is a GPT without tensor or pipeline parallelism."""
@@ -393,13 +400,12 @@ class _Maker:
 
     def _say_optimizer(self, config: dict[str, Any]) -> None:
         asked = self.train.optimizer_section
+        params = config["optimizer"]["params"]
         row = facts.optimizers().get(config["optimizer"]["type"])
         if row and row.onebit:
-            freeze = config["optimizer"]["params"].get("freeze_step") or config["optimizer"]["params"].get(
-                "var_freeze_step"
-            )
+            freeze = params.get("freeze_step") or params.get("var_freeze_step")
             why = f"plain Adam until step {freeze}, then compressed; needs cupy on the nodes"
-        elif config["optimizer"]["params"].get("torch_adam"):
+        elif params.get("torch_adam"):
             why = "torch's own implementation: nothing to compile on the nodes"
         else:
             why = "from the job file" if asked != type(asked)() else "the usual choice"

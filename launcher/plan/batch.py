@@ -30,10 +30,9 @@ def solve(total: Given, micro: Given, accumulation: Given, *, replicas: int, lar
         passes = 1 if accumulation == "auto" else accumulation
         return Batch(known_micro * passes * replicas, known_micro, passes, replicas)
     if micro != "auto":
+        if accumulation != "auto" and total != micro * accumulation * replicas:
+            raise UserError(_mismatch(total, micro, accumulation, replicas))
         passes = _divide(total, micro * replicas, f"{_replicas(replicas)} x micro_batch {micro}")
-        if accumulation not in ("auto", passes):
-            assert isinstance(accumulation, int)
-            raise UserError(_mismatch(total, micro, accumulation, replicas, passes))
         return Batch(total, micro, passes, replicas)
     if accumulation != "auto":
         known_micro = _divide(total, accumulation * replicas, f"{_replicas(replicas)} x accumulation {accumulation}")
@@ -66,11 +65,13 @@ def _divide(total: int, step: int, says: str) -> int:
     )
 
 
-def _mismatch(total: int, micro: int, accumulation: int, replicas: int, passes: int) -> Problem:
+def _mismatch(total: int, micro: int, accumulation: int, replicas: int) -> Problem:
     product = micro * accumulation * replicas
+    passes, rest = divmod(total, micro * replicas)
+    other = "" if rest else f" or gradient_accumulation: {passes}"
     return Problem(
         f"global_batch {total} is not micro_batch {micro} x accumulation {accumulation} x "
         f"{_replicas(replicas)} = {product}",
-        hint=f"gradient_accumulation: {passes} or global_batch: {product}; or leave one of the three out",
+        hint=f"global_batch: {product}{other}; or leave one of the three out",
         at=AT,
     )

@@ -39,7 +39,8 @@ class Situation:
 
     @property
     def optimizer(self) -> str:
-        return str(self.config.get("optimizer", {}).get("type", ""))
+        section = self.config.get("optimizer")
+        return str(section.get("type", "")) if isinstance(section, dict) else ""
 
     @property
     def row(self) -> facts.OptimizerRow | None:
@@ -50,7 +51,8 @@ class Situation:
 
     @property
     def params(self) -> dict[str, Any]:
-        params = self.config.get("optimizer", {}).get("params", {})
+        section = self.config.get("optimizer")
+        params = section.get("params") if isinstance(section, dict) else None
         return params if isinstance(params, dict) else {}
 
     def on(self, section: str) -> bool:
@@ -183,6 +185,16 @@ def offload_is_not_ignored(s: Situation) -> Found:
             yield True, f"{what} to NVMe needs a directory", "train.offload.nvme_path: /local_nvme", at
 
 
+def onebit_resume(s: Situation) -> Found:
+    if s.row and s.row.name == "OneBitAdam":
+        yield (
+            False,
+            "DeepSpeed 0.19.6 does not restore OneBitAdam's `initialize` flag: replicas differ after a resume",
+            "the reference trainer sets it (carry_on in train_gpt.py); a script of your own has to as well",
+            OPTIMIZER,
+        )
+
+
 def pipeline_and_zero(s: Situation) -> Found:
     if s.pipeline > 1 and s.stage >= 2:
         yield (
@@ -211,7 +223,8 @@ def params_are_known(s: Situation) -> Found:
             "train.gradient_clipping",
             (*OPTIMIZER, "params", "max_grad_norm"),
         )
-    if s.row and s.row.onebit and float(s.config.get("gradient_clipping", 0)) > 0:
+    clipping = s.config.get("gradient_clipping", 0)
+    if s.row and s.row.onebit and isinstance(clipping, (int, float)) and clipping > 0:
         yield (
             False,
             "gradient clipping has next to no effect in the compressed stage",
@@ -263,9 +276,54 @@ def keys_are_known(s: Situation) -> Found:
             )
 
 
-OPTIMIZER: Path = ("train", "optimizer")
+def keys_are_not_removed(s: Situation) -> Found:
+    sections: tuple[tuple[Path, dict[str, Any], dict[str, str]], ...] = (
+        ((), s.config, REMOVED),
+        (("zero_optimization",), s.zero, REMOVED_FROM_ZERO),
+    )
+    for path, section, removed in sections:
+        for key in section:
+            if key in removed and not (s.deepspeed and facts.version(s.deepspeed) < facts.version(removed[key])):
+                which = f"DeepSpeed {s.deepspeed}" if s.deepspeed else "the newest DeepSpeed"
+                yield (
+                    True,
+                    f"`{key}` left DeepSpeed in {removed[key]}, and {which} refuses to start with it",
+                    f"leave it out, or pin an older release on the nodes: environment.deepspeed: {NEWEST_ONEBIT}",
+                    ("train", "deepspeed", *path, key),
+                )
 
-# Top-level keys that DeepSpeed 0.19.8 reads (runtime/config.py, runtime/constants.py).
+
+def sections_are_sections(s: Situation) -> Found:
+    for key in sorted(SECTIONS & set(s.config)):
+        if not isinstance(s.config[key], dict):
+            yield (
+                True,
+                f"{key} is a section with keys, not `{s.config[key]!r}`",
+                "leave it out, or write the keys below it",
+                ("train", "deepspeed", key),
+            )
+
+
+OPTIMIZER: Path = ("train", "optimizer")
+SECTIONS = frozenset(
+    "optimizer scheduler zero_optimization bf16 bfloat16 fp16 activation_checkpointing aio flops_profiler".split()
+)
+
+# Keys that a release began to refuse (_REMOVED_TOP_LEVEL_CONFIG_KEYS in runtime/config.py of 0.19.7 and 0.19.8).
+REMOVED = {
+    **dict.fromkeys("nebula compression_training quantize_training sparse_attention".split(), "0.19.7"),
+    **dict.fromkeys(
+        "amp sparse_gradients eigenvalue elasticity graph_harvesting curriculum_learning "
+        "progressive_layer_drop".split(),
+        "0.19.8",
+    ),
+}
+REMOVED_FROM_ZERO = {
+    **dict.fromkeys("mics_shard_size mics_hierarchical_params_gather".split(), "0.19.7"),
+    "zeropp_loco_param": "0.19.8",
+}
+
+# Top-level keys that DeepSpeed 0.19.6 to 0.19.8 read (runtime/config.py, runtime/constants.py).
 TOP_LEVEL = frozenset(
     """activation_checkpointing aio amp autotuning bf16 bfloat16 checkpoint comet comms_logger
     communication_data_type compile compression_training csv_monitor curriculum_learning data_efficiency
@@ -273,7 +331,8 @@ TOP_LEVEL = frozenset(
     elasticity expert_parallel flops_profiler fp16 gradient_accumulation_steps gradient_allreduce_op
     gradient_clipping gradient_predivide_factor graph_harvesting hybrid_engine log_level
     managed_gradient_accumulation memory_breakdown nebula optimizer pipeline prescale_gradients
-    progressive_layer_drop quantize_training scheduler seq_parallel_communication_data_type sparse_attention
+    progressive_layer_drop quantize_training scheduler seq_parallel_communication_data_type
+    sequence_parallel_size sparse_attention
     sparse_gradients steps_per_print tensor_parallel tensorboard timers torch_autocast train_batch_size
     train_micro_batch_size_per_gpu use_data_before_expert_parallelism vocabulary_size wall_clock_breakdown
     wandb weight_quantization zero_allow_untested_optimizer zero_force_ds_cpu_optimizer
@@ -290,11 +349,14 @@ REPLACED = {
 
 RULES: tuple[Callable[[Situation], Found], ...] = (
     keys_are_known,
+    keys_are_not_removed,
+    sections_are_sections,
     optimizer_is_known,
     onebit_needs_an_old_deepspeed,
     optimizer_accepts_the_stage,
     optimizer_runs_here,
     freeze_step_lies_within_the_run,
+    onebit_resume,
     precision_is_one,
     offload_is_not_ignored,
     pipeline_and_zero,

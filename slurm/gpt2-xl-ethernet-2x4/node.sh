@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# gpt2-xl-ethernet-2x4: runs once on every node, with NODE_RANK, MASTER_ADDR and MASTER_PORT set.
+# gpt2-xl: 1,557,611,200 parameters, ZeRO-1, bf16, 2 x 4 ranks,
+# batch 256 = 16 x 2 x 8.
+set -eo pipefail
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+logs=${DSLAUNCH_LOGS:-"$here/logs"}
+mkdir -p -- "$logs"
+
+# --- environment
+export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=3  # a dead peer ends this rank instead of leaving it to hang
+export TORCH_FR_BUFFER_SIZE=2000  # flight recorder on: a time-out says which rank never came
+export TORCH_NCCL_DUMP_ON_TIMEOUT=1  # the flight recorder is written when a collective times out
+export NCCL_IB_DISABLE=1  # no RDMA here: NCCL does not look for it, and a half-configured port cannot be picked
+export NCCL_SOCKET_NTHREADS=4  # one TCP stream does not fill 25 Gbit/s and more
+export NCCL_NSOCKS_PERTHREAD=4  # 4 x 4 streams; NCCL allows 64 in all
+
+python3 - <<'EOF'  # without this a node with no usable GPU would train on its CPU, or hang the others
+import sys, torch
+found = torch.cuda.device_count()
+if found < 4:
+    sys.exit(f"dslaunch: torch sees {found} GPUs on this node and the job was planned for 4")
+EOF
+
+# --- training
+cd -- "$here/submitted-from"
+export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no flag
+export DSLAUNCH_CHECKPOINT_DIR=checkpoints/gpt2-xl-ethernet-2x4
+exec python3 -u "$here/node/supervise.py" \
+  --launcher torchrun --nodes 2 --per-node 4 \
+  --logs "$logs" -- \
+  python3 -u "$here/node/train_gpt.py" --deepspeed_config "$here/ds_config.json" --steps 50000 \
+  --seq-len 1024 --layers 48 --hidden 1600 --heads 25 --vocab 50257 --checkpoint-dir \
+  checkpoints/gpt2-xl-ethernet-2x4 --checkpoint-every 1000 --checkpoint-keep 2

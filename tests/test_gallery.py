@@ -1,0 +1,106 @@
+"""slurm/, manifests/ and hostfiles/ are what a reader sees first: every byte of them is what dslaunch renders.
+
+`pytest --bless` is the only way to write them; then read the diff as if somebody else had sent it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from launcher import bundle as bundles
+from launcher import cli
+from launcher.backends import kubernetes, local, slurm
+
+ROOT = Path(__file__).parents[1]
+SLURM = sorted((ROOT / "slurm").glob("*/job.yaml"))
+MANIFESTS = sorted((ROOT / "manifests").glob("*/job.yaml"))
+SHELLCHECK = Path(sys.executable).parent / "shellcheck"
+
+
+def name(path: Path) -> str:
+    return f"{path.parts[-3]}/{path.parts[-2]}"
+
+
+def rendered(path: Path) -> dict[Path, str]:
+    """Every file beside a job file, and its hostfile. node/ holds copies of launcher/node and is not repeated."""
+    document, plan = cli.load(str(path), None, ())
+    backend = slurm if path.parts[-3] == "slurm" else kubernetes
+    bundle = cli.render(backend, document, plan)
+    files = {path.parent / file.path: file.text for file in bundle.files if not file.path.startswith("node/")}
+    if backend is slurm and plan.reference_trainer and not plan.spec.resources.gpus_per_node:
+        files[path.parent / local.ENTRY] = local.render(plan).text(local.ENTRY)
+    if plan.spec.box or plan.spec.slurm.nodelist:
+        hosts = CliRunner().invoke(cli.cli, ["hostfile", str(path)])
+        assert hosts.exit_code == 0, hosts.output
+        kind = "kubernetes" if backend is kubernetes else "slurm"
+        files[ROOT / "hostfiles" / f"{path.parts[-2]}.{kind}"] = hosts.stdout
+    return files
+
+
+@pytest.fixture(autouse=True)
+def no_site_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("DSLAUNCH_SITE", raising=False)
+    monkeypatch.delenv("SLURM_JOB_NODELIST", raising=False)
+
+
+@pytest.mark.parametrize("path", [*SLURM, *MANIFESTS], ids=name)
+def test_the_gallery_is_what_dslaunch_renders(path, request):
+    for file, text in rendered(path).items():
+        if request.config.getoption("--bless"):
+            file.parent.mkdir(exist_ok=True)
+            file.write_text(text)
+        assert file.is_file(), f"{file.relative_to(ROOT)} is missing: pytest --bless"
+        assert file.read_text() == text, f"{file.relative_to(ROOT)} is not what dslaunch renders"
+
+
+def test_nothing_lies_in_the_gallery_that_no_job_renders():
+    expected = {file for path in (*SLURM, *MANIFESTS) for file in rendered(path)} | {*SLURM, *MANIFESTS}
+    found = {
+        file
+        for folder in ("slurm", "manifests", "hostfiles")
+        for file in (ROOT / folder).rglob("*")
+        if file.is_file()
+    }
+    assert found - expected == set()
+
+
+@pytest.mark.parametrize("path", SLURM, ids=name)
+def test_every_script_passes_bash_and_shellcheck(path):
+    for file in path.parent.iterdir():
+        if file.suffix in (".sh", ".sbatch"):
+            assert subprocess.run(["bash", "-n", str(file)], capture_output=True).returncode == 0
+            checked = subprocess.run(
+                [SHELLCHECK, "--exclude=SC1090,SC1091", str(file)], capture_output=True, text=True
+            )
+            assert checked.returncode == 0, checked.stdout
+
+
+def test_node_files_in_a_bundle_are_byte_for_byte_the_package_s_own():
+    _, plan = cli.load(str(ROOT / "slurm" / "cpu-demo" / "job.yaml"), None, ())
+    for file in slurm.render(plan).files:
+        if file.path.startswith("node/"):
+            assert file.text == (bundles.NODE / file.path.removeprefix("node/")).read_text()
+
+
+@pytest.mark.slow
+def test_every_hostfile_is_accepted_by_deepspeed_s_own_parser():
+    from deepspeed.launcher.runner import fetch_hostfile
+
+    for file in (ROOT / "hostfiles").iterdir():
+        hosts = fetch_hostfile(str(file))
+        lines = file.read_text().splitlines()
+        assert [f"{host} slots={slots}" for host, slots in hosts.items()] == lines
+
+
+def test_the_seeds_llama_70b_as_it_stands_is_refused():
+    document = (ROOT / "slurm" / "llama-70b-8x8" / "job.yaml").read_text()
+    wrong = document.replace("type: AdamW", "type: OneBitAdam")
+    result = CliRunner().invoke(cli.cli, ["plan", "-"], input=wrong)
+    problems = [problem.message for problem in result.exception.problems]
+    assert any("does not run with ZeRO stage 3" in problem for problem in problems)
