@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import click
@@ -13,11 +11,14 @@ import click
 from launcher import __version__
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
     from launcher import runs
     from launcher.plan import Plan
     from launcher.spec import Document
 
-F = TypeVar("F", bound=Callable[..., Any])
+F = TypeVar("F", bound="Callable[..., Any]")
 
 
 class Table(click.Group):
@@ -28,7 +29,7 @@ class Table(click.Group):
 
 
 @click.group(cls=Table, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, message="%(prog)s %(version)s")
+@click.version_option(__version__, prog_name="dslaunch", message="%(prog)s %(version)s")
 def cli() -> None:
     """One YAML file to a running multi-node DeepSpeed job.
 
@@ -44,7 +45,7 @@ def cli() -> None:
 def main() -> NoReturn:
     """Exit 0 yes, 1 no, 2 could not, 3 a bug, 8 the scheduler was not reached, 130 interrupted."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="dslaunch", standalone_mode=False)
         sys.stdout.flush()
         sys.exit(code if isinstance(code, int) else 0)
     except click.exceptions.Exit as error:
@@ -121,12 +122,14 @@ def placed(document: Document, error: Exception) -> Exception:
 
 
 def _site_file() -> str | None:
-    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
-    path = Path(base) / "dslaunch" / "site.yaml"
-    return str(path) if path.is_file() else None
+    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111 - pathlib starts slowly
+    path = os.path.join(base, "dslaunch", "site.yaml")  # noqa: PTH118
+    return path if os.path.isfile(path) else None  # noqa: PTH113
 
 
 def _base(job: str) -> Path:
+    from pathlib import Path
+
     return Path.cwd() if job == "-" else Path(job).absolute().parent
 
 
@@ -330,6 +333,7 @@ def slurm(
         return
     if test_only:
         import tempfile
+        from pathlib import Path
 
         from launcher.bundle import write
         from launcher.errors import UserError

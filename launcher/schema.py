@@ -47,14 +47,14 @@ def _soften(node: dict[str, Any]) -> dict[str, Any]:
     if node.get("type") in SCALARS or "const" in node:
         if node.get("type") == "string" and "enum" not in node and "const" not in node:
             node["type"] = ["string", "number", "boolean"]  # 1.10 and true are text where text is asked for
-        kept = {key: node.pop(key) for key in ("description", "default") if key in node}
+        kept: dict[str, Any] = {key: node.pop(key) for key in ("description", "default") if key in node}
         return {"anyOf": [node, {"$ref": "#/$defs/FromEnvironment"}], **kept}
     return node
 
 
 def _blank(node: dict[str, Any]) -> dict[str, Any]:
     """`steps:` with nothing behind it means the default."""
-    kept = {key: node[key] for key in ("description", "default") if key in node}
+    kept: dict[str, Any] = {key: node[key] for key in ("description", "default") if key in node}
     rest = {key: value for key, value in node.items() if key not in kept}
     choices = rest["anyOf"] if set(rest) == {"anyOf"} else [rest]
     nothing = [] if {"type": "null"} in choices else [{"type": "null"}]

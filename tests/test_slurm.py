@@ -219,7 +219,8 @@ def test_a_wrong_deepspeed_on_the_nodes_ends_the_job_before_training(site):
 
 def test_a_node_that_fails_the_first_look_is_replaced_by_a_spare(site, slurm):
     program = "import os; open('rank-' + os.environ['RANK'], 'w').write(os.uname().nodename)"
-    asked = job("spare", train={"command": ["python3", "-c", program], "zero": 0, "steps": 10, "launcher": "srun"})
+    command = {"command": ["python3", "-c", program], "launcher": "srun"}
+    asked = job("spare", train={**command, "global_batch": 12, "zero": 0, "steps": 10})
     asked["resources"] = {"nodes": 3, "spares": 1}
     # node2 sees an empty directory where the others see the run: a mount that is missing there
     blind = site.folder / "dslaunch-runs"

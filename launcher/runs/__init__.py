@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -36,7 +35,7 @@ def root(option: str | None, environ: dict[str, str]) -> Path:
 
 def new_id(name: str) -> str:
     """demo-1121-031502-4f2a: sorts by time, never twice, fits every scheduler."""
-    return f"{name}-{time.strftime('%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    return f"{name}-{time.strftime('%m%d-%H%M%S')}-{os.urandom(2).hex()}"
 
 
 def note(folder: Path, event: str, **fields: Any) -> None:

@@ -1,0 +1,18 @@
+"""`python -m launcher`, and the console script: --version answers before Click is even imported."""
+
+import sys
+
+from launcher import __version__
+
+
+def main() -> None:
+    if sys.argv[1:] == ["--version"]:
+        print(f"dslaunch {__version__}")
+        return
+    from launcher.cli import main as cli
+
+    cli()
+
+
+if __name__ == "__main__":
+    main()
