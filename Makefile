@@ -10,7 +10,7 @@ JOBS ?= 2
 ## make demo: the main job on this machine, two nodes of two processes, ZeRO-3 on CPU
 demo: $(READY)
 	@rm -rf demo && mkdir demo
-	@$(BIN)/dslaunch init --example cpu-demo > demo/job.yaml
+	@$(BIN)/dslaunch init --example slurm/cpu-demo > demo/job.yaml
 	$(BIN)/dslaunch local demo/job.yaml --runs demo/runs
 	@echo
 	@echo "That was demo/job.yaml: 2 nodes x 2 processes, ZeRO-3 on CPU, the checkpoint in demo/checkpoints."

@@ -286,7 +286,7 @@ def init(
     from launcher import examples
 
     if example == "list":
-        click.echo("\n".join(f"{row.name:28}{row.says}" for row in examples.shipped()))
+        click.echo("\n".join(f"{row.name:36}{row.says}" for row in examples.shipped()))
     elif example:
         click.echo(examples.text(example), nl=False)
     else:

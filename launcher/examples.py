@@ -23,12 +23,12 @@ class Example:
 def shipped() -> list[Example]:
     """The gallery's job files: beside the package in a checkout, inside it when installed."""
     base = HERE / "gallery" if (HERE / "gallery").is_dir() else HERE.parent
-    found: dict[str, Example] = {}
-    for path in sorted([*base.glob("slurm/*/job.yaml"), *base.glob("manifests/*/job.yaml")]):
+    found = []
+    for path in (*sorted(base.glob("slurm/*/job.yaml")), *sorted(base.glob("manifests/*/job.yaml"))):
         with path.open(encoding="utf-8") as file:
-            first = next((line for line in file if line.startswith("# ") and "yaml-language" not in line), "# ")
-        found.setdefault(path.parent.name, Example(path.parent.name, first[2:].strip(), path))
-    return list(found.values())
+            says = file.readline().removeprefix("# ").strip()
+        found.append(Example("/".join(path.parts[-3:-1]), says, path))
+    return found
 
 
 def text(name: str) -> str:
@@ -72,7 +72,7 @@ def write(
     return "\n".join(
         [
             SCHEMA_LINE,
-            f"# {model} on {nodes} node{'s' if nodes > 1 else ''}; `dslaunch plan` shows every decision with its reason",
+            f"# {model} on {nodes} node{'s' if nodes > 1 else ''}; dslaunch plan shows every decision",
             f"name: {name}",
             f"model: {model}                 # a preset (dslaunch presets), a config.json, or a shape",
             "",

@@ -134,13 +134,17 @@ def read_bytes(path: str) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise UserError(Problem(f"cannot read {path}: {error.strerror}", where=path)) from None
-    with os.fdopen(descriptor, "rb") as file:
+    try:  # not os.fdopen yet, which a directory fails
         info = os.fstat(descriptor)
         if not stat.S_ISREG(info.st_mode):
             kind = "a directory" if stat.S_ISDIR(info.st_mode) else "a device, pipe or socket"
             raise UserError(Problem(f"{path} is {kind}, not a file", where=path))
         if info.st_size > MAX_BYTES:
             raise UserError(Problem(f"{path} has {info.st_size:,} bytes; a job file has 1 MiB at most", where=path))
+        file = os.fdopen(os.dup(descriptor), "rb")
+    finally:
+        os.close(descriptor)
+    with file:
         data = file.read(MAX_BYTES + 1)
         if len(data) > MAX_BYTES:  # it grew, or is one of those that say 0
             raise UserError(Problem(f"{path} is larger than 1 MiB", where=path))

@@ -109,7 +109,11 @@ def test_fault_01_the_broken_line_is_shown(refused):
         ("slurm: {gpus_as: gre}", "job.yaml:3:18: expected gpus-per-node or gres, found `gre`", "`gres`?"),
         ("resources: {gpu: h10, gpus_per_node: 1}", "no GPU type `h10` in the table", "known here: a100-40gb"),
         ("train: {optimizer: onebitadam}", "DeepSpeed has no optimizer `onebitadam`", "`OneBitAdam`?"),
-        ("train: {deepspeed: {zero_optimisation: {}}}", "job.yaml:3:21: DeepSpeed has no key", "`zero_optimization`?"),
+        (
+            "train: {deepspeed: {zero_optimisation: {}}}",
+            "job.yaml:3:21: DeepSpeed has no key",
+            "`zero_optimization`?",
+        ),
     ],
 )
 def test_fault_02_an_unknown_key_is_refused_with_what_was_meant(refused, text, says, hint):
@@ -153,7 +157,10 @@ def test_fault_05_a_merge_key_bomb_is_refused_unexpanded(refused):
         (lambda path: path.mkdir(), "is a directory, not a file"),
         (lambda path: os.mkfifo(path), "is a device, pipe or socket, not a file"),
         (lambda path: path.symlink_to("/dev/zero"), "is a device, pipe or socket, not a file"),
-        (lambda path: path.write_bytes(b"#" * (1 << 20) + b"\n"), "has 1,048,577 bytes; a job file has 1 MiB at most"),
+        (
+            lambda path: path.write_bytes(b"#" * (1 << 20) + b"\n"),
+            "has 1,048,577 bytes; a job file has 1 MiB at most",
+        ),
         (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
         (lambda path: None, "No such file or directory"),
     ],
@@ -228,7 +235,7 @@ def test_fault_12_a_switch_is_true_or_false(refused, word):
     assert ("without quotes" in err) == (word != bare)
 
 
-@pytest.mark.parametrize("number", ["022", "0o22", "0O22"])
+@pytest.mark.parametrize("number", ["022", "0o22"])
 def test_fault_13_an_octal_number_is_refused_with_what_to_write(refused, number):
     err = refused(f"{GOOD}train: {{steps: {number}}}\n")
     assert f"job.yaml:3:16: expected a whole number, found `{number}`" in err
@@ -259,9 +266,7 @@ def test_fault_15_a_learning_rate_is_a_number(written, value):
     assert (lr, type(lr)) == (value, float)
 
 
-@pytest.mark.parametrize(
-    ("written", "value"), [("1e9", 10**9), ("5e2", 500), ("8.0", 8), ("+7", 7), ("1000", 1000)]
-)
+@pytest.mark.parametrize(("written", "value"), [("1e9", 10**9), ("5e2", 500), ("8.0", 8), ("+7", 7), ("1000", 1000)])
 def test_fault_15_a_whole_number_may_have_an_exponent(written, value):
     steps = load(f"{GOOD}train: {{steps: {written}}}").train.steps
     assert (steps, type(steps)) == (value, int)
@@ -276,7 +281,9 @@ def test_fault_15_a_number_that_is_none_is_refused_with_what_to_write(refused, w
     assert hint in refused(f"{GOOD}train:\n  optimizer:\n    lr: {written}\n")
 
 
-@pytest.mark.parametrize("written", ["1.10", "1_000", "2024-01-02", "0x1F", "1e3", "007", "12:30", "1.", "+5", "true"])
+@pytest.mark.parametrize(
+    "written", ["1.10", "1_000", "2024-01-02", "0x1F", "1e3", "007", "12:30", "1.", "+5", "true"]
+)
 def test_fault_16_text_that_looks_like_a_number_stays_as_written(written):
     assert load(f"{GOOD}env: {{V: {written}}}\n").env["V"] == written
 
@@ -317,7 +324,8 @@ def test_fault_17_no_number_of_nodes_is_taken_that_cannot_be(nodes):
     try:
         taken = load(f"{GOOD}resources: {{nodes: {written}}}").resources.nodes
     except UserError as error:
-        assert error.problems[0].where == "job.yaml:3:20"
+        (problem,) = error.problems
+        assert problem.where == "job.yaml:3:20"
     else:
         assert 1 <= taken <= 100_000
         assert taken == nodes
@@ -346,7 +354,21 @@ def test_fault_19_every_tag_is_refused(refused, tag):
     assert "tags are not read" in err
 
 
-NAMES = ["a; rm -rf /", "$(id)", "`id`", "a\nb", "a'b", 'a"b', "%j", "\N{GRINNING FACE}", "a" * 300, "-a", "a-", "A", ""]
+NAMES = [
+    "a; rm -rf /",
+    "$(id)",
+    "`id`",
+    "a\nb",
+    "a'b",
+    'a"b',
+    "%j",
+    "\N{GRINNING FACE}",
+    "a" * 300,
+    "-a",
+    "a-",
+    "A",
+    "",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -379,10 +401,8 @@ def test_fault_20_a_good_name_is_taken_and_pods_have_room(name):
 
 
 def _quoted(text: str) -> str:
-    """A YAML scalar of any text: JSON's escapes are YAML's."""
-    import json
-
-    return json.dumps(text)
+    """A YAML scalar of any text, in ASCII."""
+    return '"' + "".join(c if c.isalnum() and c.isascii() else f"\\U{ord(c):08x}" for c in text) + '"'
 
 
 def exports(job: spec.JobSpec) -> str:
@@ -394,7 +414,7 @@ def exports(job: spec.JobSpec) -> str:
 def environment_after(script: str) -> dict[bytes, bytes]:
     """What a program sees that bash starts at the end of the script."""
     done = subprocess.run(
-        ["bash", "-c", f"set -eo pipefail\n{script}\nexec /usr/bin/env -0"],
+        ["/bin/bash", "-c", f"set -eo pipefail\n{script}\nexec /usr/bin/env -0"],
         env={"PATH": "/nonexistent"},
         capture_output=True,
         check=True,
@@ -404,9 +424,9 @@ def environment_after(script: str) -> dict[bytes, bytes]:
 
 
 VALUES = [
-    "two words", "it's", 'say "hi"', "$(id)", "`id`", "${HOME}", "a\nb", "\nlead and trail\n", "a,b", "a=b", "\\", "\\n",
-    "#not a comment", "", " ", "\t", "*", "~", "-n", "!x", "a;b|c&d<e>f", "\r\n", "\x1b[2J", "caf\xe9", "\u2028", "\x7f",
-    "{}", "%s", "'\"'\"'", "$'\\n'", "\N{GRINNING FACE}",
+    "two words", "it's", 'say "hi"', "$(id)", "`id`", "${HOME}", "a\nb", "\nlead and trail\n", "a,b", "a=b", "\\",
+    "\\n", "#not", "", " ", "\t", "*", "~", "-n", "!x", "a;b|c&d<e>f", "\r\n", "\x1b[2J", "caf\xe9", "\u2028",
+    "\x7f", "{}", "%s", "'\"'\"'", "$'\\n'", "\N{GRINNING FACE}",
 ]  # fmt: skip
 
 
@@ -441,8 +461,8 @@ def test_fault_22_a_variable_has_a_variables_name(refused, key):
 
 @pytest.mark.parametrize(
     "key",
-    ["LD_PRELOAD", "BASH_ENV", "ENV", "SLURM_JOB_ID", "SBATCH_EXPORT", "SRUN_CPUS", "RANK", "MASTER_ADDR", "PS4"]
-    + ["IFS", "BASH_FUNC_x", "PET_NNODES", "UID", "SECONDS", "PWD", "_", "BASH_COMPAT", "here", "logs", "LD_AUDIT"],
+    """LD_PRELOAD BASH_ENV ENV SLURM_JOB_ID SBATCH_EXPORT SRUN_CPUS RANK MASTER_ADDR PS4 IFS BASH_FUNC_x PET_NNODES
+    UID SECONDS PWD _ BASH_COMPAT here logs LD_AUDIT""".split(),
 )
 def test_fault_22_a_variable_that_is_not_the_users_is_refused(refused, key):
     err = refused(f"{GOOD}env:\n  {key}: x\n")
@@ -463,7 +483,7 @@ SPECIAL = sorted(
 ORDINARY = [
     *("TMOUT", "REPLY", "COLUMNS", "TIMEFORMAT", "PROMPT_COMMAND", "HISTFILE", "MAILCHECK", "CDPATH", "GLOBIGNORE"),
     *("LANG", "HOME", "USER", "HOSTNAME", "HOSTTYPE", "OSTYPE", "TERM", "INPUTRC", "POSIXLY_CORRECT", "OPTARG"),
-    *("run", "hosts", "rc", "step", "attempt", "init", "secret", "name", "path", "EDITOR", "COMP_WORDS", "BASHX"),
+    *("run", "hosts", "rc", "step", "attempt", "init", "check", "name", "path", "EDITOR", "COMP_WORDS", "BASHX"),
 ]
 
 
@@ -501,14 +521,22 @@ def test_fault_23_a_path_with_odd_characters_is_one_argument(path):
 
 
 def test_fault_23_a_job_file_may_have_any_name_that_the_system_allows(dslaunch, tmp_path):
-    for name in [b"a b.yaml", b"it's.yaml", b"new\nline.yaml", b"caf\xe9.yaml", b"-x.yaml"]:
-        (tmp_path / os.fsdecode(name)).write_text(GOOD)
-        said = dslaunch("config", "--", os.fsdecode(name))
+    for name in ["a b.yaml", "it's.yaml", "new\nline.yaml", "-x.yaml", "$(id).yaml"]:
+        (tmp_path / name).write_text(GOOD)
+        said = dslaunch("plan", "--", name)
         assert (said.code, said.err) == (0, "")
-        (tmp_path / os.fsdecode(name)).write_text(GOOD + "x: 1\n")
-        said = dslaunch("config", "--", os.fsdecode(name))
+        (tmp_path / name).write_text(GOOD + "x: 1\n")
+        said = dslaunch("plan", "--", name)
         assert said.code == 2
         assert "unknown key `x`" in said.err
+
+
+@pytest.mark.parametrize(("more", "code"), [("", 0), ("x: 1\n", 2)])
+def test_fault_23_a_name_that_is_no_utf8_breaks_nothing(tmp_path, more, code):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.yaml"
+    Path(os.fsdecode(path)).write_text(GOOD + more)
+    done = subprocess.run([sys.executable, "-m", "launcher", "config", path], capture_output=True)
+    assert done.returncode == code, done.stderr
 
 
 def test_fault_23_what_is_not_utf8_is_refused_where_it_would_be_written(dslaunch, tmp_path, monkeypatch):
@@ -537,7 +565,7 @@ def test_fault_24_a_run_directory_is_always_new(tmp_path, there):
         folder.mkdir()
     else:
         folder.symlink_to(outside if there == "link out" else tmp_path / "nowhere")
-    with pytest.raises(UserError, match="cannot create .*File exists"):
+    with pytest.raises(UserError, match=r"cannot create .*File exists"):
         bundle.write(_small(), folder, submitted_from=tmp_path, secrets={})
     assert list(outside.iterdir()) == []
     assert not (tmp_path / "nowhere").exists()
@@ -557,9 +585,12 @@ def test_fault_24_no_name_leaves_the_run_directory(refused):
 
 
 def test_fault_24_a_run_is_for_its_owner_alone(tmp_path):
-    os.umask(0)
     folder = tmp_path / "runs" / "run"
-    bundle.write(_small(), folder, submitted_from=tmp_path, secrets={"TOKEN": "x"})
+    before = os.umask(0)
+    try:
+        bundle.write(_small(), folder, submitted_from=tmp_path, secrets={"TOKEN": "x"})
+    finally:
+        os.umask(before)
     modes = {path.relative_to(folder): path.lstat().st_mode & 0o777 for path in folder.rglob("*")}
     assert {oct(mode) for path, mode in modes.items() if path.name != "submitted-from"} == {"0o600", "0o700"}
     assert folder.stat().st_mode & 0o777 == 0o700
@@ -586,7 +617,7 @@ def test_fault_25_a_dollar_in_a_path_is_refused_with_the_way_to_say_it(at):
         ("container: {env: IMAGE}", lambda j: j.container, "a/b:1.10"),
         ("resources: {nodes: {env: NODES}}", lambda j: j.resources.nodes, 4),
         ("env: {A: {env: ODD}}", lambda j: j.env["A"], "a'$(id)\n"),
-        ("env: {A: {env: NULL}}", lambda j: j.env["A"], "null"),
+        ("env: {A: {env: VOID}}", lambda j: j.env["A"], "null"),
         ("env: {env: SCRATCH}", lambda j: j.env, {"env": "SCRATCH"}),
         ("train: {args: [{env: NODES, append: 0}]}", lambda j: j.train.args, ("40",)),
         ("kubernetes: {labels: {env: prod}}", lambda j: j.kubernetes.labels, {"env": "prod"}),
@@ -596,7 +627,14 @@ def test_fault_25_a_dollar_in_a_path_is_refused_with_the_way_to_say_it(at):
     ],
 )
 def test_fault_25_a_variable_is_read_where_the_job_file_says_so(text, read, value):
-    environ = {"SCRATCH": "/fast", "NODES": "4", "ODD": "a'$(id)\n", "IMAGE": "a/b:1.10", "NULL": "null", "OPT": "Adam"}
+    environ = {
+        "SCRATCH": "/fast",
+        "NODES": "4",
+        "ODD": "a'$(id)\n",
+        "IMAGE": "a/b:1.10",
+        "VOID": "null",
+        "OPT": "Adam",
+    }
     assert read(load(f"{GOOD}{text}", environ=environ)) == value
 
 
@@ -607,7 +645,10 @@ def test_fault_25_a_variable_is_read_where_the_job_file_says_so(text, read, valu
         ("resources: {nodes: {env: WORD}}", "job.yaml:3:20: expected a whole number, found `four`"),
         ("train: {workdir: {env: [A]}}", "env names one variable"),
         ("train: {workdir: {env: WORD, or: x}}", "job.yaml:3:18: expected text, found a section with keys"),
-        ("env: {A: {env: MY_TOKEN}}", "job.yaml:3:16: MY_TOKEN looks like a secret, and this value is written to files"),
+        (
+            "env: {A: {env: MY_TOKEN}}",
+            "job.yaml:3:16: MY_TOKEN looks like a secret, and this value is written to files",
+        ),
         ("train: {args: [{env: MY_TOKEN}]}", "MY_TOKEN looks like a secret"),
     ],
 )
@@ -732,7 +773,7 @@ def test_blanks_are_defaults(text):
         ("a..b=3", "--set a..b=3: expected a.b=value"),
         ("train.step=3", "--set train.step: unknown key `step`"),
         ("train.steps=x", "--set train.steps: expected a whole number, found `x`"),
-        ("train.args=[a", "--set train.args:1:3: not YAML"),
+        ("train.args=[a", "--set train.args:2:1: not YAML"),
         ("train=3", "--set train: expected a section with keys, found `3`"),
         ("name=", "--set name: expected text, found nothing"),
         ("name= ", "--set name: expected text, found nothing"),
@@ -789,7 +830,7 @@ ACCEPTED = [
     "container: {image: a/b:1, mounts: ['/a:/b']}",
     "container: a/b:1",
     "secrets: {HF_TOKEN: {from_env: HF_TOKEN}}",
-    "kubernetes: {labels: {env: prod}, tolerations: [{key: a, effect: NoSchedule}], volumes: [{claim: a, mount: /b}]}",
+    "kubernetes: {labels: {env: prod}, tolerations: [{key: a, effect: NoSchedule}], volumes: [{claim: a, mount: b}]}",
     "environment: {deepspeed: 1.10}",
     "modules: [cuda/12.4]",
     "train: {micro_batch: 4, activation_checkpointing: false}",
@@ -887,7 +928,9 @@ def test_every_shipped_example_loads_and_plans():
 # --- out ---------------------------------------------------------------------------------------------------
 
 
-@given(st.recursive(st.one_of(HARD, ANY, st.integers(), st.booleans()), lambda x: st.lists(x, max_size=3), max_leaves=5))
+@given(
+    st.recursive(st.one_of(HARD, ANY, st.integers(), st.booleans()), lambda x: st.lists(x, max_size=3), max_leaves=5)
+)
 @settings(max_examples=150, deadline=None)
 def test_what_is_written_is_read_back_the_same(value):
     """By YAML 1.1, which Kubernetes' tools read, and by our own reader."""
@@ -896,6 +939,10 @@ def test_what_is_written_is_read_back_the_same(value):
     assert yamldoc.plain(yamldoc.parse(text, name="x")) == {"key": value}
 
 
-def test_a_file_that_grows_is_not_cut_short(tmp_path):
-    with pytest.raises(UserError, match=r"is (a device|larger than 1 MiB)|No such file|cannot read"):
-        yamldoc.read_bytes("/proc/kallsyms" if Path("/proc/kallsyms").exists() else "/dev/zero")
+def test_a_file_that_claims_to_be_empty_and_is_not_is_not_cut_short(tmp_path, monkeypatch):
+    path = tmp_path / "job.yaml"
+    path.write_bytes(b"#" * (1 << 21))
+    real = os.fstat
+    monkeypatch.setattr(yamldoc.os, "fstat", lambda number: os.stat_result((*real(number)[:6], 0, *real(number)[7:])))
+    with pytest.raises(UserError, match="larger than 1 MiB"):
+        yamldoc.read_bytes(str(path))

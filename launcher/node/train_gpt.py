@@ -72,8 +72,8 @@ class Attention(nn.Module):
     def __init__(self, hidden: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(hidden, 3 * hidden, bias=False)
-        self.out = nn.Linear(hidden, hidden, bias=False)
+        self.qkv = nn.Linear(hidden, 3 * hidden)
+        self.out = nn.Linear(hidden, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         rows, length, hidden = x.shape
@@ -89,8 +89,8 @@ class Block(nn.Module):
         self.before_attention = nn.LayerNorm(hidden)
         self.attention = Attention(hidden, heads)
         self.before_mlp = nn.LayerNorm(hidden)
-        self.up = nn.Linear(hidden, 4 * hidden, bias=False)
-        self.down = nn.Linear(4 * hidden, hidden, bias=False)
+        self.up = nn.Linear(hidden, 4 * hidden)
+        self.down = nn.Linear(4 * hidden, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.before_attention(x))

@@ -1,0 +1,898 @@
+"""Manifests as the API server would judge them, pods as they would run, and the client against a fake server."""
+
+import copy
+import http.server
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import k8s_schema
+import pytest
+import yaml
+
+from launcher import bundle as bundles
+from launcher import plan, runs, spec, yamldoc
+from launcher.backends import State, kubernetes
+from launcher.errors import Unreachable, UserError
+from launcher.run import run
+
+DSLAUNCH = Path(sys.executable).with_name("dslaunch")
+DEMO = {
+    "name": "demo",
+    "model": "gpt-demo",
+    "container": "ghcr.io/example/train:1",
+    "train": {"global_batch": 16, "seq_len": 128, "steps": 60, "zero": 3},
+    "resources": {"nodes": 2, "processes_per_node": 2, "cpus_per_node": 4, "memory": "8G"},
+}
+GPUS = {
+    "nodes": 4,
+    "processes_per_node": None,
+    "cpus_per_node": None,
+    "memory": None,
+    "gpus_per_node": 8,
+    "gpu": "h100-80gb",
+    "fabric": "infiniband",
+}
+ODD = {
+    "COMMA": "a,b=c",
+    "QUOTES": 'it\'s "so"',
+    "COMMAND": "$(id) `id` $HOME",
+    "LINES": "one\ntwo\n",
+    "RETURN": "a\rb\r\n",
+    "TAB": "\tx\t",
+    "UNICODE": "größe \U0001f600 \u2028 \ufeff",
+    "CONTROL": "\x07\x1b[31m\x7f\x85",
+    "EMPTY": "",
+    "BACKSLASH": "\\n \\",
+    "YES": "y",
+    "NUMBER": "1e-5",
+}
+
+
+def over(*changes):
+    """DEMO with sections laid over it: over({"resources": {"nodes": 1}})."""
+
+    def lay(under, top):
+        both = isinstance(under, dict) and isinstance(top, dict)
+        return {**under, **{key: lay(under.get(key), value) for key, value in top.items()}} if both else top
+
+    job = copy.deepcopy(DEMO)
+    for change in changes:
+        job = lay(job, change)
+    return job
+
+
+def make(*changes):
+    return plan.make(spec.load(yamldoc.dump([over(*changes)]), name="job.yaml").spec)
+
+
+JOBS = {
+    "demo": {},
+    "one-node": {"resources": {"nodes": 1}},
+    "longest-name": {"name": "a" * 40, "resources": {"nodes": 2000}, "train": {"global_batch": "auto"}},
+    "gpus": {"resources": GPUS, "train": {"global_batch": "auto"}},
+    "megabytes": {"resources": {"memory": "64000"}},
+    "kilobytes": {"resources": {"memory": "64000K", "cpus_per_node": None}},
+    "deepspeed-launcher": {"train": {"launcher": "deepspeed"}},
+    "script": {"train": {"script": "train.py", "args": ["--lr", "1e-5", "y", "0o14", "$(id)"], "workdir": "/src"}},
+    "secrets": {"secrets": {"HF_TOKEN": {"secret": "hf", "key": "token"}, "WANDB_KEY": {"secret": "w", "key": "y"}}},
+    "odd-environment": {"env": ODD},
+    "everything": {
+        "train": {"checkpoint": {"dir": "/ckpt/demo"}},
+        "kubernetes": {
+            "namespace": "ml",
+            "queue": "team-a",
+            "priority_class": "high",
+            "service_account": "trainer",
+            "image_pull_secrets": ["regcred"],
+            "rdma_resource": "rdma/hca",
+            "rdma_count": 8,
+            "shm": "64Gi",
+            "node_selector": {"gpu": "y", "pool": "1e-5"},
+            "tolerations": [
+                {"key": "nvidia.com/gpu", "effect": "NoSchedule"},
+                {"key": "team", "operator": "Equal", "value": "08"},
+            ],
+            "volumes": [{"claim": "ckpt", "mount": "/ckpt"}, {"claim": "data", "mount": "/data", "read_only": True}],
+            "run_as_user": 1000,
+            "labels": {"y": "n", "team": "08", "app.kubernetes.io/part-of": "0o14"},
+            "annotations": {"note": "+.5", "on": "5e-05", "long": "a\nb\n"},
+        },
+    },
+}
+PLANS = {name: make(change) for name, change in JOBS.items()}
+
+
+def documents(name="demo"):
+    return copy.deepcopy(kubernetes.manifests(PLANS[name]))
+
+
+def pods(job):
+    return [row["template"]["spec"] for row in job["spec"]["pytorchReplicaSpecs"].values()]
+
+
+# --- what is printed ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_manifests_are_ones_that_a_strict_server_takes(name):
+    assert k8s_schema.problems(documents(name)) == []
+
+
+@pytest.fixture(scope="module")
+def crd_schema():
+    path = k8s_schema.crd()
+    if path is None:
+        pytest.skip("DSLAUNCH_CRD_DIR names no folder with kubeflow.org_pytorchjobs.yaml")
+    return k8s_schema.crd_schema(path)
+
+
+def test_manifests_fit_the_operators_own_crd(crd_schema):
+    for name in PLANS:
+        assert k8s_schema.crd_problems(documents(name)[1], crd_schema) == [], name
+
+
+BAD = {
+    "runPolicy.backOffLimit": "runPolicy: unknown field",
+    "pod.imagePullSecret": "unknown field",
+    "container.nodeSelector": "unknown field",
+    "nprocPerNode=8": "is not str",
+    "Master.replicas='1'": "is not int",
+    "Master.replicas=2": "has to be 1",
+    "Master.replicas gone": "has to be 1",
+    "restartPolicy=Sometimes": "is not one of",
+    "cleanPodPolicy=Everything": "is not one of",
+    "name=ds.train": "metadata.name",
+    "name=1demo": "metadata.name",
+    "name too long": "more than 63",
+    "namespace=a.b": "metadata.namespace",
+    "label value": "metadata.labels",
+    "replica type master": "unknown field `master`",
+    "container name": "is called `pytorch`",
+    "no image": "no image",
+    "env value 1": "is not str",
+    "env twice": "2 times",
+    "env value and valueFrom": "value and valueFrom",
+    "mount without volume": "no volume",
+    "mount twice": "2 times",
+    "gpu request": "has to be the limit",
+    "gpu eight": "no quantity",
+    "memory 128Megs": "no quantity",
+    "request over limit": "over limit",
+    "resource without domain": "no resource",
+    "port 99999": "99999",
+    "no containers": "missing",
+    "toleration": "Exists with a value",
+    "ConfigMap number": "is not str",
+    "ConfigMap key": "key 'node/rank.py'",
+    "ConfigMap gone": "no ConfigMap",
+    "item gone": "has no node.sh",
+}
+
+
+def spoil(what, config_map, job):
+    """One mistake in good manifests."""
+    policy, specs = job["spec"]["runPolicy"], job["spec"]["pytorchReplicaSpecs"]
+    pod = specs["Worker"]["template"]["spec"] = copy.deepcopy(specs["Worker"]["template"]["spec"])
+    box = pod["containers"][0]
+    limits, requests = box["resources"]["limits"], box["resources"]["requests"]
+    first = box["env"][0]
+    changes = {
+        "runPolicy.backOffLimit": lambda: policy.update(backOffLimit=1),
+        "pod.imagePullSecret": lambda: pod.update(imagePullSecret="x"),
+        "container.nodeSelector": lambda: box.update(nodeSelector={}),
+        "nprocPerNode=8": lambda: job["spec"].update(nprocPerNode=8),
+        "Master.replicas='1'": lambda: specs["Master"].update(replicas="1"),
+        "Master.replicas=2": lambda: specs["Master"].update(replicas=2),
+        "Master.replicas gone": lambda: specs["Master"].pop("replicas"),
+        "restartPolicy=Sometimes": lambda: specs["Worker"].update(restartPolicy="Sometimes"),
+        "cleanPodPolicy=Everything": lambda: policy.update(cleanPodPolicy="Everything"),
+        "name=ds.train": lambda: job["metadata"].update(name="ds.train"),
+        "name=1demo": lambda: job["metadata"].update(name="1demo"),
+        "name too long": lambda: job["metadata"].update(name="a" * 55),
+        "namespace=a.b": lambda: job["metadata"].update(namespace="a.b"),
+        "label value": lambda: job["metadata"]["labels"].update(team="a b"),
+        "replica type master": lambda: specs.update(master=specs.pop("Master")),
+        "container name": lambda: box.update(name="main"),
+        "no image": lambda: box.pop("image"),
+        "env value 1": lambda: first.update(value=1),
+        "env twice": lambda: box["env"].append(dict(first)),
+        "env value and valueFrom": lambda: first.update(valueFrom={"secretKeyRef": {"name": "a", "key": "b"}}),
+        "mount without volume": lambda: box["volumeMounts"][0].update(name="gone"),
+        "mount twice": lambda: box["volumeMounts"].append(dict(box["volumeMounts"][0])),
+        "gpu request": lambda: (limits.update({"nvidia.com/gpu": "8"}), requests.update({"nvidia.com/gpu": "4"})),
+        "gpu eight": lambda: limits.update({"nvidia.com/gpu": "eight"}),
+        "memory 128Megs": lambda: limits.update(memory="128Megs"),
+        "request over limit": lambda: requests.update(memory="16Gi"),
+        "resource without domain": lambda: limits.update(gpu="8"),
+        "port 99999": lambda: box["ports"][0].update(containerPort=99999),
+        "no containers": lambda: pod.pop("containers"),
+        "toleration": lambda: pod.update(tolerations=[{"key": "a", "operator": "Exists", "value": "b"}]),
+        "ConfigMap number": lambda: config_map["data"].update(steps=60),
+        "ConfigMap key": lambda: config_map["data"].update({"node/rank.py": ""}),
+        "ConfigMap gone": lambda: config_map["metadata"].update(name="other"),
+        "item gone": lambda: config_map["data"].pop("node.sh"),
+    }
+    changes[what]()
+    return [config_map, job]
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_the_validator_sees_a_bad_manifest(what):
+    found = k8s_schema.problems(spoil(what, *documents()))
+    assert found
+    assert all(BAD[what] in line for line in found), found
+
+
+def test_the_crd_sees_what_it_can(crd_schema):
+    for what in (
+        "runPolicy.backOffLimit",
+        "pod.imagePullSecret",
+        "nprocPerNode=8",
+        "Master.replicas='1'",
+        "gpu eight",
+    ):
+        assert k8s_schema.crd_problems(spoil(what, *documents())[1], crd_schema), what
+
+
+def test_the_pods_ask_for_what_training_needs():
+    config_map, job = documents("gpus")
+    assert job["spec"]["runPolicy"] == {"cleanPodPolicy": "Running", "schedulingPolicy": {"minAvailable": 4}}
+    replicas = job["spec"]["pytorchReplicaSpecs"]
+    assert [(kind, row["replicas"], row["restartPolicy"]) for kind, row in replicas.items()] == [
+        ("Master", 1, "Never"),
+        ("Worker", 3, "Never"),
+    ]
+    for pod in pods(job):
+        resources = pod["containers"][0]["resources"]
+        assert resources["requests"] == resources["limits"] == {"nvidia.com/gpu": "8"}
+        assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}} in pod["volumes"]
+        assert pod["automountServiceAccountToken"] is False
+        assert pod["containers"][0]["ports"] == [{"name": "pytorchjob-port", "containerPort": 23456}]
+    assert f"--grace {kubernetes.GRACE - 20} " in config_map["data"]["node.sh"]
+
+
+def test_one_node_is_a_master_alone():
+    assert list(documents("one-node")[1]["spec"]["pytorchReplicaSpecs"]) == ["Master"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "memory"), [("8G", "8Gi"), ("64000", "64000Mi"), ("64000K", "64000Ki"), ("2T", "2Ti"), ("0", None)]
+)
+def test_memory_means_what_it_means_on_slurm(asked, memory):
+    job = kubernetes.manifests(make({"resources": {"memory": asked}}))[1]
+    assert pods(job)[0]["containers"][0]["resources"]["limits"].get("memory") == memory
+
+
+def test_secrets_are_references_and_never_values():
+    text = kubernetes.render(PLANS["secrets"]).text(kubernetes.ENTRY)
+    env = pods(list(yaml.safe_load_all(text))[1])[0]["containers"][0]["env"]
+    assert {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}} in env
+    assert "kind: Secret" not in text
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_names_fit_with_every_suffix(name):
+    config_map, job = documents(name)
+    workers = job["spec"]["pytorchReplicaSpecs"].get("Worker", {"replicas": 1})["replicas"]
+    for suffix in ("", "-master-0", f"-worker-{workers - 1}", "-worker-99999"):
+        assert len(job["metadata"]["name"] + suffix) <= 63
+    assert len(config_map["metadata"]["name"]) <= 63
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"container": None}, "need an image"),
+        ({"train": {"launcher": "srun"}}, "needs Slurm"),
+        ({"resources": {"spares": 1}}, "no spare pods"),
+        ({"modules": ["cuda/12.4"]}, "no environment modules"),
+        ({"train": {"workdir": "src"}}, "workdir src is relative"),
+        ({"venv": ".venv"}, "venv .venv is relative"),
+        ({"secrets": {"HF_TOKEN": {"from_env": "HF_TOKEN"}}}, "no Kubernetes Secret"),
+        ({"container": {"image": "a/b", "mounts": ["/data:/data"]}}, "pyxis"),
+        ({"name": "7b"}, "begins with a digit"),
+        ({"kubernetes": {"volumes": [{"claim": "a", "mount": "data"}]}}, "absolute path"),
+        ({"kubernetes": {"volumes": [{"claim": "a", "mount": "/a"}, {"claim": "b", "mount": "/a/"}]}}, "mount of a"),
+        ({"kubernetes": {"volumes": [{"claim": "a", "mount": "/opt/dslaunch"}]}}, "has the scripts"),
+        ({"kubernetes": {"volumes": [{"claim": "a", "mount": "/dev/shm"}]}}, "shared memory"),
+        ({"kubernetes": {"gpu_resource": "gpu"}}, "no domain"),
+        ({"kubernetes": {"tolerations": [{"key": "a", "value": "b"}]}}, "takes no value"),
+        ({"kubernetes": {"tolerations": [{"operator": "Equal", "value": "b"}]}}, "needs a key"),
+        (
+            {
+                "train": {"checkpoint": {"dir": "/a/b/c"}},
+                "kubernetes": {"volumes": [{"claim": "a", "mount": "/a/b", "read_only": True}]},
+            },
+            "read-only",
+        ),
+    ],
+)
+def test_what_cannot_run_in_pods_is_refused(change, words):
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        kubernetes.render(make(change))
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].at
+
+
+@pytest.mark.parametrize(
+    ("train", "noted"),
+    [
+        ({"checkpoint": {"dir": "/ckpt/x"}}, False),
+        ({"checkpoint": {"dir": "x"}, "workdir": "/ckpt"}, False),
+        ({"checkpoint": {"dir": "/ckpt-2/x"}}, True),
+        ({"checkpoint": {"dir": "/ckpt/../x"}}, True),
+        ({}, True),
+    ],
+)
+def test_checkpoints_that_end_with_the_pods_are_noted(train, noted):
+    made = make({"train": train, "kubernetes": {"volumes": [{"claim": "c", "mount": "/ckpt"}]}})
+    assert bool(kubernetes.notes(made)) is noted
+
+
+# --- as text --------------------------------------------------------------------------------------
+
+# What some reader of YAML (1.1, 1.2, Kubernetes' own) takes for something other than text.
+MISREAD = re.compile(
+    r"[-+.]*[0-9].*|[-+]?\.?(inf|nan)|y|n|yes|no|on|off|true|false|null|none|~|<<|=|", re.IGNORECASE | re.DOTALL
+)
+
+
+class Suspicious(yaml.SafeLoader):
+    """Every scalar without quotes that any reader could misread is no text here."""
+
+
+def _scalar(loader, node):
+    if node.style is None and MISREAD.fullmatch(node.value):
+        return json.loads(node.value)  # a number, true or false; anything else fails
+    return node.value
+
+
+Suspicious.yaml_implicit_resolvers = {}
+Suspicious.add_constructor("tag:yaml.org,2002:str", _scalar)
+
+
+@pytest.mark.parametrize("loader", [yaml.SafeLoader, Suspicious])
+@pytest.mark.parametrize("name", PLANS)
+def test_every_reader_reads_the_same(name, loader):
+    text = kubernetes.render(PLANS[name]).text(kubernetes.ENTRY)
+    assert list(yaml.load_all(text, Loader=loader)) == documents(name)
+
+
+TRAPS = "y n Y N yes No ON off true Null ~ 1e8 1E3 1e+5 1e-5 5e-05 .5e3 0.1e1 0e0 0o14 08 010 +.5 .inf .NaN".split()
+TRAPS += "NaN 0x1F 1_000 12:30:45 2026-01-01 - -- --- ... = << ? : # @a `a %a &a *a !a |a >a [a {a ]a a:b".split()
+TRAPS += [
+    "",
+    " ",
+    "a ",
+    " a",
+    "a: b",
+    "a #b",
+    "- a",
+    "'",
+    '"',
+    "a\tb",
+    "a\rb",
+    "\x85",
+    "\u2028",
+    "\ufeff",
+    "\U0001f600",
+]
+TRAPS += [
+    "a\nb",
+    "a\n",
+    "\na",
+    " a\nb",
+    "a \nb",
+    "a\n\n",
+    "a\n ",
+    "\t\nb",
+    "é\n\U0001f600",
+    "#a\nb",
+    "---\na",
+    "%a\nb",
+]
+
+
+def test_the_suspicious_reader_can_complain():
+    assert yaml.load("lr: 1e-5", Loader=Suspicious) == {"lr": 1e-5}
+    for text in ("name: y", "mode: 0o14", "day: 08", "x: +.5"):
+        with pytest.raises(ValueError, match=r"Expecting value|Extra data"):
+            yaml.load(text, Loader=Suspicious)
+
+
+def test_text_stays_text_as_key_and_as_value():
+    value = {"values": TRAPS, "keys": {text: 1 for text in TRAPS if len(text) < 100}, "numbers": [0, 1, -7, True]}
+    text = yamldoc.dump([value])
+    assert yaml.safe_load(text) == value
+    assert yaml.load(text, Loader=Suspicious) == value
+
+
+def test_the_same_job_is_the_same_bytes(tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text(json.dumps(over(JOBS["everything"])))
+    found = {
+        subprocess.run(
+            [DSLAUNCH, "k8s", job], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("0", "1", "7")
+    }
+    assert found == {kubernetes.render(make(JOBS["everything"])).text(kubernetes.ENTRY).encode()}
+
+
+def test_a_changed_job_has_another_digest():
+    def digest(*change):
+        return kubernetes.manifests(make(*change))[1]["metadata"]["annotations"][kubernetes.DIGEST]
+
+    assert digest() == digest()
+    changes = [{"env": {"A": "1"}}, {"train": {"steps": 61}}, {"resources": {"nodes": 4}}]
+    changes += [{"kubernetes": {"gang": False}}, {"kubernetes": {"queue": "q"}}]
+    assert len({digest(), *map(digest, changes)}) == 1 + len(changes)
+
+
+def test_printing_needs_no_client_library(tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text(json.dumps(DEMO))
+    code = "import sys; from launcher.cli import cli; cli.main(['k8s', sys.argv[1]], standalone_mode=False)"
+    code += "; sys.exit('kubernetes' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, job], stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+# --- as the pods run it ---------------------------------------------------------------------------
+
+
+def lay_out(text, folder):
+    """What the kubelet makes of the printed ConfigMap, and the container's command for that place."""
+    config_map, job = yaml.safe_load_all(text)
+    box = pods(job)[0]["containers"][0]
+    for item in pods(job)[0]["volumes"][0]["configMap"]["items"]:
+        path = folder / item["path"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(config_map["data"][item["key"]].encode())
+    return [word.replace(kubernetes.MOUNT, str(folder)) for word in box["command"]], box
+
+
+def test_variables_reach_the_ranks_byte_for_byte(tmp_path):
+    text = kubernetes.render(PLANS["odd-environment"]).text(kubernetes.ENTRY)
+    command, _ = lay_out(text, tmp_path / "mount")
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin" / "python3"
+    fake.write_text("#!/bin/sh\nexec env -0\n")
+    fake.chmod(0o755)
+    env = {
+        "PATH": f"{fake.parent}:{os.environ['PATH']}",
+        "RANK": "1",
+        "HOME": "/nowhere",
+        "DSLAUNCH_LOGS": str(tmp_path),
+    }
+    out = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, check=True).stdout
+    found = dict(row.split("=", 1) for row in out.decode().split("\0")[:-1])
+    assert {name: found[name] for name in ODD} == ODD
+    assert found["NODE_RANK"] == "1"
+    assert found["HOME"] == "/tmp"
+
+
+def test_scripts_round_trip_through_the_config_map():
+    made = PLANS["odd-environment"]
+    data = next(yaml.safe_load_all(kubernetes.render(made).text(kubernetes.ENTRY)))["data"]
+    flags = [f"--grace {kubernetes.GRACE - 20}"]
+    for file in bundles.common(made, flags=flags, submitted_from=False):
+        assert data[file.path.replace("/", ".")] == file.text
+
+
+def own_address():
+    """An address of this machine that is not loopback, or None."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect(("192.0.2.200", 9))  # sends nothing
+            return sock.getsockname()[0]
+        except OSError:
+            return None
+
+
+@pytest.mark.slow
+def test_two_pods_are_one_world_of_four_ranks(tmp_path):
+    address = own_address()
+    if not address or address.startswith("127."):
+        pytest.skip("this machine has no address but loopback, and a pod's master is elsewhere")
+    show = 'echo "here is $RANK of $WORLD_SIZE, $LOCAL_RANK on $GROUP_RANK, master $MASTER_ADDR:$MASTER_PORT"'
+    made = make({"train": {"command": ["bash", "-c", show]}})
+    command, box = lay_out(kubernetes.render(made).text(kubernetes.ENTRY), tmp_path / "mount")
+    with socket.socket() as sock:
+        sock.bind((address, 0))
+        port = sock.getsockname()[1]
+    started = []
+    for node in range(2):
+        env = {row["name"]: row["value"] for row in box["env"]}
+        env |= {"DSLAUNCH_LOGS": str(tmp_path / f"logs-{node}"), "DSLAUNCH_CACHE": str(tmp_path / "cache")}
+        env |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+        # as the operator sets them: RANK is the node's, WORLD_SIZE counts its nprocPerNode
+        env |= {"PYTHONUNBUFFERED": "1", "MASTER_ADDR": address, "MASTER_PORT": str(port), "RANK": str(node)}
+        env |= {"WORLD_SIZE": "4", "PET_NNODES": "2", "PET_NPROC_PER_NODE": "2", "PET_NODE_RANK": str(node)}
+        env |= {"PET_MASTER_ADDR": address, "PET_MASTER_PORT": str(port)}
+        started.append(
+            subprocess.Popen(
+                command,
+                env=env,
+                cwd=tmp_path,
+                start_new_session=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        said = [process.communicate(timeout=120)[0] for process in started]
+    finally:
+        for process in started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+    assert [process.returncode for process in started] == [0, 0], said
+    for node, text in enumerate(said):
+        for local in range(2):
+            rank = 2 * node + local
+            line = f"[rank {rank}] here is {rank} of 4, {local} on {node}, master "
+            assert line in text, said
+
+
+# --- the API server -------------------------------------------------------------------------------
+
+
+class Api(http.server.ThreadingHTTPServer):
+    """Objects by path. `script` has the replies to give instead, `logs` the pods' output."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.objects, self.script, self.logs, self.asked = {}, {}, {}, []
+        self.count = 0
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do(self):
+        server, method = self.server, self.command
+        path, _, query = self.path.partition("?")
+        length = int(self.headers.get("Content-Length") or 0)
+        body = json.loads(self.rfile.read(length)) if length else {}
+        server.asked.append((method, path, query))
+        name = path.rpartition("/")[2]
+        scripted = [reply for (verb, part), reply in server.script.items() if verb == method and part in path]
+        if scripted:
+            code, answer = scripted[0].pop(0) if isinstance(scripted[0], list) else scripted[0]
+            if code == 0:
+                self.close_connection = True
+                return None
+            return self.answer(code, answer)
+        if name == "log":
+            pod = path.split("/")[-2]
+            return (
+                self.chunks(server.logs[pod]) if pod in server.logs else self.refuse(404, f'pods "{pod}" not found')
+            )
+        if method == "POST":
+            path = f"{path}/{body['metadata']['name']}"
+            if path in server.objects:
+                return self.refuse(409, f'"{body["metadata"]["name"]}" already exists')
+            server.count += 1
+            body["metadata"]["uid"] = f"uid-{server.count}"
+            server.objects[path] = body
+            return self.answer(201, body)
+        if path not in server.objects:
+            return self.refuse(404, f'"{name}" not found')
+        if method == "PUT":
+            server.objects[path] = body
+        return self.answer(200, server.objects.pop(path) if method == "DELETE" else server.objects[path])
+
+    do_GET = do_POST = do_PUT = do_DELETE = do
+
+    def refuse(self, code, message):
+        self.answer(code, {"kind": "Status", "status": "Failure", "message": message, "code": code})
+
+    def answer(self, code, value):
+        data = value.encode() if isinstance(value, str) else json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Type", "text/plain" if isinstance(value, str) else "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def chunks(self, parts):
+        self.send_response(200)
+        self.send_header("Content-Type", "text/plain")
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for part in parts:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+        self.wfile.write(b"0\r\n\r\n")
+
+
+@pytest.fixture
+def api(tmp_path, monkeypatch):
+    server = Api()
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    configure(tmp_path, monkeypatch, server.server_address[1])
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def configure(tmp_path, monkeypatch, port):
+    """A kubeconfig with this server. The client library reads the variable once, when it is imported."""
+    import kubernetes.config.kube_config
+
+    path = tmp_path / "kubeconfig"
+    context = {"cluster": "c", "user": "u", "namespace": "lab"}
+    path.write_text(
+        json.dumps(
+            {
+                "apiVersion": "v1",
+                "kind": "Config",
+                "current-context": "here",
+                "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
+                "contexts": [{"name": "here", "context": context}],
+                "users": [{"name": "u", "user": {"token": "none"}}],
+            }
+        )
+    )
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "KUBERNETES_SERVICE_HOST"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    monkeypatch.setattr(kubernetes.config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+
+
+JOB = "/apis/kubeflow.org/v1/namespaces/lab/pytorchjobs/demo"
+MAP = "/api/v1/namespaces/lab/configmaps/demo-bundle"
+FORBIDDEN = {"kind": "Status", "message": "pytorchjobs.kubeflow.org is forbidden: User cannot create", "code": 403}
+
+
+def record(folder):
+    return runs.Record("demo-1", folder, "kubernetes", "lab/demo", "demo", 60, {"per_node": 2})
+
+
+def conditions(*types):
+    return {"conditions": [{"type": word, "status": "True", "message": f"is {word}"} for word in types]}
+
+
+def test_the_config_map_comes_first_and_fields_are_checked(api, tmp_path):
+    assert kubernetes.submit(tmp_path, PLANS["demo"], run) == "lab/demo"
+    posts = [(path, query) for method, path, query in api.asked if method == "POST"]
+    assert [path for path, _ in posts] == [MAP.rpartition("/")[0], JOB.rpartition("/")[0]]
+    assert all("fieldValidation=Strict" in query for _, query in posts)
+    config_map, job = documents()
+    assert api.objects[MAP]["data"] == config_map["data"]
+    assert api.objects[JOB]["spec"] == job["spec"]
+    assert (tmp_path / kubernetes.UID).read_text() == "uid-2"
+
+
+def test_the_job_files_namespace_wins(api, tmp_path):
+    assert kubernetes.submit(tmp_path, make({"kubernetes": {"namespace": "ml"}}), run) == "ml/demo"
+
+
+def test_a_job_that_is_there_already_is_adopted(api, tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    kubernetes.submit(tmp_path / "a", PLANS["demo"], run)
+    api.objects[JOB]["status"] = conditions("Created", "Running")
+    assert kubernetes.submit(tmp_path / "b", PLANS["demo"], run) == "lab/demo"
+    assert (tmp_path / "b" / kubernetes.UID).read_text() == "uid-2"
+
+
+def test_a_409_with_the_same_digest_is_adopted(api, tmp_path):
+    """Somebody else's try, or ours whose answer was lost, came between the look and the creation."""
+    job = documents()[1]
+    job["metadata"]["uid"] = "early"
+    api.script["GET", "/pytorchjobs/demo"] = [(404, {"message": "not found"}), (200, job)]
+    api.script["POST", "/pytorchjobs"] = (409, {"message": "already exists"})
+    assert kubernetes.submit(tmp_path, PLANS["demo"], run) == "lab/demo"
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_job_with_another_digest_is_named(api, tmp_path, late):
+    job = kubernetes.manifests(make({"train": {"steps": 61}}))[1]
+    if late:
+        api.script["GET", "/pytorchjobs/demo"] = [(404, {"message": "not found"}), (200, job)]
+        api.script["POST", "/pytorchjobs"] = (409, {"message": "already exists"})
+    else:
+        api.objects[JOB] = job
+    with pytest.raises(UserError, match="another PyTorchJob `demo`") as caught:
+        kubernetes.submit(tmp_path, PLANS["demo"], run)
+    assert not isinstance(caught.value, Unreachable)
+    assert "kubectl delete pytorchjob demo -n lab" in caught.value.problems[0].hint
+
+
+def test_a_job_that_is_over_is_not_adopted(api, tmp_path):
+    kubernetes.submit(tmp_path, PLANS["demo"], run)
+    api.objects[JOB]["status"] = conditions("Created", "Failed")
+    with pytest.raises(UserError, match="it is over: failed"):
+        kubernetes.submit(tmp_path, PLANS["demo"], run)
+
+
+def test_what_an_earlier_run_left_is_replaced(api, tmp_path):
+    api.objects[MAP] = {**documents()[0], "data": {}}
+    kubernetes.submit(tmp_path, PLANS["demo"], run)
+    assert "node.sh" in api.objects[MAP]["data"]
+
+
+def test_a_config_map_of_somebody_else_is_left_alone(api, tmp_path):
+    api.objects[MAP] = {"metadata": {"name": "demo-bundle"}, "data": {"theirs": "1"}}
+    with pytest.raises(UserError, match="that is not ours"):
+        kubernetes.submit(tmp_path, PLANS["demo"], run)
+    assert api.objects[MAP]["data"] == {"theirs": "1"}
+
+
+def test_a_refusal_says_the_servers_words_and_leaves_nothing(api, tmp_path):
+    api.script["POST", "/pytorchjobs"] = (403, FORBIDDEN)
+    with pytest.raises(UserError, match=r"refuses \(403\): pytorchjobs.kubeflow.org is forbidden") as caught:
+        kubernetes.submit(tmp_path, PLANS["demo"], run)
+    assert not isinstance(caught.value, Unreachable)
+    assert api.objects == {}
+
+
+def test_a_cluster_without_the_operator_is_said(api, tmp_path):
+    api.script["POST", "/pytorchjobs"] = (404, "404 page not found\n")
+    with pytest.raises(UserError, match="404") as caught:
+        kubernetes.submit(tmp_path, PLANS["demo"], run)
+    assert "crd" in caught.value.problems[0].hint
+
+
+SILENT = [(500, {"message": "etcd is away"}), (503, "no backend"), (429, {"message": "slow down"}), (0, "")]
+
+
+@pytest.mark.parametrize("reply", SILENT, ids=lambda reply: str(reply[0]))
+def test_no_answer_is_neither_yes_nor_no(api, tmp_path, reply):
+    api.script["GET", "/pytorchjobs/demo"] = reply
+    with pytest.raises(Unreachable, match="did not answer"):
+        kubernetes.submit(tmp_path, PLANS["demo"], run)
+    assert kubernetes.state(record(tmp_path), run).state is State.UNKNOWN
+    for ask in (lambda: list(kubernetes.logs(record(tmp_path), rank=None, follow=False, run=run)),
+                lambda: kubernetes.cancel(record(tmp_path), run)):  # fmt: skip
+        with pytest.raises(Unreachable):
+            ask()
+
+
+def test_an_unanswered_creation_keeps_what_the_job_needs(api, tmp_path):
+    api.script["POST", "/pytorchjobs"] = (500, {"message": "timeout"})
+    with pytest.raises(Unreachable):
+        kubernetes.submit(tmp_path, PLANS["demo"], run)
+    assert MAP in api.objects
+
+
+def test_a_refused_connection_is_no_answer(tmp_path, monkeypatch, capfd):
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        configure(tmp_path, monkeypatch, sock.getsockname()[1])
+        with pytest.raises(Unreachable):
+            kubernetes.submit(tmp_path, PLANS["demo"], run)
+        assert kubernetes.state(record(tmp_path), run).state is State.UNKNOWN
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("status", "state"),
+    [
+        ({}, State.UNKNOWN),
+        (conditions(), State.UNKNOWN),
+        (conditions("Created"), State.PENDING),
+        (conditions("Created", "Running"), State.RUNNING),
+        (conditions("Created", "Restarting"), State.RUNNING),
+        (conditions("Created", "Suspended"), State.PENDING),
+        (conditions("Created", "Succeeded"), State.COMPLETED),
+        (conditions("Created", "Failed"), State.FAILED),
+        (conditions("Created", "Sleeping"), State.UNKNOWN),
+        ({"conditions": [{"type": "Failed", "status": "False"}]}, State.UNKNOWN),
+        (
+            {"conditions": [{"type": "Created", "status": "True"}, {"type": "Running", "status": "False"}]},
+            State.PENDING,
+        ),
+    ],
+)
+def test_conditions_become_states(api, tmp_path, status, state):
+    api.objects[JOB] = {**documents()[1], "status": status}
+    found = kubernetes.state(record(tmp_path), run)
+    assert found.state is state
+    assert found.code == {State.COMPLETED: 0, State.FAILED: 1}.get(state)
+
+
+def test_a_job_that_is_gone_is_unknown(api, tmp_path):
+    found = kubernetes.state(record(tmp_path), run)
+    assert found.state is State.UNKNOWN
+    assert "no PyTorchJob demo in lab" in found.detail
+
+
+def test_a_later_job_of_that_name_is_not_this_run(api, tmp_path):
+    kubernetes.submit(tmp_path, PLANS["demo"], run)
+    api.objects[JOB]["metadata"]["uid"] = "later"
+    assert kubernetes.state(record(tmp_path), run).state is State.UNKNOWN
+    with pytest.raises(UserError, match="another run"):
+        kubernetes.cancel(record(tmp_path), run)
+    assert JOB in api.objects
+
+
+def test_logs_come_from_the_pod_of_the_rank(api, tmp_path):
+    api.objects[JOB] = documents()[1]
+    api.logs = {
+        "demo-master-0": [b"dslaunch: starting\n[rank 0] st", b"ep 1\n[rank 1] step \x1b[1m1\n", b"the end"],
+        "demo-worker-0": [b"[rank 2] here\n[rank 20] there\n[rank 3] x\r\n"],
+    }
+
+    def logs(rank, follow=False):
+        return list(kubernetes.logs(record(tmp_path), rank=rank, follow=follow, run=run))
+
+    assert logs(None) == ["dslaunch: starting", "[rank 0] step 1", "[rank 1] step 1", "the end"]
+    assert logs(None, follow=True) == logs(None)
+    assert logs(0) == ["step 1"]
+    assert logs(1) == ["step 1"]
+    assert logs(2) == ["here"]
+    assert logs(3) == ["x"]
+    with pytest.raises(UserError, match="no rank 4: the job has 0 to 3"):
+        logs(4)
+
+
+def test_logs_of_a_pod_that_is_not_there_yet(api, tmp_path, monkeypatch):
+    api.objects[JOB] = {**documents()[1], "status": conditions("Created")}
+    waiting = (400, {"message": "container pytorch is waiting to start: ContainerCreating"})
+    api.script["GET", "/log"] = [waiting, waiting, waiting, (200, "up\n")]
+    with pytest.raises(UserError, match="ContainerCreating"):
+        list(kubernetes.logs(record(tmp_path), rank=None, follow=False, run=run))
+    monkeypatch.setattr(kubernetes.time, "sleep", lambda seconds: None)
+    assert list(kubernetes.logs(record(tmp_path), rank=None, follow=True, run=run)) == ["up"]
+
+
+def test_cancel_deletes_both_and_tolerates_that_they_are_gone(api, tmp_path):
+    kubernetes.submit(tmp_path, PLANS["demo"], run)
+    kubernetes.cancel(record(tmp_path), run)
+    assert api.objects == {}
+    kubernetes.cancel(record(tmp_path), run)
+    assert kubernetes.state(record(tmp_path), run).state is State.CANCELLED
+
+
+# --- through the command line ---------------------------------------------------------------------
+
+
+def dslaunch(*words, cwd):
+    return subprocess.run([DSLAUNCH, *words], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_run_from_apply_to_cancel(api, tmp_path):
+    (tmp_path / "job.yaml").write_text(json.dumps(DEMO))
+    applied = dslaunch("k8s", "job.yaml", "--apply", cwd=tmp_path)
+    assert (applied.returncode, applied.stdout.count("\n")) == (0, 1), applied.stderr
+    name = applied.stdout.strip()
+    api.objects[JOB]["status"] = conditions("Created", "Running")
+    status = dslaunch("status", name, "--json", cwd=tmp_path)
+    assert (status.returncode, json.loads(status.stdout)["state"]) == (0, "running")
+    api.logs["demo-worker-0"] = [b"[rank 3] step 1\n"]
+    assert dslaunch("logs", name, "--rank", "3", cwd=tmp_path).stdout == "step 1\n"
+    assert dslaunch("cancel", name, cwd=tmp_path).returncode == 0
+    assert api.objects == {}
+    assert dslaunch("status", name, cwd=tmp_path).returncode == 1
+
+
+@pytest.mark.parametrize(("reply", "code"), [((403, FORBIDDEN), 2), ((500, {"message": "etcd is away"}), 8)])
+def test_exit_codes_tell_refused_from_unanswered(api, tmp_path, reply, code):
+    (tmp_path / "job.yaml").write_text(json.dumps(DEMO))
+    api.script["POST", "/pytorchjobs"] = reply
+    found = dslaunch("k8s", "job.yaml", "--apply", cwd=tmp_path)
+    assert (found.returncode, found.stdout) == (code, "")
+    assert reply[1]["message"] in found.stderr
+    assert bool(list(tmp_path.glob("dslaunch-runs/*"))) is (code == 8)
+
+
+def test_no_cluster_at_all_is_said(tmp_path, monkeypatch):
+    (tmp_path / "job.yaml").write_text(json.dumps(DEMO))
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    found = dslaunch("k8s", "job.yaml", "--apply", cwd=tmp_path)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert "no Kubernetes cluster is configured" in found.stderr
