@@ -8,6 +8,14 @@ def pytest_addoption(parser):
     parser.addoption("--bless", action="store_true", help="write the gallery's rendered files; then read the diff")
 
 
+def pytest_collection_modifyitems(items):
+    """Whatever asks for a cluster is slow, and runs on one worker: two cores are not for two clusters."""
+    for item in items:
+        if {"slurm", "slurm_big"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
+            item.add_marker(pytest.mark.xdist_group("slurm"))
+
+
 def _slurm(name, **options):
     if reason := slurm_cluster.why_not():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)

@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 from onebit.env import ensure
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
+from launcher import runs
+from launcher.backends import State
+from launcher.backends import slurm as backend
+from launcher.errors import Unreachable, UserError
+from launcher.run import Result
 
 HERE = Path(__file__).parent
 TINY = {"layers": 2, "hidden": 64, "heads": 2, "vocab": 256}
@@ -294,3 +298,100 @@ def test_a_script_for_4096_nodes_is_as_long_as_one_for_four_and_the_controller_t
     done = site.dslaunch("slurm", "job.yaml", "--test-only")
     assert done.returncode == 0, done.stderr
     assert "to start at" in done.stdout
+
+
+def answering(**replies: Result):
+    """A Slurm that answers each command with the given reply, and everything else with silence."""
+    return lambda argv: replies.get(argv[0], Result(None, "", f"{argv[0]} did not answer within 30 s"))
+
+
+GONE = Result(1, "", "slurm_load_jobs error: Invalid job id specified")
+
+
+@pytest.mark.parametrize(
+    ("replies", "marker", "state", "code"),
+    [
+        ({"squeue": Result(0, "RUNNING|node[1-4]\n", "")}, None, State.RUNNING, None),
+        ({"squeue": Result(0, "CONFIGURING|\n", "")}, None, State.PENDING, None),
+        ({"squeue": Result(0, "REQUEUE_HOLD|launch failed requeued held\n", "")}, None, State.PENDING, None),
+        ({"squeue": Result(0, "POLISHING|\n", "")}, None, State.UNKNOWN, None),  # a word from a later release
+        (
+            {"squeue": GONE, "scontrol": Result(0, "JobId=7 JobState=COMPLETED ExitCode=0:0", "")},
+            0,
+            State.COMPLETED,
+            0,
+        ),
+        # exit 0 without the script's own mark: its shell was killed, and Slurm does not know
+        (
+            {"squeue": GONE, "scontrol": Result(0, "JobId=7 JobState=COMPLETED ExitCode=0:0", "")},
+            None,
+            State.UNKNOWN,
+            0,
+        ),
+        (
+            {"squeue": GONE, "scontrol": Result(0, "JobId=7 JobState=NODE_FAIL ExitCode=0:0", "")},
+            None,
+            State.FAILED,
+            0,
+        ),
+        (
+            {"squeue": GONE, "scontrol": Result(0, "JobId=7 JobState=FAILED ExitCode=0:9", "")},
+            None,
+            State.FAILED,
+            137,
+        ),
+        (
+            {"squeue": GONE, "scontrol": GONE, "sacct": Result(0, "CANCELLED by 1000|0:15\n", "")},
+            None,
+            State.CANCELLED,
+            143,
+        ),
+        ({"squeue": GONE, "scontrol": GONE, "sacct": Result(0, "OUT_OF_MEMORY|0:125\n", "")}, 137, State.FAILED, 137),
+        ({"squeue": GONE, "scontrol": GONE, "sacct": Result(0, "", "")}, None, State.UNKNOWN, None),
+        ({"squeue": GONE, "scontrol": GONE}, 0, State.COMPLETED, 0),
+        ({"squeue": GONE, "scontrol": GONE}, 7, State.FAILED, 7),
+        ({}, None, State.UNKNOWN, None),  # nobody answers: never a failure
+        ({}, 0, State.UNKNOWN, None),
+    ],
+)
+def test_what_slurm_answers_becomes_a_state_and_silence_is_unknown(tmp_path, replies, marker, state, code):
+    if marker is not None:
+        (tmp_path / "exit-code").write_text(f"{marker}\n")
+    record = runs.Record("x-1", tmp_path, "slurm", "7", "x", 10, {})
+    found = backend.state(record, answering(**replies))
+    assert (found.state, found.code) == (state, code)
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        (Result(0, "12\n", ""), "12"),
+        (Result(0, "12;cluster2\n", ""), "12"),  # federated
+        (Result(0, "a site's own greeting\n12\n", "sbatch: note: be nice\n"), "12"),
+        (Result(0, "Submitted batch job 12\n", ""), Unreachable),
+        (Result(0, "", ""), Unreachable),
+        (Result(None, "", "sbatch did not answer within 30 s"), Unreachable),
+        (
+            Result(1, "", "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation"),
+            Unreachable,
+        ),
+        (Result(1, "", "sbatch: error: Munge encode failed: Failed to connect"), Unreachable),
+        (Result(1, "", "sbatch: error: invalid partition specified: x"), UserError),
+        (Result(None, "", "sbatch: command not found"), UserError),
+    ],
+)
+def test_only_a_number_is_a_job_id_and_only_a_refusal_is_final(reply, answer):
+    if isinstance(answer, str):
+        assert backend.parse_submitted(reply) == answer
+    else:
+        with pytest.raises(answer) as caught:
+            backend.parse_submitted(reply)
+        assert type(caught.value) is answer
+
+
+@pytest.mark.parametrize(
+    ("time", "minutes"),
+    [("90", 90), ("30:01", 31), ("12:00:00", 720), ("1-12", 2160), ("2-00:30", 2910), ("1-00:00:30", 1441)],
+)
+def test_slurm_s_spellings_of_time(time, minutes):
+    assert backend.minutes(time) == minutes

@@ -301,7 +301,8 @@ class _Answers:
         if error is None or isinstance(error, UserError):
             return
         status = getattr(error, "status", None)
-        if status in (None, 0) and type(error).__module__.split(".")[0] in ("urllib3", "kubernetes", "http"):
+        library = type(error).__module__.split(".")[0]
+        if library in ("urllib3", "http") or (hasattr(error, "status") and status in (None, 0)):
             raise Unreachable(Problem(f"the API server did not answer: {_words(error)}")) from None
         if status in (401, 429) or (isinstance(status, int) and status >= 500):
             raise Unreachable(Problem(f"the API server did not answer ({status}): {_words(error)}")) from None

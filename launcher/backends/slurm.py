@@ -342,6 +342,10 @@ def state(record: runs.Record, run: Run) -> Status:
     if listed.code == 0 and listed.out.strip():
         word, _, code = listed.out.strip().split("\n")[-1].partition("|")
         return _with_marker(record, word, code)
+    marker = runs.exit_code(record)
+    if marker is not None and "Invalid job id" in asked.err + shown.err:  # forgotten after MinJobAge
+        found = State.COMPLETED if marker == 0 else State.FAILED
+        return Status(found, "Slurm has forgotten the job; the exit code is the one its script wrote", marker)
     why = asked.err.strip() or shown.err.strip() or listed.err.strip() or "no answer"
     return Status(State.UNKNOWN, f"neither squeue, scontrol nor sacct knows the job ({why.splitlines()[0]})")
 
@@ -354,6 +358,8 @@ def _with_marker(record: runs.Record, word: str, exit_code: str) -> Status:
     if code is None and exit_code:
         status, _, number = exit_code.partition(":")
         code = 128 + int(number) if number.isdigit() and number != "0" else int(status) if status.isdigit() else None
+    if found is not State.COMPLETED and code == 0:
+        code = None  # a node that fails leaves 0:0
     detail = word.lower()
     if found is State.COMPLETED and marker != 0:
         found, detail = State.UNKNOWN, "Slurm says completed, but the script left no exit code"
