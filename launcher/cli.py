@@ -366,7 +366,7 @@ def k8s(job: str, site: str | None, overrides: tuple[str, ...], runs: str | None
         click.echo(bundle.text(bundle.entry), nl=False)
         return
     record = start("kubernetes", job, document, made, runs)
-    click.echo(f"created {record.job}; dslaunch status {record.id}", err=True)
+    click.echo(f"PyTorchJob {record.job}; dslaunch status {record.id}", err=True)
     click.echo(record.id)
 
 
@@ -552,7 +552,10 @@ def cancel(run: str, runs: str | None) -> None:
     record, backend = find(run, runs)
     if not record.job:
         raise Unreachable(
-            Problem(f"{record.id}: the submission was not answered", "squeue --me shows whether it exists")
+            Problem(
+                f"{record.id}: the submission was not answered",
+                "squeue --me, or kubectl get pytorchjobs, shows whether it exists",
+            )
         )
     journal.note(record.folder, "cancelling")
     backend.cancel(record, execute)

@@ -654,12 +654,14 @@ def dump(documents: Iterable[Any]) -> str:
     """Documents as YAML that every reader understands the same way; multi-line text in blocks."""
     import yaml
 
-    class Dumper(yaml.SafeDumper):
+    class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
         def ignore_aliases(self, data: Any) -> bool:
             return True
 
     def text(dumper: Any, value: str) -> Any:
-        if "\n" in value and all(c == "\n" or (c.isprintable() and c != "\ufeff") for c in value):
+        # a block where both dumpers write the same bytes
+        body = value.endswith("\n") and not value.endswith("\n\n") and value != "\n"
+        if body and all(c == "\n" or (c.isprintable() and c < "\U00010000" and c != "\ufeff") for c in value):
             style = "|"
         elif BARE.match(value) and not NEVER_BARE.match(value):
             style = None

@@ -9,7 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import k8s_schema
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from launcher import bundle as bundles
@@ -79,6 +81,13 @@ def test_every_script_passes_bash_and_shellcheck(path):
                 [SHELLCHECK, "--exclude=SC1090,SC1091", str(file)], capture_output=True, text=True
             )
             assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=name)
+def test_every_manifest_is_one_that_a_strict_api_server_takes(path):
+    documents = list(yaml.safe_load_all((path.parent / kubernetes.ENTRY).read_text()))
+    assert [document["kind"] for document in documents] == ["ConfigMap", "PyTorchJob"]
+    assert k8s_schema.problems(documents) == []
 
 
 def test_node_files_in_a_bundle_are_byte_for_byte_the_package_s_own():

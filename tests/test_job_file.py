@@ -425,8 +425,8 @@ def environment_after(script: str) -> dict[bytes, bytes]:
 
 VALUES = [
     "two words", "it's", 'say "hi"', "$(id)", "`id`", "${HOME}", "a\nb", "\nlead and trail\n", "a,b", "a=b", "\\",
-    "\\n", "#not", "", " ", "\t", "*", "~", "-n", "!x", "a;b|c&d<e>f", "\r\n", "\x1b[2J", "caf\xe9", "\u2028",
-    "\x7f", "{}", "%s", "'\"'\"'", "$'\\n'", "\N{GRINNING FACE}",
+    "\\n", "#not", "", " ", "\t", "*", "~", "-n", "!x", "a;b|c&d<e>f", "\r\n", "\x1b[2J", "caf\xe9",
+    "\u2028", "\x7f", "{}", "%s", "'\"'\"'", "$'\\n'", "\N{GRINNING FACE}",
 ]  # fmt: skip
 
 

@@ -125,6 +125,14 @@ def test_manifests_are_ones_that_a_strict_server_takes(name):
     assert k8s_schema.problems(documents(name)) == []
 
 
+GALLERY = sorted((Path(__file__).parents[1] / "manifests").glob("*/manifests.yaml"))
+
+
+@pytest.mark.parametrize("path", GALLERY, ids=lambda path: path.parent.name)
+def test_the_gallery_is_what_a_strict_server_takes(path):
+    assert k8s_schema.problems(list(yaml.safe_load_all(path.read_text()))) == []
+
+
 @pytest.fixture(scope="module")
 def crd_schema():
     path = k8s_schema.crd()
@@ -136,6 +144,8 @@ def crd_schema():
 def test_manifests_fit_the_operators_own_crd(crd_schema):
     for name in PLANS:
         assert k8s_schema.crd_problems(documents(name)[1], crd_schema) == [], name
+    for path in GALLERY:
+        assert k8s_schema.crd_problems(list(yaml.safe_load_all(path.read_text()))[1], crd_schema) == [], path
 
 
 BAD = {

@@ -64,7 +64,7 @@ def test_the_missing_numbers_of_a_batch_are_found(total, micro, accumulation, re
 @pytest.mark.parametrize(
     ("total", "micro", "accumulation", "replicas", "says", "hint"),
     [
-        (100, 8, AUTO, 16, "100 is not a multiple of 16 data-parallel ranks x micro_batch 8 = 128", "128 is the nearest"),
+        (100, 8, AUTO, 16, "100 is not a multiple of 16 data-parallel ranks x micro_batch 8", "128 is the nearest"),
         (500, 4, AUTO, 64, "64 data-parallel ranks x micro_batch 4 = 256", "512 is the nearest that is (256 and 512"),
         (300, 4, AUTO, 64, "= 256", "256 is the nearest that is (256 and 512 are the neighbours)"),
         (100, AUTO, 3, 8, "8 data-parallel ranks x accumulation 3 = 24", "96 is the nearest"),
@@ -168,26 +168,24 @@ def test_a_higher_stage_never_needs_more(name, gpus, low):
 
 
 @pytest.mark.parametrize(
-    ("model", "resources", "stage", "recompute", "precision"),
+    ("model", "seq", "resources", "stage", "recompute", "precision"),
     [
-        ("gpt-demo", "{nodes: 2, processes_per_node: 2}", 0, False, "fp32"),
-        ("gpt2", "{nodes: 1, gpus_per_node: 1, gpu: a100}", 0, False, "bf16"),
-        ("gpt2", "{nodes: 1, gpus_per_node: 1, gpu: v100}", 0, False, "fp16"),
-        ("llama-7b", "{nodes: 1, gpus_per_node: 8, gpu: h100}", 1, False, "bf16"),
-        ("llama-7b", "{nodes: 1, gpus_per_node: 8, gpu: h200}", 0, False, "bf16"),
-        ("llama-70b", "{nodes: 8, gpus_per_node: 8, gpu: h100, fabric: ib}", 3, True, "bf16"),
-        ("llama-3.1-70b", "{nodes: 8, gpus_per_node: 8, gpu: h100, fabric: ib}", 3, True, "bf16"),
+        ("gpt-demo", 128, "{nodes: 2, processes_per_node: 2}", 0, False, "fp32"),
+        ("gpt2", 1024, "{nodes: 1, gpus_per_node: 1, gpu: a100}", 0, False, "bf16"),
+        ("gpt2", 1024, "{nodes: 1, gpus_per_node: 1, gpu: v100}", 0, False, "fp16"),
+        ("llama-7b", 2048, "{nodes: 1, gpus_per_node: 8, gpu: h100}", 1, False, "bf16"),
+        ("llama-7b", 2048, "{nodes: 1, gpus_per_node: 8, gpu: h200}", 0, False, "bf16"),
+        ("llama-70b", 2048, "{nodes: 8, gpus_per_node: 8, gpu: h100, fabric: ib}", 3, False, "bf16"),
+        ("llama-70b", 4096, "{nodes: 8, gpus_per_node: 8, gpu: h100, fabric: ib}", 3, True, "bf16"),
+        ("llama-3.1-70b", 4096, "{nodes: 8, gpus_per_node: 8, gpu: h200, fabric: ib}", 3, False, "bf16"),
     ],
 )
-def test_the_lowest_stage_that_fits_is_chosen(model, resources, stage, recompute, precision):
-    result = made(f"train: {{script: a.py, seq_len: 2048}}\nresources: {resources}\n", model=model)
-    assert (result.stage, result.precision) == (stage, precision)
+def test_the_lowest_stage_that_fits_is_chosen(model, seq, resources, stage, recompute, precision):
+    result = made(f"train: {{script: a.py, seq_len: {seq}}}\nresources: {resources}\n", model=model)
+    assert (result.stage, result.recompute, result.precision) == (stage, recompute, precision)
     assert result.config["zero_optimization"]["stage"] == stage
     if result.estimate:
-        gpu = facts.gpu(result.spec.resources.gpu)
-        assert result.estimate.fits(gpu.memory)
-    if recompute:
-        assert result.recompute
+        assert result.estimate.fits(facts.gpu(result.spec.resources.gpu).memory)
 
 
 def test_every_lower_stage_would_not_have_fitted():
@@ -206,8 +204,10 @@ def test_what_does_not_fit_is_refused_with_the_sizes_and_no_other_complaint():
     assert re.match(r"does not fit: about \d+ GiB per GPU \(\d+ model states, \d+ activations, ", message)
     assert hint == "offload.optimizer: cpu, then more nodes"
     assert where == "job.yaml:4:1"
-    offload = "train: {script: a.py, offload: {optimizer: cpu, parameters: cpu}}\n"
-    assert len(refused(offload + resources.replace("t4", "t4, memory: 1G"), model="gpt3-175b")) == 1
+    offload = "train: {script: a.py, offload: {optimizer: cpu, parameters: cpu}, micro_batch: 64}\n"
+    ((message, hint, _),) = refused(offload + resources, model="gpt3-175b")  # not that stage 0 ignores the offload
+    assert message.startswith("does not fit")
+    assert hint == "micro_batch: 1, then more nodes"
 
 
 @pytest.mark.parametrize(
@@ -235,9 +235,9 @@ def test_a_micro_batch_is_as_large_as_fits_and_divides():
 def test_tensor_and_pipeline_ranks_share_a_replica():
     result = made("train: {script: a.py, micro_batch: 1, parallel: {tensor: 4, pipeline: 2}}\n" + GPUS, model="gpt2")
     assert result.batch.replicas == 8
-    ((message, hint, where),) = refused("train: {script: a.py, parallel: {tensor: 3}}\n" + GPUS)
+    ((message, _, where),) = refused("train: {script: a.py, parallel: {tensor: 3}}\n" + GPUS)
     assert message == "tensor 3 x pipeline 1 = 3 does not divide 64 ranks"
-    assert where == "job.yaml:3:22"
+    assert where == "job.yaml:3:23"
 
 
 def test_every_decision_has_a_reason():
@@ -297,8 +297,8 @@ def test_the_command_of_a_rank_carries_the_config():
             "",
         ),
         ("", "bert-base", "trains decoders, and this model is an encoder", "give train.script", "2:1"),
-        ("", "{layers: 2, hidden: 10, heads: 4}", "hidden 10 is not a multiple of heads 4", "hidden: 12", "2:9"),
-        ("", "{layers: 2, hidden: 16, heads: 4, kv_heads: 3}", "heads 4 is not a multiple of kv_heads 3", "", "2:35"),
+        ("", "{layers: 2, hidden: 10, heads: 4}", "hidden 10 is not a multiple of heads 4", "hidden: 12", "2:20"),
+        ("", "{layers: 2, hidden: 16, heads: 4, kv_heads: 3}", "heads 4 is not a multiple of kv_heads 3", "", "2:42"),
     ],
 )
 def test_what_nobody_can_know_is_refused_with_what_would_do(text, model, says, hint, where):
@@ -331,16 +331,16 @@ GPT2 = {
     "n_inner": None,
 }  # fmt: skip
 T5 = {
-    "model_type": "t5", "d_model": 512, "num_layers": 6, "num_heads": 8, "d_ff": 2048, "d_kv": 64, "vocab_size": 32128,
-    "is_encoder_decoder": True, "feed_forward_proj": "relu",
+    "model_type": "t5", "d_model": 512, "num_layers": 6, "num_heads": 8, "d_ff": 2048, "d_kv": 64,
+    "vocab_size": 32128, "is_encoder_decoder": True, "feed_forward_proj": "relu",
 }  # fmt: skip
 T5_1_1 = {
     **T5, "d_model": 2048, "num_layers": 24, "num_decoder_layers": 24, "num_heads": 32, "d_ff": 5120,
     "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
 }  # fmt: skip
 BERT = {
-    "model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "gelu",
-    "intermediate_size": 3072, "vocab_size": 30522, "max_position_embeddings": 512,
+    "model_type": "bert", "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "intermediate_size": 3072, "hidden_act": "gelu", "vocab_size": 30522, "max_position_embeddings": 512,
 }  # fmt: skip
 GROUPED = {**LLAMA, "num_key_value_heads": 8, "intermediate_size": 14336, "vocab_size": 128256}
 
@@ -405,7 +405,7 @@ TABLE = [
     (rules.keys_are_not_removed, situation({"amp": {}}), "left DeepSpeed in 0.19.8", situation({"amp": {}}, **OLD)),
     (rules.keys_are_not_removed, situation({"nebula": {}}, deepspeed="0.19.7"), "left DeepSpeed in 0.19.7",
      situation({"elasticity": {}}, deepspeed="0.19.7")),
-    (rules.keys_are_not_removed, situation(zero(mics_shard_size=8)), "`mics_shard_size` left", situation(zero(stage=3))),
+    (rules.keys_are_not_removed, situation(zero(mics_shard_size=8)), "`mics_shard_size`", situation(zero(stage=3))),
     (rules.sections_are_sections, situation({"optimizer": "Adam"}), "optimizer is a section", situation(ONEBIT)),
     (rules.sections_are_sections, situation({"zero_optimization": 3}), "zero_optimization is a section", situation()),
     (rules.optimizer_is_known, situation(optimizer("Adm")), "no optimizer `Adm`", situation(optimizer("adam"))),
@@ -456,8 +456,9 @@ TABLE = [
      situation(zero(zero_hpz_partition_size=4))),
 ]  # fmt: skip
 NOTES = [
-    (rules.freeze_step_lies_within_the_run, situation(ONEBIT, world=1), "nobody to send gradients to", situation(ONEBIT)),
-    (rules.pipeline_and_zero, situation({"pipeline": {"enabled": True}}), "does nothing", situation({"pipeline": {}})),
+    (rules.freeze_step_lies_within_the_run, situation(ONEBIT, world=1), "nobody to send", situation(ONEBIT)),
+    (rules.pipeline_and_zero, situation({"pipeline": {"enabled": True}}), "does nothing",
+     situation({"pipeline": {}})),
     (rules.params_are_known, situation({**ONEBIT, "gradient_clipping": 1.0}), "next to no effect",
      situation({**ONEBIT, "gradient_clipping": 0.0})),
     (rules.onebit_resume, situation(ONEBIT), "does not restore", situation(optimizer("ZeroOneAdam"))),
@@ -691,7 +692,7 @@ def keys_deepspeed_reads() -> set[str]:
     trees = [ast.parse(path.read_text(encoding="utf-8")) for path in [
         *folder.glob("runtime/*.py"), *folder.glob("runtime/*/config*.py"), *folder.glob("runtime/*/constants.py"),
         *folder.glob("runtime/swap_tensor/*.py"), *folder.glob("*/config.py"), *folder.glob("*/constants.py"),
-        *folder.glob("nebula/*.py"), *folder.glob("utils/*.py"), *folder.glob("runtime/activation_checkpointing/*.py"),
+        *folder.glob("utils/*.py"), *folder.glob("runtime/activation_checkpointing/*.py"),
     ]]  # fmt: skip
     names: dict[str, set[str]] = {}
     for tree in trees:

@@ -332,7 +332,7 @@ GONE = Result(1, "", "slurm_load_jobs error: Invalid job id specified")
             {"squeue": GONE, "scontrol": Result(0, "JobId=7 JobState=NODE_FAIL ExitCode=0:0", "")},
             None,
             State.FAILED,
-            0,
+            None,
         ),
         (
             {"squeue": GONE, "scontrol": Result(0, "JobId=7 JobState=FAILED ExitCode=0:9", "")},

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # cpu-demo: runs once on every node, with NODE_RANK, MASTER_ADDR and MASTER_PORT set.
-# gpt-demo: 858,880 parameters, ZeRO-3, fp32, 2 x 2 ranks,
+# gpt-demo: 875,264 parameters, ZeRO-3, fp32, 2 x 2 ranks,
 # batch 16 = 4 x 1 x 4.
 set -eo pipefail
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)

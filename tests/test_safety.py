@@ -1,0 +1,510 @@
+"""Whatever text a job file holds, it is data: refused with a reason, or one word of one command, byte for byte."""
+
+from __future__ import annotations
+
+import os
+import random
+import shlex
+import string
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from launcher import bundle, cli, plan, run, spec, yamldoc
+from launcher.backends import kubernetes, local, slurm
+from launcher.errors import UserError
+
+SHELLCHECK = Path(sys.executable).parent / "shellcheck"
+BASE = "name: demo\nmodel: gpt-demo\nresources: {nodes: 1}\n"
+
+# What a shell, sbatch, YAML, Python's format or a careless log would take for more than text.
+ODD = list("'\"\\$`\n\r\0%{}\x85\u2028\u2029;&|<>-#!*?~()[] \t=,:@/.")
+PIECES = [
+    *ODD, "$(touch caught)", "`touch caught`", "'; touch caught; '", '"; touch caught; "', "\ntouch caught\n",
+    "\n#SBATCH --wrap=id\n", "#SBATCH --wrap=id", "${IFS}", "%j", "{0}", "--", "-rf", "\\\n", "$'\\x41'", "caf\xe9", "a",
+]  # fmt: skip
+Nasty = st.lists(st.sampled_from(PIECES), min_size=1, max_size=5).map("".join)
+Mixed = st.tuples(st.sampled_from(["", "a", "ab1"]), Nasty, st.sampled_from(["", "z"])).map("".join)
+
+
+def quoted(text: str) -> str:
+    """A YAML scalar of any text, in ASCII."""
+    return '"' + "".join(c if c.isalnum() and c.isascii() else f"\\U{ord(c):08x}" for c in text) + '"'
+
+
+def load(*overrides: str, base: str = BASE) -> spec.JobSpec:
+    return spec.load(base, name="job.yaml", overrides=overrides).spec
+
+
+def accepted(*overrides: str, base: str = BASE) -> bool:
+    """Whether the reader and Slurm's renderer take it; a refusal has to have words and a place."""
+    try:
+        slurm.render(plan.make(load(*overrides, base=base)))
+    except UserError as error:
+        for problem in error.problems:
+            assert problem.message
+            assert problem.where or problem.at
+            assert problem.message.isprintable()  # nothing of it moves a terminal's cursor
+        return False
+    return True
+
+
+# --- a sandbox ----------------------------------------------------------------------------------------------
+
+# Programs that node.sh and job.sbatch may start, and what they are made to do here.
+RECORD = (
+    "/bin/cat /proc/$$/cmdline >'{records}'/$$.{name}.argv; /bin/cat /proc/$$/environ >'{records}'/$$.{name}.env\n"
+)
+FAKES = {
+    "scontrol": "echo host1",
+    "srun": 'while [ "$1" != bash ]; do shift; done; shift; export SLURM_NODEID=0; exec /bin/bash "$@"',
+    "python3": 'if [ "${{1##*/}}" = port.py ]; then echo 20000; fi; if [ "$1" = - ]; then /bin/cat >/dev/null; fi\n'
+    "/bin/readlink -n /proc/$$/cwd >'{records}'/$$.cwd",
+    "conda": ":",
+    "module": ":",
+}
+HARMLESS = ["mkdir", "dirname", "cat", "rm", "readlink"]
+CANARIES = [
+    "touch",
+    "id",
+    "ls",
+    "sh",
+    "env",
+    "curl",
+    "nc",
+    "reboot",
+    "a",
+    "ab1",
+    "z",
+    "wrap",
+    "rf",
+    "x41",
+    "A",
+    "IFS",
+]
+
+
+@dataclass
+class Sandbox:
+    home: Path
+
+    @cached_property
+    def path(self) -> Path:
+        programs, records = self.home / "bin", self.home / "records"
+        programs.mkdir()
+        records.mkdir()
+        for name in [*FAKES, *HARMLESS, *CANARIES]:
+            record = RECORD.format(records=records, name=name)
+            body = FAKES[name].format(records=records) if name in FAKES else f'exec /bin/{name} "$@"'
+            text = f"#!/bin/bash\n{record}{body if name not in CANARIES else ':'}\n"
+            (programs / name).write_text(text)
+            (programs / name).chmod(0o755)
+        return programs
+
+    def execute(self, job: spec.JobSpec, *, prepare: object = None) -> dict[str, list[list[str]]]:
+        """Run job.sbatch as Slurm would; the argument lists of every program that was started."""
+        made = plan.make(job)
+        folder, base = self.home / "run", self.home / "base"
+        base.mkdir()
+        bundle.write(slurm.render(made), folder, submitted_from=base, secrets={})
+        for name in ("job.sbatch", "node.sh"):
+            subprocess.run(["/bin/bash", "-n", folder / name], check=True)
+        workdir = base / job.train.workdir
+        workdir.mkdir(parents=True, exist_ok=True)
+        if job.venv:
+            (base / job.venv / "bin").mkdir(parents=True, exist_ok=True)
+            (base / job.venv / "bin" / "activate").write_text("VENV_WAS_HERE=1; export VENV_WAS_HERE\n")
+        environ = {"PATH": str(self.path), "SLURM_JOB_NODELIST": "host1", "SLURM_JOB_ID": "7"}
+        done = subprocess.run(["/bin/bash", folder / "job.sbatch"], cwd=folder, env=environ, capture_output=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+        calls: dict[str, list[list[str]]] = {}
+        for path in sorted((self.home / "records").glob("*.argv")):
+            words = path.read_bytes().split(b"\0")[:-1]
+            calls.setdefault(path.name.split(".")[1], []).append([os.fsdecode(word) for word in words[2:]])
+        assert not set(calls) & set(CANARIES)
+        assert not list(self.home.rglob("caught"))
+        return calls
+
+    def last(self, what: str) -> bytes:
+        """Of the rank's supervisor: its `env` or `cwd`."""
+        for path in (self.home / "records").glob("*.python3.argv"):
+            if b"/supervise.py\0" in path.read_bytes():
+                number = path.name.split(".")[0]
+                name = f"{number}.cwd" if what == "cwd" else f"{number}.python3.{what}"
+                return (path.parent / name).read_bytes()
+        raise AssertionError("no supervisor was started")
+
+
+def after(words: list[str], mark: str) -> list[str]:
+    return words[words.index(mark) + 1 :]
+
+
+def directives(text: str) -> dict[str, str]:
+    """The #SBATCH lines as sbatch reads them; a repeated one, or one that is not ours, fails."""
+    found: dict[str, str] = {}
+    for line in text.split("\n"):
+        if line.lstrip().startswith("#SBATCH"):
+            (word,) = shlex.split(line.removeprefix("#SBATCH "))
+            name, _, value = word.removeprefix("--").partition("=")
+            assert name not in found
+            found[name] = value
+    assert len(found) == text.count("#SBATCH")
+    return found
+
+
+PLAIN = {"nodes", "ntasks-per-node", "job-name", "output", "open-mode", "signal", "no-requeue", "time"}
+FREE = {  # field: how it is written with --set
+    "env": "env.V={}",
+    "args": "train.args=[--first, {}]",
+    "workdir": "train.workdir={}",
+    "venv": "venv={}",
+    "checkpoint": "train.checkpoint.dir={}",
+    "srun": "slurm.srun=[{}]",
+    "setup": "setup=[': {}']",
+    "script": "train.script={}",
+}
+COMMANDS = {
+    "script": "train.script={}",
+    "module": "train.module={}",
+    "command": "train.command=[{0}, x, {0}]",
+    "flag": "train.config_flag={}",
+}
+TIGHT = {
+    "modules": "modules=[{}]",
+    "conda": "conda={}",
+    "partition": "slurm.partition={}",
+    "account": "slurm.account={}",
+    "qos": "slurm.qos={}",
+    "reservation": "slurm.reservation={}",
+    "constraint": "slurm.constraint={}",
+    "time": "slurm.time={}",
+    "nodelist": "slurm.nodelist={}",
+    "exclude": "slurm.exclude={}",
+    "gpu_type": "slurm.gpu_type={}",
+    "mail_user": "slurm.mail_user={}",
+    "mail_type": "slurm.mail_type={}",
+    "sbatch": "slurm.sbatch.comment={}",
+    "image": "container.image={}",
+    "mount": "container={{image: a/b, mounts: [{}]}}",
+    "memory": "resources.memory={}",
+}
+
+
+def fits_a_file_name(text: str) -> bool:
+    return not any(part in ("", ".", "..") for part in text.split("/")) and len(text.encode()) < 200
+
+
+@given(st.fixed_dictionaries({name: Mixed for name in FREE if name not in ("script", "setup")}))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_free_text_reaches_the_rank_byte_for_byte_and_runs_nothing(texts):
+    taken = {name: text for name, text in texts.items() if accepted(FREE[name].format(quoted(text)))}
+    taken = {n: t for n, t in taken.items() if n not in ("workdir", "venv") or fits_a_file_name(t)}
+    job = load(*(FREE[name].format(quoted(text)) for name, text in taken.items()))
+    with tempfile.TemporaryDirectory() as folder:
+        sandbox = Sandbox(Path(folder))
+        calls = sandbox.execute(job)
+        text = (sandbox.home / "run" / "job.sbatch").read_bytes().decode()
+        assert set(directives(text)) == PLAIN
+        environ = dict(entry.split(b"=", 1) for entry in sandbox.last("env").split(b"\0") if entry)
+        assert environ[b"DSLAUNCH_CHECKPOINT_DIR"].decode() == taken.get("checkpoint", "checkpoints/demo")
+        (supervisor,) = [words for words in calls["python3"] if words[0] == "-u"]
+        command = after(supervisor, "--")
+        assert command[2].endswith("/node/train_gpt.py")
+        if "env" in taken:
+            assert environ[b"V"].decode() == taken["env"]
+        if "args" in taken:
+            assert command[-2:] == ["--first", taken["args"]]
+        if "srun" in taken:
+            assert taken["srun"] in calls["srun"][0][: calls["srun"][0].index("bash")]
+        if "venv" in taken:
+            assert environ[b"VENV_WAS_HERE"] == b"1"
+        where = sandbox.home / "base" / taken.get("workdir", ".")
+        assert Path(os.fsdecode(sandbox.last("cwd"))) == where.resolve()
+
+
+@given(st.sampled_from(sorted(COMMANDS)), Mixed)
+@settings(max_examples=25, deadline=None)
+def test_a_program_of_any_name_is_one_word(field, text):
+    more = ["train.command=[x]"] if field == "flag" else []
+    overrides = [*more, COMMANDS[field].format(quoted(text))]
+    if not accepted(*overrides):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        sandbox = Sandbox(Path(folder))
+        calls = sandbox.execute(load(*overrides))
+        (supervisor,) = [words for words in calls["python3"] if words[0] == "-u"]
+        config = f"{sandbox.home}/run/ds_config.json"
+        assert (
+            after(supervisor, "--")
+            == {
+                "script": ["python3", "-u", text, "--deepspeed_config", config],
+                "module": ["python3", "-u", "-m", text, "--deepspeed_config", config],
+                "command": [text, "x", text],
+                "flag": ["x", text, config],
+            }[field]
+        )
+
+
+GOOD = {
+    "modules": "cuda/12.4", "conda": "my env", "partition": "a,b", "account": "lab", "qos": "high", "reservation": "r",
+    "constraint": "[a|b]&c*2", "time": "1-00:30", "nodelist": "gpu[001-004,7]", "exclude": "gpu9", "gpu_type": "h100",
+    "mail_user": "me@example.org", "mail_type": "END,FAIL", "sbatch": "a&b|c(d)*[e]", "image": "a/b:1@x",
+    "mount": "/data:/data:ro", "memory": "500G",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", TIGHT)
+def test_a_field_without_safe_quoting_is_limited_to_what_needs_none(field):
+    def taken(text: str) -> bool:
+        return accepted(TIGHT[field].format(quoted(text)))
+
+    assert taken(GOOD[field])
+    for character in ["\n", "\r", "\0", "\x85", "\u2028", "\u2029", "$", "`", "\x1b", "\t"]:
+        for text in (f"{GOOD[field]}{character}x", f"{character}{GOOD[field]}", f"{GOOD[field]}{character}"):
+            assert not taken(text), text
+    for text in ("-x", "--wrap=id", "") if field != "sbatch" else ("",):
+        assert not taken(text), text
+    if field not in ("conda", "mount"):
+        for character in "'\"\\;<>{} ":
+            assert not taken(f"{GOOD[field]}{character}"), character
+
+
+@given(st.sampled_from(sorted(set(TIGHT) - {"modules", "conda", "image", "mount"})), Mixed)
+@settings(max_examples=150, deadline=None)
+def test_no_text_adds_a_directive(field, text):
+    good = st.sampled_from(["", GOOD[field]])
+    overrides = [TIGHT[field].format(quoted(GOOD[field] + text if good else text))]
+    if not accepted(*overrides):
+        return
+    script = slurm.render(plan.make(load(*overrides))).text("job.sbatch")
+    assert len(set(directives(script)) - PLAIN) <= 1
+
+
+def test_every_directive_arrives_as_it_was_written():
+    names = sorted(set(TIGHT) - {"modules", "conda", "image", "mount", "gpu_type"})
+    job = load(*(TIGHT[name].format(quoted(GOOD[name])) for name in names))
+    found = directives(slurm.render(plan.make(job)).text("job.sbatch"))
+    expected = {
+        "partition": GOOD["partition"], "account": "lab", "qos": "high", "reservation": "r", "mem": "500G",
+        "constraint": GOOD["constraint"], "time": "1-00:30", "nodelist": GOOD["nodelist"], "exclude": "gpu9",
+        "mail-user": GOOD["mail_user"], "mail-type": "END,FAIL", "comment": GOOD["sbatch"],
+    }  # fmt: skip
+    assert {name: value for name, value in found.items() if name not in PLAIN - {"time"}} == expected
+
+
+@pytest.mark.parametrize("option", sorted(slurm.OURS))
+def test_an_option_that_dslaunch_sets_cannot_be_said_again(option):
+    with pytest.raises(UserError, match=f"sbatch option {option} is dslaunch's own"):
+        slurm.render(plan.make(load(f"slurm.sbatch.{option}=1")))
+
+
+@pytest.mark.parametrize("key", ["Nice", "a b", "a=b", "-x", "a\nb", "n$", "x;y", "", "x\u2028"])
+def test_an_option_is_a_word(key):
+    assert not accepted(base=f"{BASE}slurm: {{sbatch: {{{quoted(key)}: 1}}}}\n")
+
+
+def test_modules_conda_and_a_container_arrive_as_words(tmp_path):
+    job = load(
+        "modules=[gcc/13, cuda/12.4+x]",
+        "conda=my env;touch caught",
+        "container={image: a/b:1, mounts: ['/d;x:/e&(f)']}",
+    )
+    calls = Sandbox(tmp_path).execute(job)
+    assert calls["module"] == [["purge"], ["load", "gcc/13"], ["load", "cuda/12.4+x"]]
+    assert sorted(calls["conda"]) == [["activate", "my env;touch caught"], ["shell.bash", "hook"]]
+    words = calls["srun"][0]
+    assert "--container-image=a/b:1" in words
+    folder = tmp_path / "run"
+    assert f"--container-mounts={folder}:{folder},{tmp_path}/base:{folder}/submitted-from,/d;x:/e&(f)" in words
+
+
+@given(Nasty)
+@settings(max_examples=60, deadline=None)
+def test_setup_is_a_line_of_the_node_script_and_of_no_other_file(text):
+    line = f": setup-begins {text}"
+    if not accepted(f"setup=[{quoted(line)}]"):
+        return
+    made = plan.make(load(f"setup=[{quoted(line)}]"))
+    for rendered in (slurm.render(made), local.render(made)):
+        for file in rendered.files:
+            if file.path == "node.sh":
+                assert file.text.split("\n").count(line) == 1
+            else:
+                assert "setup-begins" not in file.text
+    assert set(directives(slurm.render(made).text("job.sbatch"))) == PLAIN
+
+
+@pytest.mark.parametrize("line", ["a\nb", "a\r#SBATCH -p x", "a\0b", ""])
+def test_setup_is_one_line_an_item(line):
+    assert not accepted(f"setup=[{quoted(line)}]")
+
+
+# --- pods -------------------------------------------------------------------------------------------------
+
+PODS = {
+    "namespace": ("kubernetes.namespace={}", lambda j: j["metadata"]["namespace"]),
+    "queue": ("kubernetes.queue={}", lambda j: j["metadata"]["labels"]["kueue.x-k8s.io/queue-name"]),
+    "priority": ("kubernetes.priority_class={}", lambda j: pod(j)["priorityClassName"]),
+    "account": ("kubernetes.service_account={}", lambda j: pod(j)["serviceAccountName"]),
+    "pull": ("kubernetes.image_pull_secrets=[{}]", lambda j: pod(j)["imagePullSecrets"][0]["name"]),
+    "label": ("kubernetes.labels.a={}", lambda j: j["metadata"]["labels"]["a"]),
+    "annotation": ("kubernetes.annotations.a={}", lambda j: j["metadata"]["annotations"]["a"]),
+    "selector": ("kubernetes.node_selector.a={}", lambda j: pod(j)["nodeSelector"]["a"]),
+    "toleration": ("kubernetes.tolerations=[{{key: a, value: {}}}]", lambda j: pod(j)["tolerations"][0]["value"]),
+    "shm": ("kubernetes.shm={}", lambda j: pod(j)["volumes"][1]["emptyDir"]["sizeLimit"]),
+    "claim": (
+        "kubernetes.volumes=[{{claim: {}, mount: /d}}]",
+        lambda j: pod(j)["volumes"][2]["persistentVolumeClaim"]["claimName"],
+    ),
+    "mount": ("kubernetes.volumes=[{{claim: c, mount: {}}}]", lambda j: container(j)["volumeMounts"][2]["mountPath"]),
+    "image": ("container={}", lambda j: container(j)["image"]),
+    "gpu": ("kubernetes.gpu_resource={}", lambda j: None),
+}
+POD_BASE = f"{BASE}container: a/b:1\n"
+
+
+def pod(job: dict) -> dict:
+    return job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]
+
+
+def container(job: dict) -> dict:
+    return pod(job)["containers"][0]
+
+
+LOOKS_LIKE_MORE = ["yes", "no", "null", "1e3", "022", "12:30", "0x1f", "true", "1.10", "2024-01-01", "y", "on", "1_0"]
+
+
+@given(st.sampled_from(sorted(PODS)), st.one_of(Mixed, st.sampled_from(LOOKS_LIKE_MORE), Mixed.map("/".__add__)))
+@settings(max_examples=150, deadline=None)
+def test_a_manifest_holds_every_text_as_it_was_written(field, text):
+    override, where = PODS[field]
+    try:
+        rendered = kubernetes.render(plan.make(load(override.format(quoted(text)), base=POD_BASE)))
+    except UserError as error:
+        assert all(problem.message.isprintable() for problem in error.problems)
+        return
+    documents = list(yaml.safe_load_all(rendered.text("job.yaml")))
+    assert [document["kind"] for document in documents] == ["ConfigMap", "PyTorchJob"]
+    assert where(documents[1]) in (None, text)
+
+
+@given(st.fixed_dictionaries({name: Mixed for name in ("env", "args", "checkpoint")}))
+@settings(max_examples=40, deadline=None)
+def test_the_scripts_in_a_config_map_are_those_that_were_rendered(texts):
+    overrides = [FREE[name].format(quoted(text)) for name, text in texts.items()]
+    taken = [override for override in overrides if accepted(override, base=POD_BASE)]
+    made = plan.make(load(*taken, base=POD_BASE))
+    config_map, _ = yaml.safe_load_all(kubernetes.render(made).text("job.yaml"))
+    assert config_map["data"]["node.sh"] == bundle.node_script(made, submitted_from=False)
+    subprocess.run(["/bin/bash", "-n"], input=config_map["data"]["node.sh"].encode(), check=True)
+    assert yamldoc.dump([config_map]) == yamldoc.dump([yaml.safe_load(yamldoc.dump([config_map]))])
+
+
+# --- secrets ----------------------------------------------------------------------------------------------
+
+
+def test_a_secret_lies_in_its_own_file_and_nowhere_else(tmp_path, monkeypatch, capsys):
+    names = [f"KEY_{i}" for i in range(20)]
+    values = {name: "".join(random.choices(string.ascii_letters, k=32)) for name in names}
+    lines = []
+    for i, name in enumerate(names):
+        if i % 2:
+            path = tmp_path / f"{name}.txt"
+            path.write_text(values[name] + "\n")
+            path.chmod(0o600)
+            lines.append(f"  {name}: {{from_file: {name}.txt}}\n")
+        else:
+            monkeypatch.setenv(f"FROM_{name}", values[name])
+            lines.append(f"  {name}: {{from_env: FROM_{name}}}\n")
+    (tmp_path / "job.yaml").write_text(BASE + "secrets:\n" + "".join(lines))
+    started: list[list[str]] = []
+
+    def fake(argv: list[str], **_: object) -> run.Result:
+        started.append(list(argv))
+        return run.Result(0, "12\n", "")
+
+    monkeypatch.setattr(run, "run", fake)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("DSLAUNCH_SITE", raising=False)
+    for command in (["slurm"], ["slurm", "--dry-run"], ["plan", "--json"], ["env"], ["config"], ["plan"]):
+        monkeypatch.setattr(
+            sys, "argv", ["dslaunch", *command, "job.yaml", *(["--runs", "runs"] * (command == ["slurm"]))]
+        )
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert end.value.code == 0
+    out, err = capsys.readouterr()
+    (folder,) = (tmp_path / "runs").iterdir()
+    seen = out + err + repr(started)
+    for path in folder.rglob("*"):
+        if path.is_file() and path.parent.name != "secrets" and "submitted-from" not in path.parts:
+            seen += path.read_text()
+    assert "sbatch" in seen
+    assert "journal" in " ".join(path.name for path in folder.iterdir())
+    for name, value in values.items():
+        assert name in seen  # the name may be known
+        assert value not in seen
+        kept = folder / "secrets" / name
+        assert kept.read_text() == value
+        assert kept.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_secret_reaches_the_rank_byte_for_byte(tmp_path):
+    value = "two words 'and' \"quotes\" $(touch caught)\nand a line\n"
+    job = load("secrets={KEY: {from_env: X}}")
+    sandbox = Sandbox(tmp_path)
+    folder = tmp_path / "run"
+    (tmp_path / "base").mkdir()
+    bundle.write(slurm.render(plan.make(job)), folder, submitted_from=tmp_path / "base", secrets={"KEY": value})
+    environ = {"PATH": str(sandbox.path), "NODE_RANK": "0"}
+    done = subprocess.run(["/bin/bash", folder / "node.sh"], env=environ, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert f"KEY={value}".encode() in sandbox.last("env").split(b"\0")
+    assert not any(value.encode() in path.read_bytes() for path in (tmp_path / "records").glob("*.argv"))
+
+
+# --- shellcheck -------------------------------------------------------------------------------------------
+
+GPUS = "resources: {nodes: 4, gpus_per_node: 8, gpu: h100, fabric: ib, cpus_per_node: 64, memory: 500G"
+SPREAD = {
+    "cpu": BASE,
+    "gpu": f"name: demo\nmodel: gpt2\n{GPUS}}}\n",
+    "spares": f"name: demo\nmodel: gpt2\n{GPUS}, spares: 1}}\nslurm: {{requeue: true, gpus_as: gres, time: '600'}}\n",
+    "srun": f"name: demo\nmodel: gpt2\n{GPUS}}}\ntrain: {{launcher: srun, script: a b.py, args: [--x, \"it's\", '$y']}}\n",
+    "deepspeed": "name: demo\nmodel: gpt-demo\ntrain: {launcher: deepspeed, module: a.b, workdir: ../x y}\n",
+    "all": (
+        f"name: demo\nmodel: gpt2\n{GPUS}}}\ntrain: {{command: [./a, '*'], config_flag: --ds, workdir: /w d}}\n"
+        'modules: [cuda/12.4]\nvenv: my venv\nsecrets: {A: {from_env: B}}\nenv: {A_B: "x y\'s $z"}\n'
+        "environment: {deepspeed: 0.19.6}\nslurm: {srun: [--mpi=none, 'a b']}\nsetup: [export X=1]\n"
+    ),
+    "container": f"name: demo\nmodel: gpt2\n{GPUS}}}\ncontainer: {{image: a/b:1, mounts: ['/data:/data']}}\nconda: x\n",
+}
+
+
+@pytest.mark.skipif(not SHELLCHECK.exists(), reason="shellcheck is not installed")
+def test_shellcheck_finds_nothing_in_what_is_rendered(tmp_path):
+    files = []
+    for name, text in SPREAD.items():
+        made = plan.make(spec.load(text, name="job.yaml").spec)
+        bundles = [slurm.render(made)]
+        if made.spec.train.launcher != "srun" and not made.spec.box and not made.spec.resources.spares:
+            bundles.append(local.render(made))
+        for number, rendered in enumerate(bundles):
+            for file in rendered.files:
+                if file.path.endswith((".sh", ".sbatch")):
+                    files.append(tmp_path / f"{name}-{number}-{file.path}")
+                    files[-1].write_text(file.text)
+        files.append(tmp_path / f"{name}-pod-node.sh")
+        files[-1].write_text(bundle.node_script(made, submitted_from=False))
+    command = [SHELLCHECK, "--shell=bash", "--severity=warning", "--exclude=SC1091", *files]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout + done.stderr == ""
