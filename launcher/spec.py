@@ -1,6 +1,7 @@
-"""JobSpec: what the user asks for. Field names are the job file's keys."""
+"""JobSpec: what the user asks for. Field names are the job file's keys.
 
-from __future__ import annotations
+Annotations are evaluated as the classes are made: reading a job file then needs no second look at them.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field

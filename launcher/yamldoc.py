@@ -16,9 +16,9 @@ import sys
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path as FilePath
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from launcher.errors import Path, Problem, UserError
 
@@ -41,7 +41,10 @@ class Matches:
 
     def __init__(self, pattern: str, says: str) -> None:
         self.pattern, self.says = pattern, says
-        self.regex = re.compile(pattern)
+
+    @cached_property
+    def regex(self) -> re.Pattern[str]:
+        return re.compile(self.pattern)
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
         return {**handler(core), "pattern": f"^(?:{self.pattern})$"}
@@ -426,7 +429,8 @@ def _order(where: str) -> tuple[str, int, int]:
 
 @cache
 def hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
+    """A section's types by key; its module evaluates annotations, which `typing` would take long over."""
+    return {row.name: row.type for row in fields(kind)}
 
 
 WRONG: Any = object()
