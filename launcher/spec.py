@@ -18,11 +18,11 @@ Name = Annotated[
     Matches(r"[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?", "1 to 40 lower-case letters, digits and inner dashes"),
 ]
 Text = Annotated[str, Matches(r"[^\x00]*", "free of NUL")]
-Line = Annotated[str, Matches(r"[^\x00-\x1f\x7f]+", "one line of text")]
+Line = Annotated[str, Matches(r"[^\x00-\x1f\x7f-\x9f\u2028\u2029]+", "one line of text")]
 FilePath = Annotated[
     str,
     Matches(
-        r"(?!-)[^\x00-\x1f\x7f~$`][^\x00-\x1f\x7f$`]*",
+        r"(?!-)[^\x00-\x1f\x7f-\x9f\u2028\u2029~$`][^\x00-\x1f\x7f-\x9f\u2028\u2029$`]*",
         "a path: it may not begin with - or ~ nor hold $ or control characters; "
         "nothing is expanded, {env: SCRATCH, append: /runs} reads a variable",
     ),
@@ -187,7 +187,13 @@ class Container(Section):
     image: Annotated[str, Matches(r"[A-Za-z0-9./][A-Za-z0-9._/:@#+-]*", "an image reference without spaces")]
     mounts: Annotated[
         tuple[
-            Annotated[str, Matches(r"/[^\x00-\x1f,:$`\"'\\ ]*:/[^\x00-\x1f,$`\"'\\ ]*", "/source:/target")],
+            Annotated[
+                str,
+                Matches(
+                    r"/[^\x00-\x1f\x7f-\x9f\u2028\u2029,:$`\"'\\ ]*:/[^\x00-\x1f\x7f-\x9f\u2028\u2029,$`\"'\\ ]*",
+                    "/source:/target",
+                ),
+            ],
             ...,
         ],
         Help("directories made visible inside, for pyxis: /data:/data"),

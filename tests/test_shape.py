@@ -1,0 +1,183 @@
+"""The shape of the code: which way imports point, what stays unloaded, what is never called."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import launcher
+
+PACKAGE = Path(launcher.__file__).parent
+
+# A module imports from the lines above its own, never from its own line or below.
+LAYERS = [
+    ["launcher", "launcher.errors"],
+    ["launcher.yamldoc"],
+    ["launcher.spec"],
+    ["launcher.facts"],
+    ["launcher.plan.memory", "launcher.plan.batch", "launcher.hostfile", "launcher.nccl"],
+    ["launcher.plan.dsconfig", "launcher.plan.rules"],
+    ["launcher.plan"],
+    ["launcher.bundle"],
+    ["launcher.run"],
+    ["launcher.runs"],
+    ["launcher.backends"],
+    ["launcher.backends.local", "launcher.backends.slurm", "launcher.backends.kubernetes"],
+    ["launcher.schema", "launcher.examples"],
+    ["launcher.show"],
+    ["launcher.cli"],
+    ["launcher.__main__"],
+]
+HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if "gallery" not in path.parts}
+NODE = [name for name in SOURCES if name.startswith("launcher.node")]
+
+
+def statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Every node but those under `if TYPE_CHECKING`; imports inside functions count."""
+    for child in ast.iter_child_nodes(node):
+        test = child.test if isinstance(child, ast.If) else None
+        if isinstance(test, ast.Name) and test.id == "TYPE_CHECKING":
+            continue
+        yield child
+        yield from statements(child)
+
+
+def imports(name: str) -> set[str]:
+    tree = ast.parse(SOURCES[name].read_text(encoding="utf-8"))
+    found: set[str] = set()
+    for node in statements(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}: relative import"
+            module = node.module or ""
+            for alias in node.names:
+                full = f"{module}.{alias.name}"
+                found.add(full if full in SOURCES else module)
+    return found
+
+
+def ours(name: str) -> set[str]:
+    return {found for found in imports(name) if found.split(".")[0] == "launcher"}
+
+
+def test_every_module_has_a_layer():
+    assert set(SOURCES) - set(NODE) == set(HEIGHT)
+
+
+@pytest.mark.parametrize("name", sorted(HEIGHT))
+def test_imports_point_up_the_page(name):
+    for found in ours(name):
+        assert HEIGHT[found] < HEIGHT[name], f"{name} imports {found}"
+
+
+@pytest.mark.parametrize("name", NODE)
+def test_what_travels_to_the_nodes_needs_nothing_of_ours(name):
+    assert ours(name) == set()
+    outside = {found.split(".")[0] for found in imports(name)} - set(sys.stdlib_module_names)
+    assert outside <= ({"torch", "deepspeed"} if name == "launcher.node.train_gpt" else set())
+
+
+def test_backends_do_not_know_each_other():
+    for name in SOURCES:
+        if name.startswith("launcher.backends."):
+            assert not {found for found in ours(name) if found.startswith("launcher.backends.")}
+
+
+# Facts and decisions are values; what touches the machine is named here and nowhere else.
+PURE = ["launcher.errors", "launcher.spec", "launcher.nccl", "launcher.show", "launcher.schema"]
+PURE += [name for name in SOURCES if name.startswith("launcher.plan")]
+MACHINE = {
+    "os",
+    "subprocess",
+    "socket",
+    "time",
+    "random",
+    "secrets",
+    "shutil",
+    "tempfile",
+    "logging",
+    "pathlib",
+    "sys",
+}
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_a_pure_module_does_not_touch_the_machine(name):
+    assert not imports(name) & MACHINE
+
+
+def test_one_module_starts_processes():
+    assert {name for name in HEIGHT if "subprocess" in imports(name)} == {"launcher.run"}
+
+
+HEAVY = ["torch", "deepspeed", "kubernetes", "submitit", "pydantic", "yaml", "jsonschema", "numpy"]
+COMMANDS = [["--help"], ["--version"], ["-h"], ["plan", "--help"], ["slurm", "--help"], ["k8s", "--help"], []]
+
+
+@pytest.mark.parametrize("argv", COMMANDS, ids=" ".join)
+def test_asking_for_help_loads_nothing_heavy(argv):
+    code = (
+        "import sys; sys.argv = ['dslaunch', *sys.argv[1:]]\n"
+        "from launcher.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
+    assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_printing_manifests_loads_no_client_library(tmp_path):
+    job = tmp_path / "job.yaml"
+    job.write_text("name: demo\nmodel: gpt-demo\ncontainer: a/b:1\n")
+    code = (
+        "import sys; sys.argv = ['dslaunch', 'k8s', sys.argv[1]]\n"
+        "from launcher.__main__ import main\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code, 'kubernetes' in sys.modules, file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(job)], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stderr.splitlines()[-1] == "0 False"
+    assert "kind: PyTorchJob" in done.stdout
+
+
+def calls(name: str) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(ast.parse(SOURCES[name].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+FORBIDDEN = {
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load",
+    "yaml.full_load", "pickle.load", "pickle.loads", "torch.load", "marshal.loads", "shelve.open", "input",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(SOURCES))
+def test_nothing_runs_text_as_code(name):
+    for called, node in calls(name):
+        assert called not in FORBIDDEN, f"{name}:{node.lineno}: {called}"
+        assert not any(keyword.arg == "shell" for keyword in node.keywords), f"{name}:{node.lineno}: shell="
+
+
+def test_only_the_edge_prints_and_exits():
+    for name in HEIGHT:
+        if name in ("launcher.cli", "launcher.__main__"):
+            continue
+        assert not [
+            node.lineno for called, node in calls(name) if called in ("print", "sys.exit", "exit", "click.echo")
+        ]
