@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launcher import yamldoc
 from launcher.errors import Problem, UserError
 from launcher.plan import InBundle, Plan
 from launcher.spec import JobSpec
@@ -67,7 +68,10 @@ if ! type module >/dev/null 2>&1; then  # a batch shell is no login shell
     if [ -r "$init" ]; then . "$init"; break; fi
   done
 fi
-type module >/dev/null 2>&1 || { echo "dslaunch: this node has no environment modules" >&2; exit 69; }
+if ! type module >/dev/null 2>&1; then
+  echo "dslaunch: $(hostname) has no environment modules" | tee "$logs/failed-before-ranks" >&2
+  exit 69
+fi
 module purge"""
 
 SECRETS = """\
@@ -87,9 +91,18 @@ if found.split("+")[0] != sys.argv[1].split("+")[0]:
 EOF"""
 
 
+# Secrets go with the script, however it ends.
+FORGET = """\
+trap 'rm -rf -- "$run/secrets"' EXIT
+"""
+
+STOPPED_EARLY = 75  # EX_TEMPFAIL: a checkpoint was saved, the run is not finished
+
 # Several nodes end with codes of their own; the job's is that of the rank that failed first anywhere.
-FIRST_FAILURE = """\
-if [ "$rc" != 0 ] && [ -s "$run/logs/first-failure-$attempt" ]; then
+VERDICT = f"""\
+if [ "$rc" = 0 ] && [ -e "$run/logs/stopped-$attempt" ]; then
+  rc={STOPPED_EARLY}  # stopped early, checkpoint saved
+elif [ "$rc" != 0 ] && [ -s "$run/logs/first-failure-$attempt" ]; then
   read -r rc <"$run/logs/first-failure-$attempt"  # of the rank that failed first, on whichever node
 fi
 """
@@ -113,9 +126,13 @@ def node_script(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool =
         f"{spec.resources.nodes} x {spec.per_node} ranks,",
         f"# batch {plan.batch.total} = {plan.batch.micro} x {plan.batch.accumulation} x {plan.batch.replicas}.",
         "set -eo pipefail",
+        "trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again",
         'here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)',
         'logs=${DSLAUNCH_LOGS:-"$here/logs"}',
         'mkdir -p -- "$logs"',
+        # one line that `dslaunch status` shows when a node never comes to its ranks
+        """trap 'echo "node.sh line $LINENO on $(hostname): ended with $?: $BASH_COMMAND" """
+        """| tee "$logs/failed-before-ranks" >&2' ERR""",
     ]
     if spec.modules:
         lines += ["", "# --- modules", MODULES, *(f"module load {quote(name)}" for name in spec.modules)]
@@ -138,10 +155,20 @@ def node_script(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool =
         lines += ["", GPUS.format(gpus=spec.resources.gpus_per_node)]
     lines += ["", "# --- training"]
     if submitted_from or spec.train.workdir != ".":
-        lines.append(f"cd -- {_from_job_file(spec.train.workdir, submitted_from)}")
+        lines.append(f"cd -P -- {_from_job_file(spec.train.workdir, submitted_from)}")
     lines += [
         'export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no flag',
         f"export DSLAUNCH_CHECKPOINT_DIR={quote(plan.checkpoint_dir)}",
+        *(
+            []
+            if plan.reference_trainer
+            else [
+                f"export DSLAUNCH_CHECKPOINT_EVERY={spec.train.checkpoint.every}",
+                f"export DSLAUNCH_CHECKPOINT_KEEP={spec.train.checkpoint.keep}",
+                f"export DSLAUNCH_STEPS={spec.train.steps}",
+                f"export DSLAUNCH_SEQ_LEN={spec.train.seq_len}",
+            ]
+        ),
         'exec python3 -u "$here/node/supervise.py" \\',
         f"  --launcher {spec.train.launcher} --nodes {spec.resources.nodes} --per-node {spec.per_node} \\",
         f'  --logs "$logs" {"".join(f"{flag} " for flag in flags)}-- \\',
@@ -194,13 +221,13 @@ def write(bundle: Bundle, folder: Path, *, submitted_from: Path, secrets: dict[s
 def write_private(path: Path, text: str) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as file:
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         file.write(text)
         file.flush()
         os.fsync(descriptor)
 
 
-def secret_values(spec: JobSpec, environ: dict[str, str], base: Path) -> dict[str, str]:
+def secret_values(spec: JobSpec, environ: Mapping[str, str], base: Path) -> dict[str, str]:
     """The values behind `secrets:`, for Slurm and local runs. Raises UserError for each that is not there."""
     values, problems = {}, []
     for name, source in spec.secrets.items():
@@ -214,13 +241,11 @@ def secret_values(spec: JobSpec, environ: dict[str, str], base: Path) -> dict[st
         elif source.from_file:
             path = base / source.from_file
             try:
-                mode = path.stat().st_mode
-                if mode & 0o077:
+                values[name] = yamldoc.decode(yamldoc.read_bytes(str(path)), name=str(path)).rstrip("\n")
+                if path.stat().st_mode & 0o077:
                     problems.append(Problem(f"{path} can be read by others", f"chmod 600 {path}", at))
-                else:
-                    values[name] = path.read_text(encoding="utf-8").rstrip("\n")
-            except OSError as error:
-                problems.append(Problem(f"cannot read {path}: {error.strerror}", at=at))
+            except UserError as error:
+                problems += [Problem(problem.message, problem.hint, at) for problem in error.problems]
         else:
             hint = "give from_env or from_file beside it"
             problems.append(Problem(f"secret {name} is a Kubernetes Secret, and this is not Kubernetes", hint, at))

@@ -44,6 +44,9 @@ def cli() -> None:
 
 def main() -> NoReturn:
     """Exit 0 yes, 1 no, 2 could not, 3 a bug, 8 the scheduler was not reached, 130 interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a file name need not be UTF-8
     try:
         code = cli.main(prog_name="dslaunch", standalone_mode=False)
         sys.stdout.flush()
@@ -134,8 +137,10 @@ def _base(job: str) -> Path:
 
 
 def tell(notes: Any) -> None:
+    from launcher import show
+
     for note in notes:
-        click.echo(f"note: {note}", err=True)
+        click.echo(f"note: {show.plain(note)}", err=True)
 
 
 def render(backend: Any, document: Document, made: Plan) -> Any:
@@ -324,30 +329,35 @@ def slurm(
 ) -> None:
     """Submit the job to Slurm, and print the run's id."""
     from launcher.backends import slurm as backend
+    from launcher.errors import UserError
 
     document, made = load(job, site, overrides)
-    tell(made.notes)
     bundle = render(backend, document, made)
-    if dry_run:
+    tell([*made.notes, *backend.notes(made, os.environ)])
+    if dry_run:  # an exact script, also where the job's files are not: on a laptop
+        try:
+            present(document, made, _base(job))
+        except UserError as error:
+            tell(f"a submission from here is refused: {problem}" for problem in error.problems)
         click.echo(bundle.text(bundle.entry), nl=False)
         return
+    present(document, made, _base(job))
     if test_only:
         import tempfile
         from pathlib import Path
 
         from launcher.bundle import write
-        from launcher.errors import UserError
         from launcher.run import run
 
         with tempfile.TemporaryDirectory(prefix="dslaunch-") as folder:
             write(bundle, Path(folder) / "run", submitted_from=_base(job), secrets={})
             try:
-                click.echo(backend.test_only(Path(folder) / "run", run))
+                click.echo(backend.test_only(Path(folder) / "run", made, run))
             except UserError as error:
                 raise placed(document, error) from None
         return
     record = start("slurm", job, document, made, runs)
-    click.echo(f"submitted job {record.job}; dslaunch status {record.id}", err=True)
+    click.echo(f"submitted job {record.job}; dslaunch status {handle(record, runs)}", err=True)
     click.echo(record.id)
 
 
@@ -366,8 +376,15 @@ def k8s(job: str, site: str | None, overrides: tuple[str, ...], runs: str | None
         click.echo(bundle.text(bundle.entry), nl=False)
         return
     record = start("kubernetes", job, document, made, runs)
-    click.echo(f"PyTorchJob {record.job}; dslaunch status {record.id}", err=True)
+    click.echo(f"PyTorchJob {record.job}; dslaunch status {handle(record, runs)}", err=True)
     click.echo(record.id)
+
+
+def handle(record: runs.Record, runs_dir: str | None) -> str:
+    """What one types to find the run again: its id, or its directory when that is elsewhere."""
+    import shlex
+
+    return shlex.quote(str(record.folder)) if runs_dir else record.id
 
 
 def start(backend_name: str, job: str, document: Document, made: Plan, runs_dir: str | None) -> runs.Record:
@@ -382,13 +399,7 @@ def start(backend_name: str, job: str, document: Document, made: Plan, runs_dir:
     backend = backends.load(backend_name)
     bundle = render(backend, document, made)
     base = _base(job)
-    try:
-        values = {}
-        if backend_name != "kubernetes":
-            values = bundles.secret_values(made.spec, dict(os.environ), base)
-            _programs_exist(made, base)
-    except UserError as error:
-        raise placed(document, error) from None
+    values = {} if backend_name == "kubernetes" else present(document, made, base)
     folder = runs.root(runs_dir, dict(os.environ)) / runs.new_id(made.spec.name)
     bundles.write(bundle, folder, submitted_from=base, secrets=values)
     facts = {
@@ -410,18 +421,46 @@ def start(backend_name: str, job: str, document: Document, made: Plan, runs_dir:
     return runs.find(str(folder), folder.parent)
 
 
-def _programs_exist(made: Plan, base: Path) -> None:
-    """What the job runs has to be there before it queues for hours."""
+def present(document: Document, made: Plan, base: Path) -> dict[str, str]:
+    """The secrets' values, once everything that has to be on this machine is there. All that is missing at once."""
+    from launcher.bundle import secret_values
     from launcher.errors import Problem, UserError
 
-    problems = []
-    workdir = base / made.spec.train.workdir
+    problems: list[Problem] = []
+    values: dict[str, str] = {}
+    try:
+        values = secret_values(made.spec, os.environ, base)
+    except UserError as error:
+        problems += error.problems
+    try:
+        _programs_exist(made, base)
+    except UserError as error:
+        problems += error.problems
+    if problems:
+        raise placed(document, UserError(*problems))
+    return values
+
+
+def _programs_exist(made: Plan, base: Path) -> None:
+    """What the job runs has to be there before it queues for hours; what an image holds nobody can see from here."""
+    from launcher.errors import Problem, UserError
+
+    spec, problems = made.spec, []
+    if spec.box:
+        return
+    workdir = base / spec.train.workdir
     if not workdir.is_dir():
         problems.append(Problem(f"there is no directory {workdir}", at=("train", "workdir")))
-    elif made.spec.train.script and not made.spec.box and not (workdir / made.spec.train.script).is_file():
-        problems.append(Problem(f"there is no file {workdir / made.spec.train.script}", at=("train", "script")))
-    if made.spec.venv and not made.spec.box and not (base / made.spec.venv / "bin" / "activate").is_file():
-        problems.append(Problem(f"{base / made.spec.venv} is no virtual environment", at=("venv",)))
+    elif spec.train.script and not (workdir / spec.train.script).is_file():
+        problems.append(Problem(f"there is no file {workdir / spec.train.script}", at=("train", "script")))
+    elif (
+        spec.train.command
+        and spec.train.command[0].startswith("./")
+        and not (workdir / spec.train.command[0]).exists()
+    ):
+        problems.append(Problem(f"there is no program {workdir / spec.train.command[0]}", at=("train", "command")))
+    if spec.venv and not (base / spec.venv / "bin" / "activate").is_file():
+        problems.append(Problem(f"{base / spec.venv} is no virtual environment", at=("venv",)))
     if problems:
         raise UserError(*problems)
 
@@ -438,26 +477,26 @@ def follow(record: runs.Record) -> int:
     terminal = sys.stderr.isatty()
     bar: Any = None
     shown, said = -1, 0.0
+    told: dict[str, int] = {}
     try:
         while True:
             found = backend.state(record, run)
             step = runs.progress(record)
-            if step and step["step"] != shown:
+            if step is None:  # a program without metrics: its own output is what there is to see
+                for line in runs.news(record, "logs/node-*.out", told):
+                    click.echo(line)
+            elif step["step"] != shown:
                 if terminal:
                     if bar is None:
                         bar = click.progressbar(
-                            length=record.steps,
-                            file=sys.stderr,
-                            width=24,
-                            show_pos=True,
-                            show_eta=True,
-                            item_show_func=lambda item: item,
-                            label="training",
-                        )
+                            length=record.steps, file=sys.stderr, width=24, show_pos=True, show_eta=True,
+                            item_show_func=lambda item: item, label="training",
+                        )  # fmt: skip
                         bar.__enter__()
                         bar.update(max(shown, 0))
-                    loss = f"loss {step['loss']:.3f}  {step.get('tokens_per_s', 0):,.0f} tokens/s"
-                    bar.update(step["step"] - max(shown, 0), loss)
+                    bar.update(
+                        step["step"] - max(shown, 0), show.progress_line(step, record.steps).partition("  ")[2]
+                    )
                 elif time.monotonic() - said > 2 or found.state.over:
                     click.echo(show.progress_line(step, record.steps), err=True)
                     said = time.monotonic()
@@ -468,7 +507,7 @@ def follow(record: runs.Record) -> int:
     except KeyboardInterrupt:
         if bar is not None:
             bar.__exit__(None, None, None)
-        click.echo("interrupted: ranks save a checkpoint and stop", err=True)
+        click.echo("interrupted: ranks get SIGTERM; those that listen save a checkpoint", err=True)
         backend.cancel(record, run)
         return 130
     if bar is not None:
@@ -478,10 +517,9 @@ def follow(record: runs.Record) -> int:
         return 0
     for failure in runs.failures(record) or [found.detail]:
         click.echo(f"{record.id}: {failure}", err=True)
-    for line in list(runs.read_logs(record, rank=None, follow=False, over=lambda: True, main="logs/node-*.out"))[
-        -25:
-    ]:
-        click.echo(f"  {line}", err=True)
+    for path in sorted(record.folder.glob("logs/node-*.out")) if step is not None or not told else ():
+        for line in runs.tail(path, 25):
+            click.echo(f"  {line}", err=True)
     return found.code or 1
 
 
@@ -496,11 +534,15 @@ def find(run: str, runs_dir: str | None) -> tuple[runs.Record, Any]:
 
 
 @cli.command()
-@run_argument
+@click.argument("run", metavar="[RUN]", required=False)
 @runs_option
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-def status(run: str, runs: str | None, as_json: bool) -> None:
-    """Show where a run stands. Exit code 1 when it failed, 8 when nobody knows."""
+def status(run: str | None, runs: str | None, as_json: bool) -> None:
+    """Show where a run stands; without RUN, list the runs.
+
+    RUN is an id, a run directory, or a job's name (its newest run). Exit code 1 when it failed or was
+    cancelled, 8 when nobody knows.
+    """
     from dataclasses import asdict
 
     from launcher import runs as journal
@@ -508,12 +550,19 @@ def status(run: str, runs: str | None, as_json: bool) -> None:
     from launcher.backends import State, Status
     from launcher.run import run as execute
 
+    if run is None:
+        folders = journal.known(journal.root(runs, dict(os.environ)))
+        click.echo(show.dumps([folder.name for folder in folders]) if as_json else "\n".join(f.name for f in folders))
+        return
     record, backend = find(run, runs)
     if record.job:
         found = backend.state(record, execute)
     else:
         found = Status(State.UNKNOWN, "the submission was not answered: the job may exist")
-    step, failures = journal.progress(record), journal.failures(record)
+    if found.state.over:
+        journal.forget_secrets(record)
+    step = journal.progress(record)
+    failures = [] if found.state in (State.PENDING, State.COMPLETED, State.CANCELLED) else journal.failures(record)
     if as_json:
         values = {**asdict(found), "state": found.state.value}
         click.echo(show.dumps({"run": record.id, "job": record.job, "backend": record.backend, **values,
@@ -546,18 +595,20 @@ def logs(run: str, runs: str | None, following: bool, rank: int | None) -> None:
 def cancel(run: str, runs: str | None) -> None:
     """End a run; its ranks are asked to save first."""
     from launcher import runs as journal
-    from launcher.errors import Problem, Unreachable
+    from launcher.errors import Problem, Unreachable, UserError
     from launcher.run import run as execute
 
     record, backend = find(run, runs)
     if not record.job:
-        raise Unreachable(
-            Problem(
-                f"{record.id}: the submission was not answered",
-                "squeue --me, or kubectl get pytorchjobs, shows whether it exists",
-            )
-        )
+        hint = "squeue --me, or kubectl get pytorchjobs, shows whether it exists"
+        raise Unreachable(Problem(f"{record.id}: the submission was not answered", hint))
+    found = backend.state(record, execute)
+    if found.state.over:
+        journal.forget_secrets(record)
+        raise UserError(Problem(f"{record.id} is over: {found.state.value}", "nothing is left to cancel"))
     journal.note(record.folder, "cancelling")
     backend.cancel(record, execute)
     journal.note(record.folder, "cancelled")
-    click.echo(f"{record.id}: cancelled", err=True)
+    if backend.state(record, execute).state.over:
+        journal.forget_secrets(record)
+    click.echo(f"{record.id}: cancelled; ranks that listen to SIGTERM save before they end", err=True)

@@ -41,7 +41,8 @@ class OptimizerRow:
     source: str
     onebit: bool = False
     gpu_only: bool = False
-    needs_offload: bool = False
+    torch: bool = False  # a class of torch.optim
+    lacks: list[str] = field(default_factory=list)  # fields of train.optimizer that it does not take
     before: str = ""
 
 
@@ -80,6 +81,14 @@ def models() -> dict[str, Model]:
 def fabrics() -> dict[str, Fabric]:
     rows = {path.stem: yamldoc.load_tables(path) for path in sorted((DATA / "fabrics").glob("*.yaml"))}
     return {name: Fabric(name, **row) for name, row in rows.items()}
+
+
+def optimizer(name: str) -> OptimizerRow | None:
+    """optimizer("adamw") is AdamW's row; the names of 1-bit and torch.optim's own count letter by letter."""
+    for row in optimizers().values():
+        if name == row.name or (name.lower() == row.name.lower() and not (row.onebit or row.torch)):
+            return row
+    return None
 
 
 def gpu(name: str) -> Gpu:
@@ -124,19 +133,11 @@ def from_hugging_face(text: str, *, source: str) -> Shape:
     def first(*names: str, default: Any = None) -> Any:
         return next((config[name] for name in names if config.get(name) is not None), default)
 
-    kind = config.get("model_type", "")
-    hidden = first("hidden_size", "n_embd", "d_model")
-    layers = first("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-    heads = first("num_attention_heads", "n_head", "num_heads", "n_heads")
-    vocab = first("vocab_size")
+    kind = str(config.get("model_type", ""))
+    required = {field: first(*SPELLINGS[field]) for field in ("hidden", "layers", "heads", "vocab")}
     missing = [
-        name
-        for name, value in {
-            "hidden_size": hidden,
-            "num_hidden_layers": layers,
-            "num_attention_heads": heads,
-            "vocab_size": vocab,
-        }.items()
+        SPELLINGS[field][0]
+        for field, value in required.items()
         if not isinstance(value, int) or isinstance(value, bool) or value < 1
     ]
     if missing:
@@ -151,24 +152,50 @@ def from_hugging_face(text: str, *, source: str) -> Shape:
         raise UserError(Problem(f"{source} is a mixture of experts, which is not planned yet", at=("model",)))
     activation = str(first("hidden_act", "feed_forward_proj", default=""))
     gated = kind in GATED or "gated" in activation or bool(config.get("is_gated_act"))
+    sizes = _sizes(config, source=source)
+    if kind not in LEARNED_POSITIONS:
+        sizes.pop("positions", None)
+    decoder_layers = sizes.pop("decoder_layers", sizes["layers"])
     shape = Shape(
-        layers=layers,
-        hidden=hidden,
-        heads=heads,
-        vocab=vocab,
-        kv_heads=first("num_key_value_heads"),
-        head_dim=first("head_dim", "d_kv"),
-        ffn=first("intermediate_size", "n_inner", "d_ff"),
+        **sizes,
         gated=gated,
         tied=bool(first("tie_word_embeddings", default=kind not in UNTIED)),
         biases=kind not in WITHOUT_BIASES,
-        positions=first("max_position_embeddings", "n_positions", default=0) if kind in LEARNED_POSITIONS else 0,
         kind="encoder-decoder" if config.get("is_encoder_decoder") else "encoder" if kind in ENCODERS else "decoder",
     )
-    if shape.kind == "encoder-decoder":
-        shape = replace(shape, decoder_layers=first("num_decoder_layers", "decoder_layers", default=layers))
-    return shape
+    return replace(shape, decoder_layers=decoder_layers) if shape.kind == "encoder-decoder" else shape
 
+
+def _sizes(config: dict[str, Any], *, source: str) -> dict[str, int]:
+    """The numbers of a config.json by our names, within the ranges of a shape in a job file."""
+    sizes: dict[str, int] = {}
+    problems = []
+    for name, spellings in SPELLINGS.items():
+        key = next((key for key in spellings if config.get(key) is not None), None)
+        if key is None:
+            continue
+        try:
+            node = yamldoc.parse(json.dumps(config[key]), name=source)
+            sizes[name] = yamldoc.read(node, yamldoc.hints(Shape)[name])
+        except UserError as error:
+            problems += [Problem(f"{source}: {key}: {p.message}", p.hint, ("model",)) for p in error.problems]
+    if problems:
+        raise UserError(*problems)
+    return sizes
+
+
+# How the families spell the numbers of a shape; the first spelling is the one that complaints use.
+SPELLINGS = {
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "hidden": ("hidden_size", "n_embd", "d_model"),
+    "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
+    "vocab": ("vocab_size",),
+    "kv_heads": ("num_key_value_heads",),
+    "head_dim": ("head_dim", "d_kv"),
+    "ffn": ("intermediate_size", "n_inner", "d_ff"),
+    "positions": ("max_position_embeddings", "n_positions"),
+    "decoder_layers": ("num_decoder_layers", "decoder_layers"),
+}
 
 # By `model_type`; source: the modelling code of transformers 4.x.
 GATED = {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "phi3"}

@@ -28,17 +28,18 @@ def variables(spec: JobSpec) -> Variables:
     rows: dict[str, Variable] = {}
     if not gpu:
         rows["DS_ACCELERATOR"] = Variable("DS_ACCELERATOR", "cpu", "gpus_per_node is 0: train on CPU, with gloo")
-    used: list[facts.Fabric] = []
-    if gpu:
-        used.append(facts.fabrics()["all"])
-        if spec.resources.nodes > 1:
-            used.append(_fabric(spec))
-    elif spec.resources.fabric:
-        facts.fabric(spec.resources.fabric)
+    notes: list[str] = []
+    problems: list[Problem] = []
+    used = [facts.fabrics()["all"]] if gpu else []
+    try:
+        network = _fabric(spec)
+    except UserError as error:
+        problems += error.problems
+    else:
+        used += [network] if network and gpu and spec.resources.nodes > 1 else []
     for fabric in used:
         for name, row in fabric.variables.items():
             rows[name] = Variable(name, row["value"], row["why"])
-    notes, problems = [], []
     for name, value in spec.env.items():
         if name in rows and rows[name].value != value:
             notes.append(f"{name}={value} from the job file replaces {rows[name].value} ({rows[name].why})")
@@ -54,8 +55,11 @@ def variables(spec: JobSpec) -> Variables:
     return Variables(tuple(rows.values()), tuple(notes))
 
 
-def _fabric(spec: JobSpec) -> facts.Fabric:
+def _fabric(spec: JobSpec) -> facts.Fabric | None:
+    """The network that is named, needed or not: a slip of the pen shows on one node too."""
     if spec.resources.fabric is None:
+        if spec.resources.nodes == 1 or not spec.resources.gpus_per_node:
+            return None
         known = ", ".join(name for name in facts.fabrics() if name != "all")
         raise UserError(
             Problem(

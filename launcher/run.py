@@ -17,7 +17,7 @@ class Result:
     err: str
 
 
-Run = Callable[[Sequence[str]], Result]
+Run = Callable[..., Result]
 
 
 def run(argv: Sequence[str], *, timeout: float = 30.0, env: Mapping[str, str] | None = None) -> Result:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,23 @@ if TYPE_CHECKING:
 
 def problems(found: Iterable[Problem]) -> str:
     lines = []
-    for problem in found:
-        lines.append(f"error: {problem}")
+    for problem in sorted(found, key=lambda problem: place_order(problem.where)):
+        lines.append(f"error: {plain(str(problem))}")
         if problem.hint:
-            lines.append(f"  try: {problem.hint}")
+            lines.append(f"  try: {plain(problem.hint)}")
     return "\n".join(lines)
+
+
+def place_order(where: str) -> tuple[str, int, int]:
+    """job.yaml:10:3 behind job.yaml:9:1."""
+    file, _, rest = where.partition(":")
+    line, _, column = rest.partition(":")
+    return (file, int(line) if line.isdigit() else 0, int(column) if column.isdigit() else 0)
+
+
+def plain(text: str) -> str:
+    """One line without control characters: a job file's text may not move the terminal's cursor."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def table(rows: Sequence[Sequence[str]], *, indent: str = "") -> str:
@@ -49,7 +62,7 @@ def plan(made: Plan, document: Document) -> str:
             f"  memory per GPU, estimated: {size.total:.1f} GiB = {size.states:.1f} model states + "
             f"{size.activations:.1f} activations + {size.gathered:.1f} gathered weights + CUDA and NCCL",
         ]
-    parts += ["", "  one rank runs", "    " + " ".join(made.command)]
+    parts += ["", "  one rank runs", "    " + shlex.join(made.command)]
     files = sorted({where.split(":")[0] for _, where in document.origins()})
     parts += ["", f"  read from {', '.join(files)}"]
     return "\n".join(parts)
@@ -116,7 +129,12 @@ def fabrics(rows: Iterable[facts.Fabric]) -> str:
 
 
 def status(record: runs.Record, found: Status, step: dict[str, Any] | None, failures: list[str]) -> str:
-    lines = [f"{record.id}: {found.state.value}" + (f" ({found.detail})" if found.detail else "")]
+    state, detail = found.state.value, found.detail.removeprefix(f"{found.state.value}: ")
+    code = f", exit code {found.code}" if found.code else ""
+    lines = [
+        f"{record.id}: {state}{code}"
+        + (f" ({detail})" if detail not in ("", state, f"exit code {found.code}") else "")
+    ]
     if record.job:
         lines.append(f"  {record.backend} job {record.job.partition(':')[0]}")
     if step:

@@ -40,7 +40,9 @@ Time = Annotated[
 Memory = Annotated[str, Matches(r"[1-9][0-9]*[KMGT]?|0", "a Slurm memory size: 500G, 64000M, or 0 for all")]
 Quantity = Annotated[str, Matches(r"[0-9]+(\.[0-9]+)?([kMGTPE]|[KMGTPE]i)?", "a Kubernetes quantity such as 64Gi")]
 Variable = Annotated[str, Matches(r"[A-Za-z_][A-Za-z0-9_]*", "a name for a variable: letters, digits, _")]
-Version = Annotated[str, Matches(r"[0-9]+(\.[0-9]+){1,3}([A-Za-z0-9.+-]*)", "a version such as 0.19.6")]
+Version = Annotated[
+    str, Matches(r"[0-9]+(\.[0-9]+){2,3}([A-Za-z0-9.+-]*)", "a version of three numbers such as 0.19.6")
+]
 Label = Annotated[str, Matches(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?", "a Kubernetes label value")]
 LabelKey = Annotated[
     str,
@@ -87,11 +89,11 @@ class Shape(Section):
 
 @dataclass(frozen=True)
 class Optimizer(Section):
-    type: Annotated[Token, Help("a DeepSpeed optimizer: AdamW, Adam, Lamb, Lion, OneBitAdam, ...")] = "AdamW"
+    type: Annotated[Token, Help("AdamW, Adam, Lamb, Lion, SGD, OneBitAdam, ...")] = "AdamW"
     lr: Annotated[float, Range(1e-12, 1e3), Help("learning rate at its peak")] = 1e-4
     betas: Annotated[tuple[float, ...] | None, Help("Adam's betas")] = None
-    eps: Annotated[float | None, Help("added to the denominator")] = None
-    weight_decay: Annotated[float | None, Help("decoupled weight decay")] = None
+    eps: Annotated[Annotated[float, Range(1e-30, 1)] | None, Help("added to the denominator")] = None
+    weight_decay: Annotated[Annotated[float, Range(0, 1e3)] | None, Help("decoupled weight decay")] = None
     freeze_step: Annotated[Count | None, Help("1-bit optimizers: the step at which compression begins")] = None
     params: Annotated[dict[str, Any], Help("further parameters, passed on as they are")] = field(default_factory=dict)
 

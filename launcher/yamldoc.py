@@ -417,14 +417,8 @@ def read(node: Node, kind: type[T]) -> T:
     reader = _Reader()
     value = reader.read(node, kind)
     if reader.problems:
-        raise UserError(*sorted(reader.problems, key=lambda problem: _order(problem.where)))
+        raise UserError(*reader.problems)
     return value  # type: ignore[no-any-return]
-
-
-def _order(where: str) -> tuple[str, int, int]:
-    file, _, rest = where.partition(":")
-    line, _, column = rest.partition(":")
-    return (file, int(line) if line.isdigit() else 0, int(column) if column.isdigit() else 0)
 
 
 @cache

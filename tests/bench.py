@@ -51,8 +51,8 @@ def main() -> int:
         missed += ratio > limit
         print(f"{name:32} {ratio:5.2f} x wall  {cpu / base_cpu:5.2f} x CPU   (at most {limit:g} x)")
     text = "gpu[00001-10000]"
+    hosts = hostfile.expand(text)
     for name, work in (("expand", lambda: hostfile.expand(text)), ("fold", lambda: hostfile.fold(hosts))):
-        hosts = hostfile.expand(text)
         best = min(_timed(work) for _ in range(7))
         missed += best > 0.05
         print(f"{name + ' 10,000 hosts':32} {best * 1000:5.1f} ms  (at most 50 ms)")

@@ -516,8 +516,8 @@ def test_fault_23_a_path_with_odd_characters_is_one_argument(path):
     script = bundle.node_script(plan.make(job))
     command = script[script.index("-- \\\n") + 3 :].replace("\\\n", " ").replace('"$here/ds_config.json"', "CONFIG")
     assert shlex.split(command) == ["python3", "-u", path, "--deepspeed_config", "CONFIG"]
-    (change,) = [line for line in script.splitlines() if line.startswith('cd -- "$here/submitted-from"/')]
-    assert shlex.split(change.replace("$here", "H")) == ["cd", "--", f"H/submitted-from/{path}"]
+    (change,) = [line for line in script.splitlines() if line.startswith('cd -P -- "$here/submitted-from"/')]
+    assert shlex.split(change.replace("$here", "H")) == ["cd", "-P", "--", f"H/submitted-from/{path}"]
 
 
 def test_fault_23_a_job_file_may_have_any_name_that_the_system_allows(dslaunch, tmp_path):

@@ -317,15 +317,14 @@ def test_an_option_is_a_word(key):
     assert not accepted(base=f"{BASE}slurm: {{sbatch: {{{quoted(key)}: 1}}}}\n")
 
 
-def test_modules_conda_and_a_container_arrive_as_words(tmp_path):
-    job = load(
-        "modules=[gcc/13, cuda/12.4+x]",
-        "conda=my env;touch caught",
-        "container={image: a/b:1, mounts: ['/d;x:/e&(f)']}",
-    )
-    calls = Sandbox(tmp_path).execute(job)
+def test_modules_and_conda_arrive_as_words(tmp_path):
+    calls = Sandbox(tmp_path).execute(load("modules=[gcc/13, cuda/12.4+x]", "conda=my env;touch caught"))
     assert calls["module"] == [["purge"], ["load", "gcc/13"], ["load", "cuda/12.4+x"]]
     assert sorted(calls["conda"]) == [["activate", "my env;touch caught"], ["shell.bash", "hook"]]
+
+
+def test_a_container_arrives_as_words(tmp_path):
+    calls = Sandbox(tmp_path).execute(load("container={image: a/b:1, mounts: ['/d;x:/e&(f)']}"))
     words = calls["srun"][0]
     assert "--container-image=a/b:1" in words
     folder = tmp_path / "run"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -124,7 +125,7 @@ def test_a_killed_rank_is_never_success(site):
     assert found["failures"][0] == "rank 1 on node2 was killed by SIGKILL"
 
 
-@pytest.mark.parametrize("launcher", ["srun", "deepspeed"])
+@pytest.mark.parametrize("launcher", ["srun", "deepspeed", "torchrun"])
 def test_a_value_with_comma_quotes_dollar_and_newline_arrives_byte_exact_on_every_rank(site, launcher):
     program = (
         "import os; r = os.environ['RANK']; "
@@ -237,6 +238,71 @@ def test_a_node_that_fails_the_first_look_is_replaced_by_a_spare(site, slurm):
         slurm.exec("node2", ["umount", str(blind)])
     assert [(site.folder / f"rank-{i}").read_text() for i in range(3)] == ["node1", "node3", "node4"]
     assert "left out: node2" in site.log(run)
+
+
+def test_a_requeued_attempt_still_has_its_secrets_and_they_go_at_the_end(site, monkeypatch):
+    secret = os.urandom(12).hex()
+    monkeypatch.setenv("MINE", secret)
+    program = (
+        "import hashlib, os, sys, time\n"
+        "print(hashlib.sha256(os.environ['API_TOKEN'].encode()).hexdigest(), flush=True)\n"
+        "time.sleep(0 if int(os.environ.get('SLURM_RESTART_COUNT', 0)) else 300)"
+    )
+    asked = job("again", train={"command": ["python3", "-c", program], "zero": 0, "steps": 10, "launcher": "srun"})
+    asked["slurm"] = {"time": "10", "requeue": True}
+    asked["secrets"] = {"API_TOKEN": {"from_env": "MINE"}}
+    run = site.submit(asked)
+    folder = site.folder / "dslaunch-runs" / run
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("logs/rank-*.log")) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    time.sleep(2)
+    number = json.loads(site.dslaunch("status", run, "--json").stdout)["job"]
+    subprocess.run(["scontrol", "requeue", number], check=True)
+    assert site.wait(run, seconds=120)["code"] == 0, site.log(run)[-3000:]
+    hashed = hashlib.sha256(secret.encode()).hexdigest()
+    assert (folder / "logs" / "rank-00002.log").read_text().count(hashed) == 2
+    assert not (folder / "secrets").exists()
+    shown = subprocess.run(["scontrol", "show", "job", "-dd", number], capture_output=True, text=True).stdout
+    assert secret not in shown
+
+
+def test_the_shell_that_submits_changes_nothing_about_the_job(site, monkeypatch):
+    for name, value in {
+        "SBATCH_TIMELIMIT": "1", "SBATCH_PARTITION": "nowhere", "SBATCH_EXPORT": "NONE",
+        "SLURM_MEM_PER_CPU": "100", "SLURM_NTASKS": "7", "SLURM_JOB_ID": "1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    asked = job("clean", train={"command": ["true"], "zero": 0, "steps": 10, "launcher": "srun"})
+    (site.folder / "job.yaml").write_text(json.dumps(asked))
+    done = site.dslaunch("slurm", "job.yaml")
+    assert done.returncode == 0, done.stderr
+    assert "SBATCH_PARTITION=nowhere in this shell does not reach the job" in done.stderr
+    assert site.wait(done.stdout.strip(), seconds=60)["state"] == "completed"
+
+
+def test_a_line_of_setup_that_fails_is_named(site):
+    asked = job(
+        "setup", train={"command": ["true"], "zero": 0, "steps": 10}, setup=["export A=1", "ls /nowhere/at/all"]
+    )
+    found = site.wait(site.submit(asked), seconds=60)
+    assert found["state"] == "failed"
+    assert "ls /nowhere/at/all" in found["failures"][0]
+
+
+def test_a_warning_before_the_ranks_run_does_not_end_the_job(site):
+    asked = job(
+        "early",
+        train={"command": ["true"], "zero": 0, "steps": 10, "launcher": "srun"},
+        setup=["touch began", "sleep 6"],
+    )
+    run = site.submit(asked)
+    deadline = time.monotonic() + 60
+    while not (site.folder / "dslaunch-runs" / run / "began").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    number = json.loads(site.dslaunch("status", run, "--json").stdout)["job"]
+    subprocess.run(["scancel", "--batch", "--signal=USR2", number], check=True)
+    assert site.wait(run, seconds=60)["state"] == "completed", site.log(run)[-3000:]
 
 
 def test_a_refusal_of_slurm_is_shown_in_its_words_at_the_line_to_change(site):

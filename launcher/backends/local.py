@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import signal
@@ -26,13 +27,14 @@ SCRIPT = """\
 # {name}: {nodes} nodes on this machine, each a process tree of its own. The first failure ends all.
 set -uo pipefail
 run=$(cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")" && pwd)
-attempt=0
+{secrets}attempt=0
+unset SLURM_RESTART_COUNT  # of a job that this may run in
 export MASTER_ADDR=127.0.0.1
 MASTER_PORT=$(python3 "$run/node/port.py" "$(basename -- "$run")" 0) || exit 69
 export MASTER_PORT
 pids=()
 for ((node = 0; node < {nodes}; node++)); do
-  NODE_RANK=$node bash "$run/node.sh" >>"$run/logs/node-$node.out" 2>&1 &
+{gpus}  NODE_RANK=$node bash "$run/node.sh" >>"$run/logs/node-$node.out" 2>&1 &
   pids+=("$!")
 done
 rc=0
@@ -49,13 +51,19 @@ while ((${{#pids[@]}})); do
     ((code == 0)) && continue
     ((rc == 0)) && rc=$code
     ((deadline)) || deadline=$((SECONDS + 30))
-    ((code == {stopped})) || tell TERM  # a dead node would leave the others waiting
+    tell TERM  # a dead node would leave the others waiting
   done
   ((deadline && SECONDS > deadline)) && tell KILL
   sleep 0.2
 done
-{first}{end}echo "$rc" >"$run/exit-code"
+{verdict}echo "$rc" >"$run/exit-code"
 exit "$rc"
+"""
+
+# Two "nodes" on one machine may not use the same GPUs: NCCL refuses a device that comes twice.
+SLICE = """\
+  CUDA_VISIBLE_DEVICES=$(seq -s, $((node * {per_node})) $((node * {per_node} + {per_node} - 1)))
+  export CUDA_VISIBLE_DEVICES
 """
 
 
@@ -73,12 +81,15 @@ def render(plan: Plan) -> Bundle:
     script = SCRIPT.format(
         name=spec.name,
         nodes=spec.resources.nodes,
-        stopped=75,
-        first=bundles.FIRST_FAILURE,
-        end='rm -rf -- "$run/secrets"\n' if spec.secrets else "",
+        stopped=bundles.STOPPED_EARLY,
+        verdict=bundles.VERDICT,
+        secrets=bundles.FORGET if spec.secrets else "",
+        gpus=SLICE.format(per_node=spec.per_node)
+        if spec.resources.gpus_per_node and spec.resources.nodes > 1
+        else "",
     )
     port = File("node/port.py", (bundles.NODE / "port.py").read_text(encoding="utf-8"))
-    return Bundle((File(ENTRY, script), *bundles.common(plan, flags=["--same-host"]), port), ENTRY)
+    return Bundle((File(ENTRY, script), *bundles.common(plan, flags=["--same-host", "--shared-logs"]), port), ENTRY)
 
 
 def submit(folder: Path, plan: Plan, run: Run) -> str:
@@ -115,7 +126,11 @@ def state(record: runs.Record, run: Run) -> Status:
         return Status(State.COMPLETED, "completed", 0)
     if (record.folder / "cancelled").exists():
         return Status(State.CANCELLED, "cancelled", code)
-    stopped = "stopped early, checkpoint saved: run again to go on" if code == 75 else f"exit code {code}"
+    stopped = (
+        "stopped early, checkpoint saved: run again to go on"
+        if code == bundles.STOPPED_EARLY
+        else f"exit code {code}"
+    )
     return Status(State.FAILED, stopped, code)
 
 
@@ -131,10 +146,12 @@ def cancel(record: runs.Record, run: Run) -> None:
     pid = _pid(record)
     if pid is None:
         raise UserError(Problem(f"{record.id} is not running"))
-    bundles.write_private(record.folder / "cancelled", "")
-    os.kill(pid, signal.SIGTERM)
+    (record.folder / "cancelled").touch(mode=0o600)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + GRACE
     while _pid(record) and time.monotonic() < deadline:
         time.sleep(0.1)
     if _pid(record):
-        os.killpg(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)

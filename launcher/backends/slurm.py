@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from launcher import bundle as bundles
 from launcher import runs
 from launcher.backends import State, Status
-from launcher.bundle import Bundle, File
+from launcher.bundle import STOPPED_EARLY, Bundle, File
 from launcher.errors import Problem, Unreachable, UserError
 from launcher.plan import Plan
 from launcher.run import Result, Run
 from launcher.spec import JobSpec
 
 ENTRY = "job.sbatch"
-STOPPED_EARLY = 75  # EX_TEMPFAIL: a checkpoint was saved, the run is not finished
 
 # sbatch options that dslaunch sets itself; `slurm.sbatch` may not say them again.
 OURS = {
@@ -34,24 +34,40 @@ OURS = {
 }  # fmt: skip
 
 
+SYNONYMS = {
+    "tasks-per-node": "ntasks-per-node", "mem-per-cpu": "mem", "mem-per-gpu": "mem", "gpus-per-task": "gpus-per-node",
+    "ntasks-per-gpu": "gpus-per-node", "cpus-per-gpu": "cpus-per-task", "mincpus": "cpus-per-task", "uid": "job-name",
+}  # fmt: skip
+FORBIDDEN = {
+    "clusters": "status and cancel would look for the job on this cluster; submit from the other one",
+    "cluster": "status and cancel would look for the job on this cluster; submit from the other one",
+    "get-user-env": "it replaces the environment that the job file describes",
+    "hold": "hold the job with scontrol once it is submitted",
+}
+
+
 def render(plan: Plan) -> Bundle:
     """The script with everything it needs. Its size does not depend on the number of nodes."""
     spec = plan.spec
     _check(spec)
     script = File(ENTRY, _script(plan))
     port = File("node/port.py", (bundles.NODE / "port.py").read_text(encoding="utf-8"))
-    return Bundle((script, *bundles.common(plan), port), ENTRY)
+    return Bundle((script, *bundles.common(plan, flags=["--shared-logs"]), port), ENTRY)
 
 
 def _check(spec: JobSpec) -> None:
     problems = []
     for option in spec.slurm.sbatch:
-        if option in OURS:
+        name = SYNONYMS.get(option) or next((name for name in OURS if name.startswith(option)), None)  # getopt's way
+        if name:
             problems.append(
-                Problem(
-                    f"sbatch option {option} is dslaunch's own", f"use {OURS[option]}", ("slurm", "sbatch", option)
-                )
+                Problem(f"sbatch option {option} is dslaunch's own", f"use {OURS[name]}", ("slurm", "sbatch", option))
             )
+        elif option in FORBIDDEN:
+            problems.append(Problem(f"sbatch option {option}: {FORBIDDEN[option]}", "", ("slurm", "sbatch", option)))
+    if spec.modules and spec.box:
+        message = "modules are loaded where the ranks run, and a container has none of the host's"
+        problems.append(Problem(message, "put the software in the image, or leave container out", ("modules",)))
     cpus, per_node = spec.resources.cpus_per_node, spec.per_node
     if spec.train.launcher == "srun" and cpus and cpus % per_node:
         message = f"cpus_per_node {cpus} cannot be shared evenly by {per_node} tasks"
@@ -132,8 +148,14 @@ def _script(plan: Plan) -> str:
 HEAD = """\
 set -uo pipefail
 run=$PWD  # the run directory: sbatch --chdir
-rm -f -- "$run/exit-code"  # an earlier attempt's
 attempt=${{SLURM_RESTART_COUNT:-0}}
+rm -f -- "$run/exit-code" "$run/logs/failed-before-ranks"  # an earlier attempt's
+{secrets}step=
+signalled=0
+# time is nearly up: srun hands this to the ranks, which save and stop
+trap '{warned}signalled=1; [ -z "$step" ] || kill -USR2 "$step" 2>/dev/null' USR2
+# srun would take its own SIGTERM as leave to kill: the steps get it from Slurm
+trap 'signalled=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 if ((${{#hosts[@]}} < {nodes})); then
   echo "dslaunch: {nodes} nodes train and Slurm names ${{#hosts[@]}}: ${{SLURM_JOB_NODELIST:-none}}" >&2
@@ -144,7 +166,7 @@ SPARES = """
 # {spares} spare: a node that cannot see the run directory{gpus} is left out
 # shellcheck disable=SC2016  # every task expands this for itself
 mapfile -t healthy < <(timeout 120 \\
-  srun --nodes={all} --ntasks={all} --ntasks-per-node=1 --kill-on-bad-exit=0 --wait=0 \\
+  srun --nodes={all} --ntasks={all} --ntasks-per-node=1 --export=ALL --kill-on-bad-exit=0 --wait=0 \\
   bash -c '[ -r "$1/node.sh" ]{test} && echo "$SLURMD_NODENAME"' check "$run")
 left_out=()
 train=()
@@ -167,14 +189,11 @@ if [ -n "${{SLURM_CPUS_PER_TASK:-}}" ]; then
   export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since Slurm 22.05 srun does not inherit it
 fi
 
-# one task ends in failure -> Slurm ends the others: a dead rank would leave them waiting
+# one task fails -> Slurm ends the others, which would wait for the dead; one that is done early waits for the rest
 # shellcheck disable=SC2016  # every task expands this for itself
 srun {srun} \\
-  bash -c '{exports} exec bash "$0/node.sh"' "$run" &
+  bash -c 'trap "" USR2; {exports} exec bash "$0/node.sh"' "$run" &
 step=$!
-signalled=0
-trap 'signalled=1; kill -USR2 "$step" 2>/dev/null' USR2  # time is nearly up: ranks save and stop
-trap 'signalled=1; kill -TERM "$step" 2>/dev/null' TERM
 rc=0
 while :; do
   signalled=0
@@ -182,15 +201,26 @@ while :; do
   rc=$?
   ((signalled)) || break
 done
-{first}echo "$rc" >"$run/exit-code"
+{verdict}echo "$rc" >"$run/exit-code"
 {end}exit "$rc\""""
+
+# Only a job that Slurm warned has used its time: a program that ends with 75 by itself would go round for ever.
+REQUEUE = """\
+if [ "$rc" = {stopped} ] && [ -n "${{warned:-}}" ]; then  # out of time, checkpoint saved
+  scontrol requeue "$SLURM_JOB_ID" && exit "$rc"
+fi
+"""
 
 
 def _body(plan: Plan) -> str:
     spec, resources = plan.spec, plan.spec.resources
     nodes, per_node = resources.nodes, spec.per_node
     tasks = per_node if spec.train.launcher == "srun" else 1
-    text = HEAD.format(nodes=nodes)
+    text = HEAD.format(
+        nodes=nodes,
+        secrets=bundles.FORGET if spec.secrets and not spec.slurm.requeue else "",
+        warned="warned=1 " if spec.slurm.requeue else "",
+    )
     if resources.spares:
         gpus = resources.gpus_per_node
         text += SPARES.format(
@@ -198,11 +228,11 @@ def _body(plan: Plan) -> str:
             all=nodes + resources.spares,
             nodes=nodes,
             gpus=f" or misses one of {gpus} GPUs" if gpus else "",
-            test=f' && [ "$(nvidia-smi -L | grep -c ^GPU)" = {gpus} ]' if gpus else "",
+            test=f' && [ "$(nvidia-smi -L | grep -c ^GPU)" -ge {gpus} ]' if gpus else "",
         )
     flags = [
         f"--nodes={nodes}", f"--ntasks={nodes * tasks}", f"--ntasks-per-node={tasks}",
-        "--kill-on-bad-exit=1", "--wait=60", "--unbuffered",
+        "--export=ALL", "--kill-on-bad-exit=1", "--wait=0", "--unbuffered",
     ]  # fmt: skip
     words = [*flags, *(bundles.quote(word) for word in spec.slurm.srun)]
     if resources.spares:
@@ -212,15 +242,13 @@ def _body(plan: Plan) -> str:
     exports = "export NODE_RANK=$SLURM_NODEID;"
     if tasks > 1 or spec.train.launcher == "srun":
         exports += " export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS;"
-    end = f'if [ "$rc" = {STOPPED_EARLY} ]; then  # stopped early, checkpoint saved\n' if spec.slurm.requeue else ""
-    if spec.slurm.requeue:
-        end += '  scontrol requeue "$SLURM_JOB_ID" && exit "$rc"\nfi\n'
-    if spec.secrets:
-        end += 'rm -rf -- "$run/secrets"\n'
+    end = REQUEUE.format(stopped=STOPPED_EARLY) if spec.slurm.requeue else ""
+    if spec.slurm.requeue and spec.secrets:  # the next attempt needs them
+        end += '[ "$rc" != 0 ] || rm -rf -- "$run/secrets"\n'
     return text + TAIL.format(
         nodes=nodes,
         per_node=per_node,
-        first=bundles.FIRST_FAILURE,
+        verdict=bundles.VERDICT,
         srun=" \\\n  ".join(_lines(words)),
         exports=exports,
         end=end,
@@ -250,16 +278,47 @@ def _pyxis(spec: JobSpec) -> list[str]:
 
 def submit(folder: Path, plan: Plan, run: Run) -> str:
     """The job id. Raises UserError with Slurm's own words, Unreachable when there was no answer."""
-    if plan.spec.box and any(c in str(folder) for c in ',: "'):
-        raise UserError(Problem(f"{folder} holds a comma, colon, quote or space, which container mounts cannot"))
-    return parse_submitted(run(_sbatch(folder, "--parsable")))
+    places = [str(folder), str((folder / "submitted-from").resolve())]
+    odd = [place for place in places if any(c in place for c in ',: "')]
+    if plan.spec.box and odd:
+        raise UserError(Problem(f"{odd[0]} holds a comma, colon, quote or space, which container mounts cannot"))
+    return parse_submitted(run(_sbatch(folder, "--parsable"), env=environment(os.environ, plan.spec)))
 
 
-def test_only(folder: Path, run: Run) -> str:
+def test_only(folder: Path, plan: Plan, run: Run) -> str:
     """What the controller would do with it, in its own words."""
-    result = run(_sbatch(folder, "--test-only"))
+    result = run(_sbatch(folder, "--test-only"), env=environment(os.environ, plan.spec))
     _refuse_failure(result)
     return result.err.strip() or result.out.strip()
+
+
+def environment(environ: Mapping[str, str], spec: JobSpec) -> dict[str, str]:
+    """What sbatch sees, and hands to the job: nothing that overrides the script, and no secret.
+
+    SBATCH_* are options that win over the script's own lines, SLURM_* describe an allocation one may be
+    sitting in, and slurmctld keeps the environment of every batch job on its disk.
+    """
+    secret = {source.from_env for source in spec.secrets.values()}
+    return {
+        name: value
+        for name, value in environ.items()
+        if name == "SLURM_CONF" or not (name in secret or name.startswith(("SBATCH_", "SLURM_", "SRUN_")))
+    }
+
+
+def notes(plan: Plan, environ: Mapping[str, str]) -> list[str]:
+    """What is left out, and what will surprise."""
+    found = [
+        f"{name}={environ[name]} in this shell does not reach the job: say it in the job file (slurm.{option})"
+        for name in sorted(environ)
+        if name.startswith("SBATCH_") and (option := name.removeprefix("SBATCH_").lower())
+    ]
+    resources = plan.spec.resources
+    if resources.gpus_per_node and not resources.cpus_per_node:
+        found.append(
+            f"resources.cpus_per_node is not given: many sites then give one core to {plan.spec.per_node} ranks"
+        )
+    return found
 
 
 def _sbatch(folder: Path, flag: str) -> list[str]:
@@ -336,7 +395,11 @@ def state(record: runs.Record, run: Run) -> Status:
             return Status(parse_state(word), f"{word.lower()}: {reason}" if reason else word.lower())
     shown = run(["scontrol", "--oneliner", "show", "job", record.job])
     if shown.code == 0 and "JobState=" in shown.out:
-        fields = dict(part.split("=", 1) for part in shown.out.split() if "=" in part)
+        fields: dict[str, str] = {}
+        for part in shown.out.split():
+            name, equals, value = part.partition("=")
+            if equals:
+                fields.setdefault(name, value)  # a path behind may hold " JobState="
         return _with_marker(record, fields.get("JobState", ""), fields.get("ExitCode", ""))
     listed = run(["sacct", "--noheader", "--parsable2", "-X", "--format=State,ExitCode", f"--jobs={record.job}"])
     if listed.code == 0 and listed.out.strip():
@@ -370,7 +433,8 @@ def _with_marker(record: runs.Record, word: str, exit_code: str) -> Status:
 
 def logs(record: runs.Record, *, rank: int | None, follow: bool, run: Run) -> Iterator[str]:
     def over() -> bool:
-        return state(record, run).state.over
+        found = state(record, run).state
+        return found.over or (found is State.UNKNOWN and runs.exit_code(record) is not None)
 
     yield from runs.read_logs(record, rank=rank, follow=follow, over=over, main="logs/slurm-*.out")
 

@@ -1,22 +1,21 @@
 """A port for MASTER_PORT that no other program is likely to have taken.
 
 `python3 port.py 4711 0` prints 20957 or whatever fits: the same for every try of the same job and
-attempt, outside the range from which the kernel hands out ports to clients, and free right now.
+attempt, outside the range from which the kernel hands out ports to clients, and free right now. It runs
+on the batch host before any module or environment is loaded, so Python 3.6 has to read it.
 """
-
-from __future__ import annotations
 
 import errno
 import hashlib
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from typing import Callable, Iterator, List, Optional, Tuple
 
 TRIES = 50
 EPHEMERAL = "/proc/sys/net/ipv4/ip_local_port_range"
 
 
-def ephemeral(path: str = EPHEMERAL) -> tuple[int, int]:
+def ephemeral(path: str = EPHEMERAL) -> Tuple[int, int]:
     """(32768, 60999) on most machines; that is also the answer where the kernel gives none."""
     try:
         with open(path, encoding="ascii") as file:
@@ -26,7 +25,7 @@ def ephemeral(path: str = EPHEMERAL) -> tuple[int, int]:
     return low, high
 
 
-def pool(taken: tuple[int, int]) -> list[int]:
+def pool(taken: Tuple[int, int]) -> List[int]:
     """20000-29999, or where the kernel's own range covers most of that, what it leaves of 10000-65535."""
     low, high = taken
     for first, last in ((20000, 29999), (10000, 65535), (1025, 65535)):
@@ -36,7 +35,7 @@ def pool(taken: tuple[int, int]) -> list[int]:
     return list(range(20000, 30000))  # the kernel hands out every port there is: no place is better
 
 
-def candidates(seed: str, *, taken: tuple[int, int] | None = None) -> Iterator[int]:
+def candidates(seed: str, *, taken: Optional[Tuple[int, int]] = None) -> Iterator[int]:
     """At most 50 ports, in the same order for the same seed."""
     ports = pool(taken or ephemeral())
     for number in range(TRIES):
@@ -58,11 +57,11 @@ def is_free(port: int) -> bool:
     return True
 
 
-def pick(seed: str, *, free: Callable[[int], bool] = is_free) -> int | None:
+def pick(seed: str, *, free: Callable[[int], bool] = is_free) -> Optional[int]:
     return next((port for port in candidates(seed) if free(port)), None)
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: List[str]) -> int:
     if len(arguments) != 2:
         print("usage: port.py JOBID ATTEMPT", file=sys.stderr)
         return 2

@@ -45,7 +45,7 @@ SHOWN = 20  # lines of a failed rank's log
 CHUNK = 1 << 18
 LONGEST = 1 << 16  # bytes of a line that is printed in one piece
 PROGRESS = 10.0  # seconds between two states of a progress bar
-OTHERS = 15.0  # seconds to wait for the other nodes' 75
+OTHERS = 15  # seconds that the other nodes get to end with 75, where they cannot be told
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 # What an operator or an outer launcher leaves behind. PyTorchJob's RANK is the node's, its WORLD_SIZE the
@@ -83,6 +83,7 @@ class Options:
     grace: float
     resolve_timeout: float
     same_host: bool
+    shared_logs: bool
     argv: list[str]
 
     @property
@@ -129,6 +130,7 @@ def parse(arguments: list[str]) -> Options:
     parser.add_argument("--grace", type=float, default=25.0, help="seconds between SIGTERM and the end")
     parser.add_argument("--resolve-timeout", type=float, default=300.0)
     parser.add_argument("--same-host", action="store_true", help="all nodes are this machine")
+    parser.add_argument("--shared-logs", action="store_true", help="all nodes see the same DIR")
     values = parser.parse_args(arguments[:split])
     argv = arguments[split + 1 :]
     if not argv:
@@ -689,18 +691,17 @@ def verdict(options: Options, where: Place, ranks: list[dict[str, Any]], end: En
     return Verdict(0, "", signalled=end.signalled)
 
 
-def wait_for_others(options: Options, count: int) -> None:
-    """The first 75 makes srun --kill-on-bad-exit end the other nodes, which are about to say 75 too."""
-    until = time.monotonic() + OTHERS
-    waiting = set(range(options.world))
-    while waiting and time.monotonic() < until:
-        for rank in sorted(waiting):
-            with contextlib.suppress(OSError, ValueError):
-                one = read_json(os.path.join(options.logs, f"rank-{rank:05d}.json"))
-                if one["attempt"] == count and one["ended"] is not None:
-                    waiting.discard(rank)
-        if waiting and signal.sigtimedwait(STOPS, 0.2) is not None:
-            return
+def tell_stop(options: Options, count: int) -> int:
+    """What to end with when all ranks here stopped early, with their checkpoint.
+
+    A scheduler that ends the others at the first 75 would catch them while they leave. Where all nodes share
+    the logs, a file there says it for the job and this node ends with 0; elsewhere the others get some time.
+    """
+    if options.shared_logs:
+        with contextlib.suppress(OSError), open(os.path.join(options.logs, f"stopped-{count}"), "w"):
+            return 0
+    signal.sigtimedwait(STOPS, OTHERS)
+    return STOPPED_EARLY
 
 
 def write_json(path: str, value: Mapping[str, Any]) -> None:
@@ -824,8 +825,8 @@ def main(arguments: list[str]) -> int:
         tell_kubernetes(result.reason)
         return result.code
     conclude(options, where, result, started=started, count=count)
-    if result.code == STOPPED_EARLY and options.world > len(where.ranks) and not result.signalled:
-        wait_for_others(options, count)
+    if result.code == STOPPED_EARLY and options.world > len(where.ranks):
+        return tell_stop(options, count)
     return result.code
 
 

@@ -42,6 +42,15 @@ def solve(total: Given, micro: Given, accumulation: Given, *, replicas: int, lar
     return Batch(total, known_micro, per_replica // known_micro, replicas)
 
 
+def given_micro(total: Given, micro: Given, accumulation: Given, *, replicas: int) -> int | None:
+    """The micro-batch that the other numbers leave no choice about: given_micro(512, "auto", 2, replicas=64) is 4."""
+    if micro != "auto":
+        return micro
+    if total == "auto" or accumulation == "auto" or total % (accumulation * replicas):
+        return None
+    return total // (accumulation * replicas)
+
+
 AT: Path = ("train", "global_batch")
 
 

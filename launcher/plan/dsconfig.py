@@ -51,7 +51,7 @@ def optimizer(asked: Optimizer, *, on_gpu: bool, offloaded: bool) -> dict[str, A
         params["eps"] = asked.eps
     if asked.weight_decay is not None:
         params["weight_decay"] = asked.weight_decay
-    row = facts.optimizers().get(asked.type)
+    row = facts.optimizer(asked.type)
     if row and row.onebit:
         params["comm_backend_name"] = "nccl"  # the back end that needs cupy only; `mpi` needs mpi4py too
         if asked.freeze_step is not None:

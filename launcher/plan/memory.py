@@ -73,6 +73,21 @@ def model_states(
     return count * max(per, 0.0) / GIB
 
 
+def host_bytes(
+    *, low_precision: bool = True, optimizer: int = 8, offload_optimizer: bool, offload_parameters: bool
+) -> int:
+    """Bytes per parameter that offload puts on the hosts, buffers aside: 12 for Adam's states, 2 for weights in bf16."""
+    states = optimizer + (4 if low_precision else 0)
+    weights = 2 if low_precision else 4
+    return states * offload_optimizer + weights * offload_parameters
+
+
+def host_gib(size: str) -> float:
+    """What Slurm's --mem says, in GiB: 500G is 500, and a number alone counts MiB."""
+    scale = {"K": 1 / (1 << 20), "M": 1 / (1 << 10), "G": 1.0, "T": 1024.0}
+    return float(size.rstrip("KMGT")) * scale.get(size[-1], scale["M"])
+
+
 def activations(shape: Shape, *, micro: int, seq_len: int, recompute: bool, low_precision: bool) -> float:
     """GiB of activations: LLaMA 7B, one sample of 2048 tokens, needs about 9.5, with recomputation 1.6.
 

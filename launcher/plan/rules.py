@@ -6,7 +6,7 @@ Sources: the check in DeepSpeed named in each row, and runs on CPU with 0.19.6 a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,10 +44,7 @@ class Situation:
 
     @property
     def row(self) -> facts.OptimizerRow | None:
-        names = {name.lower(): row for name, row in facts.optimizers().items()}
-        row = names.get(self.optimizer.lower())
-        # DeepSpeed compares the 1-bit names exactly and lower-cases the others (engine.py)
-        return None if row and row.onebit and row.name != self.optimizer else row
+        return facts.optimizer(self.optimizer)
 
     @property
     def params(self) -> dict[str, Any]:
@@ -72,7 +69,12 @@ def optimizer_is_known(s: Situation) -> Found:
         from launcher.yamldoc import suggest
 
         hint = suggest(s.optimizer, facts.optimizers())
-        yield True, f"DeepSpeed has no optimizer `{s.optimizer}`", hint, OPTIMIZER
+        yield (
+            True,
+            f"dslaunch's table has no optimizer `{s.optimizer}`: nobody checked what it needs",
+            hint,
+            OPTIMIZER,
+        )
 
 
 def onebit_needs_an_old_deepspeed(s: Situation) -> Found:
@@ -97,14 +99,14 @@ def onebit_needs_an_old_deepspeed(s: Situation) -> Found:
 
 
 def optimizer_accepts_the_stage(s: Situation) -> Found:
-    if s.row and s.stage not in s.row.zero:
+    if s.row and s.stage not in stages(s.row, s.config):
         if s.row.onebit:
             hint = (
                 "train.zero: 0 with it, or AdamW with ZeRO; ZeRO-3 compresses with ZeRO++ "
                 "(zero_quantized_weights, zero_hpz_partition_size)"
             )
         else:
-            hint = "train.zero: 0, or AdamW"
+            hint = "train.zero: 0, or AdamW, or train.deepspeed: {zero_allow_untested_optimizer: true}"
         yield (
             True,
             f"{s.optimizer} does not run with ZeRO stage {s.stage} ({s.row.source})",
@@ -113,11 +115,43 @@ def optimizer_accepts_the_stage(s: Situation) -> Found:
         )
 
 
+def stages(row: facts.OptimizerRow, config: dict[str, Any]) -> list[int]:
+    """The ZeRO stages an optimizer runs with; the raw key that calls off DeepSpeed's test lets it through."""
+    refused = row.zero == [0] and not row.onebit
+    untested = refused and config.get("zero_allow_untested_optimizer") is True
+    return [0, 1, 2, 3] if untested else row.zero
+
+
 def optimizer_runs_here(s: Situation) -> Found:
     if s.row and s.row.gpu_only and not s.gpus:
         yield True, f"{s.optimizer} has no CPU implementation in DeepSpeed", "AdamW", OPTIMIZER
-    if s.row and s.row.needs_offload and s.offloads("offload_optimizer") == "none":
-        yield True, f"{s.optimizer} exists only on the CPU", "train.offload.optimizer: cpu", OPTIMIZER
+
+
+def optimizer_takes_its_params(s: Situation) -> Found:
+    for key in s.row.lacks if s.row else ():
+        if key in s.params:
+            yield True, f"{s.optimizer} takes no {key}: a TypeError on every rank", "leave it out", (*OPTIMIZER, key)
+    betas = s.params.get("betas", [0.9, 0.999])
+    if betas != "auto" and not (isinstance(betas, (list, tuple)) and len(betas) == 2 and all(map(_is_beta, betas))):
+        yield (
+            True,
+            f"betas {betas} are not two numbers of at least 0 and below 1",
+            "betas: [0.9, 0.999]",
+            (*OPTIMIZER, "betas"),
+        )
+    for key, positive in (("lr", False), ("eps", True), ("weight_decay", False)):
+        value = s.params.get(key, 1.0)
+        if value != "auto" and (not _is_number(value) or value < 0 or (positive and value == 0)):
+            wanted = "a number above 0" if positive else "a number of at least 0"
+            yield True, f"{key} is {wanted}, not `{value}`", "1e-8" if positive else "0.01", (*OPTIMIZER, key)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _is_beta(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1
 
 
 def freeze_step_lies_within_the_run(s: Situation) -> Found:
@@ -294,6 +328,15 @@ def keys_are_not_removed(s: Situation) -> Found:
 
 
 def sections_are_sections(s: Situation) -> Found:
+    for name in ("optimizer", "scheduler"):
+        section = s.config.get(name)
+        if isinstance(section, dict) and not isinstance(section.get("params", {}), dict):
+            yield (
+                True,
+                f"{name}.params is a section with keys, not `{section['params']!r}`",
+                "leave it out, or write the keys below it",
+                ("train", "deepspeed", name, "params"),
+            )
     for key in sorted(SECTIONS & set(s.config)):
         if not isinstance(s.config[key], dict):
             yield (
@@ -302,6 +345,95 @@ def sections_are_sections(s: Situation) -> Found:
                 "leave it out, or write the keys below it",
                 ("train", "deepspeed", key),
             )
+
+
+def zero_keys_are_known(s: Situation) -> Found:
+    from launcher.yamldoc import suggest
+
+    parts: tuple[tuple[Path, Any, Iterable[str]], ...] = (
+        (("zero_optimization",), s.zero, [*ZERO, *REMOVED_FROM_ZERO]),
+        *((("zero_optimization", name), s.zero.get(name), keys) for name, keys in OFFLOAD.items()),
+    )
+    for path, section, known in parts:
+        for key in section if isinstance(section, dict) else ():
+            where = ".".join(path)
+            if key not in known:
+                message = f"{where} has no key `{key}`, and DeepSpeed refuses to start with one it does not know"
+                yield True, message, suggest(key, known), ("train", "deepspeed", *path, key)
+            elif key in ADDED_TO_ZERO and s.deepspeed and facts.version(s.deepspeed) <= facts.version(NEWEST_ONEBIT):
+                message = f"{where}.{key} came after DeepSpeed {s.deepspeed}, which refuses to start with it"
+                yield True, message, "leave it out", ("train", "deepspeed", *path, key)
+
+
+def values_have_their_type(s: Situation) -> Found:
+    parts: tuple[tuple[Path, Any, dict[str, str]], ...] = (
+        ((), s.config, TOP_LEVEL_TYPES),
+        (("zero_optimization",), s.zero, ZERO),
+        *((("zero_optimization", name), s.zero.get(name), types) for name, types in OFFLOAD.items()),
+    )
+    for path, section, types in parts:
+        for key, value in section.items() if isinstance(section, dict) else ():
+            wanted = types.get(key, "")
+            if wanted and value != "auto" and not (value is None and key in MAY_BE_NULL) and not FITS[wanted](value):
+                message = f"{'.'.join((*map(str, path), key))} is {wanted}, not `{value!r}`"
+                yield True, message, "", ("train", "deepspeed", *path, key)
+
+
+def gradients_have_the_models_type(s: Situation) -> Found:
+    section = s.config.get("data_types")
+    asked = section.get("grad_accum_dtype") if isinstance(section, dict) else None
+    model = "fp16" if s.on("fp16") else "bf16" if s.on("bf16") or s.on("bfloat16") else "fp32"
+    gradients = DTYPES.get(asked, model) if isinstance(asked, str) else model
+    if s.stage == 0 and gradients != model:
+        yield (
+            True,
+            f"grad_accum_dtype {gradients} with {model} weights runs only with ZeRO: at stage 0 DeepSpeed ends in "
+            "`unsupported mix` (engine.py)",
+            "train.zero: 1, or leave grad_accum_dtype out",
+            ("train", "deepspeed", "data_types", "grad_accum_dtype"),
+        )
+
+
+def scheduler_runs(s: Situation) -> Found:
+    from launcher.yamldoc import suggest
+
+    section = s.config.get("scheduler")
+    if not isinstance(section, dict):
+        return
+    at: Path = ("train", "deepspeed", "scheduler")
+    kind, params = section.get("type"), section.get("params")
+    if kind is None:
+        yield True, "a scheduler without a type: DeepSpeed ignores it without a word", "type: WarmupLR", at
+    elif kind in TORCH_SCHEDULERS:
+        return
+    elif not isinstance(kind, str) or kind not in SCHEDULERS:
+        known = [*SCHEDULERS, *TORCH_SCHEDULERS]
+        yield True, f"no scheduler `{kind}` in DeepSpeed or torch", suggest(str(kind), known), (*at, "type")
+    elif params is None:
+        yield True, f"{kind} without params is a TypeError on every rank", "params: {...}", at
+    elif isinstance(params, dict):
+        yield from _scheduler_params(kind, params, at=(*at, "params"))
+
+
+def _scheduler_params(kind: str, params: dict[str, Any], *, at: Path) -> Found:
+    from launcher.yamldoc import suggest
+
+    required, optional = (row.split() for row in SCHEDULERS[kind])
+    for key in required:
+        if key not in params:
+            yield True, f"{kind} without {key} is a TypeError on every rank", f"params: {{{key}: ...}}", at
+    for key, value in params.items():
+        if key not in (*required, *optional, "last_batch_iteration"):
+            hint = suggest(key, [*required, *optional])
+            yield True, f"{kind} takes no {key}: a TypeError on every rank", hint, (*at, key)
+        elif isinstance(value, str) and key != "warmup_type" and value != "auto":
+            yield True, f"{key} is a number, not the text `{value}`", "write it without quotes", (*at, key)
+    if kind == "WarmupDecayLR" and "warmup_max_lr" not in params:
+        message = "WarmupDecayLR without warmup_max_lr takes 0.001, whatever the optimizer's lr says"
+        yield True, message, "warmup_max_lr: the learning rate, or train.lr_schedule", at
+    warmup = params.get("warmup_num_steps", 1000)
+    if warmup != "auto" and not isinstance(warmup, str) and not (FITS[WHOLE](warmup) and warmup >= 1):
+        yield True, f"warmup_num_steps is a whole number of at least 1, not `{warmup}`", "", (*at, "warmup_num_steps")
 
 
 OPTIMIZER: Path = ("train", "optimizer")
@@ -322,6 +454,92 @@ REMOVED_FROM_ZERO = {
     **dict.fromkeys("mics_shard_size mics_hierarchical_params_gather".split(), "0.19.7"),
     "zeropp_loco_param": "0.19.8",
 }
+
+ADDED_TO_ZERO = frozenset({"compute_grad_norm", "parameter_alignment"})  # in 0.19.8, not in 0.19.6
+
+# What the value of a key may be.
+BOOL, NUMBER, WHOLE, SECTION = "true or false", "a number of at least 0", "a whole number", "a section with keys"
+STAGE, DEVICE, TEXT = "0, 1, 2 or 3", "none, cpu or nvme", "text"
+FITS: dict[str, Callable[[Any], bool]] = {
+    BOOL: lambda value: isinstance(value, bool),
+    NUMBER: lambda value: _is_number(value) and value >= 0,
+    WHOLE: lambda value: _is_number(value) and value >= 0 and value % 1 == 0,
+    SECTION: lambda value: isinstance(value, dict),
+    STAGE: lambda value: _is_number(value) and value in (0, 1, 2, 3),
+    DEVICE: lambda value: value in ("none", "cpu", "nvme"),
+    TEXT: lambda value: isinstance(value, str),
+}
+MAY_BE_NULL = frozenset(
+    """overlap_comm offload_param offload_optimizer zenflow cpu_offload cpu_offload_param
+    cpu_offload_use_pin_memory nvme_path steps_per_print""".split()
+)
+TOP_LEVEL_TYPES = {
+    **dict.fromkeys("gradient_clipping gradient_predivide_factor".split(), NUMBER),
+    **dict.fromkeys("steps_per_print sequence_parallel_size".split(), WHOLE),
+    **dict.fromkeys(
+        """prescale_gradients disable_allgather dump_state disable_python_gc wall_clock_breakdown memory_breakdown
+        zero_allow_untested_optimizer zero_force_ds_cpu_optimizer dataloader_drop_last
+        use_data_before_expert_parallelism managed_gradient_accumulation""".split(),
+        BOOL,
+    ),
+}
+_STAGE3_COUNTS = """prefetch_bucket_size param_persistence_threshold model_persistence_threshold max_live_parameters
+    max_reuse_distance module_granularity_threshold""".split()
+_STAGE3_BOOLS = "gather_16bit_weights_on_model_save use_all_reduce_for_fetch_params allgather_sequential".split()
+# What DeepSpeedZeroConfig takes, by names and aliases (runtime/zero/config.py of 0.19.6 and 0.19.8).
+ZERO: dict[str, str] = {
+    "stage": STAGE,
+    **dict.fromkeys("offload_param offload_optimizer zenflow leaf_module".split(), SECTION),
+    **dict.fromkeys("reduce_bucket_size allgather_bucket_size sub_group_size zero_hpz_partition_size".split(), WHOLE),
+    **dict.fromkeys((form + name for name in _STAGE3_COUNTS for form in ("", "stage3_")), WHOLE),
+    **dict.fromkeys((form + name for name in _STAGE3_BOOLS for form in ("", "stage3_")), BOOL),
+    **dict.fromkeys(
+        """contiguous_gradients reduce_scatter use_multi_rank_bucket_allreduce allgather_partitions overlap_comm
+        compute_grad_norm load_from_fp32_weights elastic_checkpoint cpu_offload_param cpu_offload_use_pin_memory
+        cpu_offload stage3_gather_fp16_weights_on_model_save ignore_unused_parameters legacy_stage1
+        round_robin_gradients parameter_alignment zero_quantized_weights zero_quantized_nontrainable_weights
+        zero_quantized_gradients memory_efficient_linear pipeline_loading_checkpoint override_module_apply
+        log_trace_cache_warnings enable_sanity_checks save_muon_momentum_buffer_in_memory""".split(),
+        BOOL,
+    ),
+}
+# The same of its two offload sections (runtime/zero/offload_config.py).
+_OFFLOAD_BOTH = {"device": DEVICE, "nvme_path": TEXT, "buffer_count": WHOLE, "pin_memory": BOOL}
+OFFLOAD: dict[str, dict[str, str]] = {
+    "offload_param": {**_OFFLOAD_BOTH, "buffer_size": WHOLE, "max_in_cpu": WHOLE},
+    "offload_optimizer": {
+        **_OFFLOAD_BOTH,
+        **dict.fromkeys("pipeline_read pipeline_write fast_init super_offload".split(), BOOL),
+        **dict.fromkeys("ratio cpuadam_cores_perc".split(), NUMBER),
+    },
+}
+DTYPES = {
+    **dict.fromkeys(["torch.float16", "fp16", "float16", "half"], "fp16"),
+    **dict.fromkeys(["torch.float32", "fp32", "float32", "float"], "fp32"),
+    **dict.fromkeys(["torch.bfloat16", "bf16", "bfloat16"], "bf16"),
+}
+
+_WARMUP = "warmup_min_lr warmup_max_lr warmup_num_steps warmup_type"
+# type: parameters it needs, parameters it may have (runtime/lr_schedules.py of 0.19.6 and 0.19.8)
+SCHEDULERS = {
+    "WarmupLR": ("", _WARMUP),
+    "WarmupDecayLR": ("total_num_steps", _WARMUP),
+    "WarmupCosineLR": ("total_num_steps", "warmup_min_ratio warmup_num_steps cos_min_ratio warmup_type"),
+    "OneCycle": (
+        "cycle_min_lr cycle_max_lr",
+        """decay_lr_rate cycle_first_step_size cycle_second_step_size cycle_first_stair_count
+        cycle_second_stair_count decay_step_size cycle_momentum cycle_min_mom cycle_max_mom decay_mom_rate""",
+    ),
+    "LRRangeTest": (
+        "",
+        "lr_range_test_min_lr lr_range_test_step_size lr_range_test_step_rate lr_range_test_staircase",
+    ),
+}
+# DeepSpeed looks for other names in torch.optim.lr_scheduler; these need numbers only.
+TORCH_SCHEDULERS = (
+    "ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "ExponentialLR", "LinearLR",
+    "MultiStepLR", "OneCycleLR", "PolynomialLR", "StepLR",
+)  # fmt: skip
 
 # Top-level keys that DeepSpeed 0.19.6 to 0.19.8 read (runtime/config.py, runtime/constants.py).
 TOP_LEVEL = frozenset(
@@ -351,10 +569,15 @@ RULES: tuple[Callable[[Situation], Found], ...] = (
     keys_are_known,
     keys_are_not_removed,
     sections_are_sections,
+    zero_keys_are_known,
+    values_have_their_type,
+    gradients_have_the_models_type,
+    scheduler_runs,
     optimizer_is_known,
     onebit_needs_an_old_deepspeed,
     optimizer_accepts_the_stage,
     optimizer_runs_here,
+    optimizer_takes_its_params,
     freeze_step_lies_within_the_run,
     onebit_resume,
     precision_is_one,

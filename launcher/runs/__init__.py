@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,8 +36,21 @@ def root(option: str | None, environ: dict[str, str]) -> Path:
 
 
 def new_id(name: str) -> str:
-    """demo-1121-031502-4f2a: sorts by time, never twice, fits every scheduler."""
-    return f"{name}-{time.strftime('%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+    """demo-20261121-031502-4f2a: sorts by time, never twice, fits every scheduler."""
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+
+
+ID = re.compile(r"(?P<name>.+)-(?P<when>[0-9]{8}-[0-9]{6}-[0-9a-f]{4})")
+
+
+def known(runs: Path, *, name: str | None = None) -> list[Path]:
+    """Run directories, the newest first; of one job name when given."""
+    found = []
+    for journal in runs.glob(f"*/{JOURNAL}"):
+        match = ID.fullmatch(journal.parent.name)
+        if match and name in (None, match["name"]):
+            found.append((match["when"], journal.parent))
+    return [folder for _, folder in sorted(found, reverse=True)]
 
 
 def note(folder: Path, event: str, **fields: Any) -> None:
@@ -53,12 +68,15 @@ def find(run: str, runs: Path) -> Record:
     """A run by directory, id, or name (the newest of that name)."""
     folder = Path(run) if (Path(run) / JOURNAL).is_file() else runs / run
     if not (folder / JOURNAL).is_file():
-        named = [path for path in runs.glob(f"{run}-*") if (path / JOURNAL).is_file()] if "/" not in run else []
+        named = known(runs, name=run)
         if not named:
-            known = sorted(path.parent.name for path in runs.glob(f"*/{JOURNAL}"))[-5:]
-            hint = f"the newest here: {', '.join(known)}" if known else "--runs names another place"
-            raise UserError(Problem(f"no run `{run}` in {runs}", hint))
-        folder = max(named, key=lambda path: path.stat().st_mtime)
+            newest = ", ".join(path.name for path in known(runs)[:5])
+            raise UserError(
+                Problem(
+                    f"no run `{run}` in {runs}", f"the newest here: {newest}" if newest else "--runs names another"
+                )
+            )
+        folder = named[0]
     fields: dict[str, Any] = {}
     for line in (folder / JOURNAL).read_text(encoding="utf-8").splitlines():
         try:
@@ -99,26 +117,49 @@ def progress(record: Record) -> dict[str, Any] | None:
     return None
 
 
+def forget_secrets(record: Record) -> None:
+    """The job's script does that itself, unless it never ran or was killed."""
+    shutil.rmtree(record.folder / "secrets", ignore_errors=True)
+
+
 def failures(record: Record) -> list[str]:
-    """`rank 3 on node2 ended with exit code 7`, the first failure of every node, earliest first."""
-    found = []
+    """`rank 3 on node2 ended with exit code 7: ValueError: x`, of the newest attempt, earliest first."""
+    found: list[dict[str, Any]] = []
+    newest = 0
     for path in sorted((record.folder / "logs").glob("node-*.json")):
         try:
-            first = json.loads(path.read_text()).get("first_failure")
+            node = json.loads(path.read_text())
         except (OSError, ValueError):
             continue
-        if first:
-            found.append(first)
+        newest = max(newest, node.get("attempt") or 0)
+        if node.get("first_failure") and not node.get("signalled"):
+            found.append(node["first_failure"])
+    found = [failure for failure in found if (failure.get("attempt") or 0) == newest]
     found.sort(key=lambda failure: failure.get("ended") or 0)
-    return [
-        f"rank {failure['rank']} on {failure['host']} "
-        + (
-            f"was killed by {failure['signal']}"
-            if failure.get("signal")
-            else f"ended with exit code {failure['code']}"
-        )
-        for failure in found
-    ]
+    lines = [_failure(record, failure) for failure in found]
+    if not lines:  # no rank ever ran
+        try:
+            lines = [printable((record.folder / "logs" / "failed-before-ranks").read_bytes()[:2000].split(b"\n")[0])]
+        except OSError:
+            lines = []
+    return lines
+
+
+def _failure(record: Record, failure: dict[str, Any]) -> str:
+    how = f"was killed by {failure['signal']}" if failure.get("signal") else f"ended with exit code {failure['code']}"
+    said = [line for line in tail(record.folder / "logs" / f"rank-{failure['rank']:05d}.log", 5) if line.strip()]
+    return f"rank {failure['rank']} on {failure['host']} {how}" + (f": {said[-1].strip()[:200]}" if said else "")
+
+
+def tail(path: Path, lines: int) -> list[str]:
+    """The last lines of a file of any size, for a terminal."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 64 * 1024))
+            return [printable(raw) for raw in file.read().split(b"\n") if raw][-lines:]
+    except OSError:
+        return []
 
 
 def read_logs(
@@ -126,18 +167,11 @@ def read_logs(
 ) -> Iterator[str]:
     """Lines of the job's output, or of one rank's, control bytes taken out."""
     pattern = main if rank is None else f"logs/rank-{rank:05d}.log"
-    positions: dict[Path, int] = {}
+    positions: dict[str, int] = {}
     last_look = 0.0
     finished = False
     while True:
-        for path in sorted(record.folder.glob(pattern)):
-            with path.open("rb") as file:
-                file.seek(positions.get(path, 0))
-                for raw in file:
-                    if not raw.endswith(b"\n") and follow and not finished:
-                        break  # the rest of the line is still to come
-                    positions[path] = positions.get(path, 0) + len(raw)
-                    yield printable(raw)
+        yield from news(record, pattern, positions, last=finished or not follow)
         if finished or not follow:
             break
         if time.monotonic() - last_look > 3:
@@ -152,14 +186,34 @@ def read_logs(
         )
 
 
+def news(record: Record, pattern: str, positions: dict[str, int], *, last: bool = False) -> Iterator[str]:
+    """Lines that came since; `positions` remembers how far each file was read. A half line waits for its rest."""
+    for path in sorted(record.folder.glob(pattern)):
+        start = positions.setdefault(path.name, 0)
+        for raw, whole in _pieces(path, start):
+            if not whole and not last:
+                break
+            positions[path.name] += len(raw)
+            yield printable(raw)
+
+
+LONGEST = 1 << 16
+
+
+def _pieces(path: Path, start: int) -> Iterator[tuple[bytes, bool]]:
+    """Lines from `start` on, and whether each is whole; a line of megabytes comes in pieces of 64 KiB."""
+    with path.open("rb") as file:
+        file.seek(start)
+        while raw := file.readline(LONGEST):
+            yield raw, raw.endswith(b"\n") or len(raw) == LONGEST
+
+
 KEEP = {9: "\t"}
 STRIP = {code: KEEP.get(code) for code in (*range(32), *range(127, 160))}
 
 
 def printable(raw: bytes) -> str:
     """A log line for a terminal: no escape sequences, no control bytes, no half characters."""
-    import re
-
     text = re.sub(
         r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])", "", raw.decode(errors="replace")
     )

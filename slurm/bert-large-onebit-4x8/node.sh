@@ -3,9 +3,11 @@
 # bert-large: 335,141,888 parameters, ZeRO-0, fp16, 4 x 8 ranks,
 # batch 2048 = 64 x 1 x 32.
 set -eo pipefail
+trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 logs=${DSLAUNCH_LOGS:-"$here/logs"}
 mkdir -p -- "$logs"
+trap 'echo "node.sh line $LINENO on $(hostname): ended with $?: $BASH_COMMAND" | tee "$logs/failed-before-ranks" >&2' ERR
 
 # --- Python environment
 . /opt/venvs/deepspeed-0.19.6/bin/activate
@@ -34,10 +36,14 @@ if found < 8:
 EOF
 
 # --- training
-cd -- "$here/submitted-from"
+cd -P -- "$here/submitted-from"
 export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no flag
 export DSLAUNCH_CHECKPOINT_DIR=/scratch/bert-large
+export DSLAUNCH_CHECKPOINT_EVERY=5000
+export DSLAUNCH_CHECKPOINT_KEEP=2
+export DSLAUNCH_STEPS=90000
+export DSLAUNCH_SEQ_LEN=128
 exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 4 --per-node 8 \
-  --logs "$logs" -- \
+  --logs "$logs" --shared-logs -- \
   python3 -u pretrain.py --deepspeed_config "$here/ds_config.json"

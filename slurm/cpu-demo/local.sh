@@ -3,6 +3,7 @@
 set -uo pipefail
 run=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 attempt=0
+unset SLURM_RESTART_COUNT  # of a job that this may run in
 export MASTER_ADDR=127.0.0.1
 MASTER_PORT=$(python3 "$run/node/port.py" "$(basename -- "$run")" 0) || exit 69
 export MASTER_PORT
@@ -25,12 +26,14 @@ while ((${#pids[@]})); do
     ((code == 0)) && continue
     ((rc == 0)) && rc=$code
     ((deadline)) || deadline=$((SECONDS + 30))
-    ((code == 75)) || tell TERM  # a dead node would leave the others waiting
+    tell TERM  # a dead node would leave the others waiting
   done
   ((deadline && SECONDS > deadline)) && tell KILL
   sleep 0.2
 done
-if [ "$rc" != 0 ] && [ -s "$run/logs/first-failure-$attempt" ]; then
+if [ "$rc" = 0 ] && [ -e "$run/logs/stopped-$attempt" ]; then
+  rc=75  # stopped early, checkpoint saved
+elif [ "$rc" != 0 ] && [ -s "$run/logs/first-failure-$attempt" ]; then
   read -r rc <"$run/logs/first-failure-$attempt"  # of the rank that failed first, on whichever node
 fi
 echo "$rc" >"$run/exit-code"

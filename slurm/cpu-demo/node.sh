@@ -3,20 +3,22 @@
 # gpt-demo: 875,264 parameters, ZeRO-3, fp32, 2 x 2 ranks,
 # batch 16 = 4 x 1 x 4.
 set -eo pipefail
+trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 logs=${DSLAUNCH_LOGS:-"$here/logs"}
 mkdir -p -- "$logs"
+trap 'echo "node.sh line $LINENO on $(hostname): ended with $?: $BASH_COMMAND" | tee "$logs/failed-before-ranks" >&2' ERR
 
 # --- environment
 export DS_ACCELERATOR=cpu  # gpus_per_node is 0: train on CPU, with gloo
 
 # --- training
-cd -- "$here/submitted-from"
+cd -P -- "$here/submitted-from"
 export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no flag
 export DSLAUNCH_CHECKPOINT_DIR=checkpoints/cpu-demo
 exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 2 --per-node 2 \
-  --logs "$logs" -- \
+  --logs "$logs" --shared-logs -- \
   python3 -u "$here/node/train_gpt.py" --deepspeed_config "$here/ds_config.json" --steps 200 --seq-len \
   128 --layers 4 --hidden 128 --heads 4 --vocab 256 --checkpoint-dir checkpoints/cpu-demo \
   --checkpoint-every 100 --checkpoint-keep 2

@@ -3,9 +3,11 @@
 # gpt2-xl: 1,557,611,200 parameters, ZeRO-1, bf16, 2 x 4 ranks,
 # batch 256 = 16 x 2 x 8.
 set -eo pipefail
+trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 logs=${DSLAUNCH_LOGS:-"$here/logs"}
 mkdir -p -- "$logs"
+trap 'echo "node.sh line $LINENO on $(hostname): ended with $?: $BASH_COMMAND" | tee "$logs/failed-before-ranks" >&2' ERR
 
 # --- environment
 export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale
@@ -24,12 +26,12 @@ if found < 4:
 EOF
 
 # --- training
-cd -- "$here/submitted-from"
+cd -P -- "$here/submitted-from"
 export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no flag
 export DSLAUNCH_CHECKPOINT_DIR=checkpoints/gpt2-xl-ethernet-2x4
 exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 2 --per-node 4 \
-  --logs "$logs" -- \
+  --logs "$logs" --shared-logs -- \
   python3 -u "$here/node/train_gpt.py" --deepspeed_config "$here/ds_config.json" --steps 50000 \
   --seq-len 1024 --layers 48 --hidden 1600 --heads 25 --vocab 50257 --checkpoint-dir \
   checkpoints/gpt2-xl-ethernet-2x4 --checkpoint-every 1000 --checkpoint-keep 2

@@ -3,9 +3,11 @@
 # llama-13b: 13,015,864,320 parameters, ZeRO-3, bf16, 1 x 8 ranks,
 # batch 128 = 2 x 8 x 8.
 set -eo pipefail
+trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 logs=${DSLAUNCH_LOGS:-"$here/logs"}
 mkdir -p -- "$logs"
+trap 'echo "node.sh line $LINENO on $(hostname): ended with $?: $BASH_COMMAND" | tee "$logs/failed-before-ranks" >&2' ERR
 
 # --- environment
 export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale
@@ -21,10 +23,14 @@ if found < 8:
 EOF
 
 # --- training
-cd -- "$here/submitted-from"
+cd -P -- "$here/submitted-from"
 export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no flag
 export DSLAUNCH_CHECKPOINT_DIR=/scratch/llama-13b
+export DSLAUNCH_CHECKPOINT_EVERY=250
+export DSLAUNCH_CHECKPOINT_KEEP=2
+export DSLAUNCH_STEPS=5000
+export DSLAUNCH_SEQ_LEN=2048
 exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 1 --per-node 8 \
-  --logs "$logs" -- \
+  --logs "$logs" --shared-logs -- \
   python3 -u train.py --deepspeed_config "$here/ds_config.json"

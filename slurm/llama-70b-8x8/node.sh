@@ -3,9 +3,11 @@
 # llama-70b: 68,976,648,192 parameters, ZeRO-3, bf16, 8 x 8 ranks,
 # batch 512 = 4 x 2 x 64.
 set -eo pipefail
+trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 logs=${DSLAUNCH_LOGS:-"$here/logs"}
 mkdir -p -- "$logs"
+trap 'echo "node.sh line $LINENO on $(hostname): ended with $?: $BASH_COMMAND" | tee "$logs/failed-before-ranks" >&2' ERR
 
 # --- modules
 if ! type module >/dev/null 2>&1; then  # a batch shell is no login shell
@@ -13,7 +15,10 @@ if ! type module >/dev/null 2>&1; then  # a batch shell is no login shell
     if [ -r "$init" ]; then . "$init"; break; fi
   done
 fi
-type module >/dev/null 2>&1 || { echo "dslaunch: this node has no environment modules" >&2; exit 69; }
+if ! type module >/dev/null 2>&1; then
+  echo "dslaunch: $(hostname) has no environment modules" | tee "$logs/failed-before-ranks" >&2
+  exit 69
+fi
 module purge
 module load cuda/12.4
 module load nccl/2.21
@@ -36,10 +41,14 @@ if found < 8:
 EOF
 
 # --- training
-cd -- "$here/submitted-from"
+cd -P -- "$here/submitted-from"
 export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no flag
 export DSLAUNCH_CHECKPOINT_DIR=/scratch/llama-70b
+export DSLAUNCH_CHECKPOINT_EVERY=500
+export DSLAUNCH_CHECKPOINT_KEEP=3
+export DSLAUNCH_STEPS=20000
+export DSLAUNCH_SEQ_LEN=4096
 exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 8 --per-node 8 \
-  --logs "$logs" -- \
+  --logs "$logs" --shared-logs -- \
   python3 -u train.py --deepspeed_config "$here/ds_config.json"

@@ -3,9 +3,11 @@
 # llama-7b: 6,738,415,616 parameters, ZeRO-3, bf16, 1 x 4 ranks,
 # batch 64 = 8 x 2 x 4.
 set -eo pipefail
+trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 logs=${DSLAUNCH_LOGS:-"$here/logs"}
 mkdir -p -- "$logs"
+trap 'echo "node.sh line $LINENO on $(hostname): ended with $?: $BASH_COMMAND" | tee "$logs/failed-before-ranks" >&2' ERR
 
 # --- environment
 export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale
@@ -31,11 +33,15 @@ if found < 4:
 EOF
 
 # --- training
-cd -- "$here/submitted-from"
+cd -P -- "$here/submitted-from"
 export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no flag
 export DSLAUNCH_CHECKPOINT_DIR=checkpoints/lora
+export DSLAUNCH_CHECKPOINT_EVERY=200
+export DSLAUNCH_CHECKPOINT_KEEP=2
+export DSLAUNCH_STEPS=2000
+export DSLAUNCH_SEQ_LEN=512
 exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 1 --per-node 4 \
-  --logs "$logs" -- \
+  --logs "$logs" --shared-logs -- \
   python3 -u finetune_lora.py --rank 8 --alpha 16 --targets q_proj,v_proj --deepspeed_config \
   "$here/ds_config.json"

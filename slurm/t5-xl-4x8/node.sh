@@ -3,9 +3,11 @@
 # t5-xl: 2,849,757,184 parameters, ZeRO-0, bf16, 4 x 8 ranks,
 # batch 512 = 8 x 2 x 32.
 set -eo pipefail
+trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 logs=${DSLAUNCH_LOGS:-"$here/logs"}
 mkdir -p -- "$logs"
+trap 'echo "node.sh line $LINENO on $(hostname): ended with $?: $BASH_COMMAND" | tee "$logs/failed-before-ranks" >&2' ERR
 
 # --- Python environment
 eval "$(conda shell.bash hook)"
@@ -26,10 +28,14 @@ if found < 8:
 EOF
 
 # --- training
-cd -- "$here/submitted-from"
+cd -P -- "$here/submitted-from"
 export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no flag
 export DSLAUNCH_CHECKPOINT_DIR=/scratch/t5-xl
+export DSLAUNCH_CHECKPOINT_EVERY=2000
+export DSLAUNCH_CHECKPOINT_KEEP=2
+export DSLAUNCH_STEPS=500000
+export DSLAUNCH_SEQ_LEN=512
 exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 4 --per-node 8 \
-  --logs "$logs" -- \
+  --logs "$logs" --shared-logs -- \
   python3 -u -m t5.pretrain --corpus /data/c4 --deepspeed_config "$here/ds_config.json"
