@@ -459,7 +459,8 @@ def _programs_exist(made: Plan, base: Path) -> None:
         and not (workdir / spec.train.command[0]).exists()
     ):
         problems.append(Problem(f"there is no program {workdir / spec.train.command[0]}", at=("train", "command")))
-    if spec.venv and not (base / spec.venv / "bin" / "activate").is_file():
+    # an absolute one may be on the nodes alone
+    if spec.venv and not spec.venv.startswith("/") and not (base / spec.venv / "bin" / "activate").is_file():
         problems.append(Problem(f"{base / spec.venv} is no virtual environment", at=("venv",)))
     if problems:
         raise UserError(*problems)

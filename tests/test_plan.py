@@ -256,10 +256,196 @@ def test_the_command_of_a_rank_carries_the_config():
     ]
     assert command("module: a.b, config_flag: none") == ["python3", "-u", "-m", "a.b"]
     assert command("script: a.py, config_flag: --ds") == ["python3", "-u", "a.py", "--ds", "ds_config.json"]
+    assert command("script: a.py, config_flag: none") == ["python3", "-u", "a.py"]
+    assert command("command: [./a, b], config_flag: none") == ["./a", "b"]
     assert command("command: [./a, b]") == ["./a", "b"]
     assert command("command: [./a, b], config_flag: -c") == ["./a", "b", "-c", "ds_config.json"]
     assert command("args: [--lr, 2]")[-2:] == ["--lr", "2"]
     assert command("steps: 7")[:4] == ["python3", "-u", "node/train_gpt.py", "--deepspeed_config"]
+
+
+# --- what a person may write by mistake ---------------------------------------------------------------------
+
+
+ONE = "resources: {gpus_per_node: 8, gpu: h100%s}\n"
+
+
+def test_a_batch_that_divides_and_does_not_fit_is_refused():
+    text = "train: {script: a.py, global_batch: 8192, gradient_accumulation: 1}\n" + ONE % ""
+    ((message, hint, where),) = refused(text, model="llama-7b")
+    assert re.match(r"does not fit: about \d+ GiB per GPU \(.*\) at micro-batch 1024, and h100-80gb has 80", message)
+    assert hint.startswith("gradient_accumulation: 1024 (micro-batch 1), then ")
+    assert where == "job.yaml:3:43"
+    fits = made(text.replace("accumulation: 1}", "accumulation: 256}"), model="llama-7b")
+    assert fits.batch.micro == 4
+    assert fits.estimate.fits(80)
+
+
+@pytest.mark.parametrize(("total", "accumulation"), [(64, 1), (256, 4), (512, 1), (1024, 2)])
+def test_the_stage_is_chosen_for_the_micro_batch_that_results(total, accumulation):
+    result = made(
+        f"train: {{script: a.py, global_batch: {total}, gradient_accumulation: {accumulation}}}\n" + ONE % "",
+        model="llama-7b",
+    )
+    assert result.batch.micro == total // accumulation // 8
+    assert result.estimate.fits(80)
+
+
+@pytest.mark.parametrize(
+    ("train", "says", "hint"),
+    [
+        ("optimizer: {freeze_step: 5}", "freeze_step 5 belongs to the 1-bit optimizers, and AdamW is none", "out"),
+        ("optimizer: {betas: [0.9]}", "betas [0.9] are not two numbers", "[0.9, 0.999]"),
+        ("optimizer: {betas: [0.9, 1]}", "betas [0.9, 1.0] are not two numbers", "[0.9, 0.999]"),
+        ("optimizer: {type: SGD, eps: 1e-8}", "SGD takes no eps", "leave it out"),
+        ("lr_schedule: {warmup_steps: 1000}", "warmup_steps 1000 and the run has 1000", "warmup_steps: 50"),
+        ("offload: {nvme_path: /x}", "nvme_path /x is named and nothing is offloaded", "optimizer: nvme"),
+        ("optimizer: {params: {lr: 0.1}}", "optimizer.params.lr 0.1 contradicts train.optimizer.lr 0.0001",
+         "use train.optimizer.lr alone"),
+        ("optimizer: {eps: 1e-6, params: {eps: 1e-8}}", "contradicts train.optimizer.eps 1e-06", "alone"),
+        ("optimizer: {betas: [0.8, 0.9], params: {betas: [0.9, 0.9]}}", "contradicts train.optimizer.betas", ""),
+        ("optimizer: {weight_decay: 0, params: {weight_decay: 0.1}}", "contradicts train.optimizer.weight_decay 0.0",
+         ""),
+        ("optimizer: Adadelto", "dslaunch's table has no optimizer `Adadelto`", "`Adadelta`?"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_itself_is_refused(train, says, hint):
+    found = refused(f"train: {{script: a.py, {train}}}\n")
+    assert [row[0] for row in found if says in row[0]], found
+    ((message, said, place),) = found
+    assert says in message
+    assert hint in said
+    assert place.startswith("job.yaml:3:")
+
+
+@pytest.mark.parametrize(
+    "train",
+    ["eps: 0", "eps: -1", "weight_decay: -0.1", "betas: [a, b]"],
+)
+def test_a_number_of_the_optimizer_out_of_its_range_is_refused(train):
+    with pytest.raises(UserError, match=r"not between|expected a number"):
+        made(f"train: {{script: a.py, optimizer: {{{train}}}}}\n")
+
+
+@pytest.mark.parametrize(("text", "good"), [("0.19", False), ("0.19.6", True), ("0.20.0+cu12", True), ("1", False)])
+def test_a_version_has_three_numbers(text, good):
+    if good:
+        assert made(f"environment: {{deepspeed: {text}}}").spec.environment.deepspeed == text
+        return
+    with pytest.raises(UserError, match=r"not a version of three numbers such as 0\.19\.6"):
+        made(f"environment: {{deepspeed: {text}}}")
+
+
+def test_an_untested_optimizer_runs_with_zero_once_that_is_said():
+    sgd = (
+        "train: {{script: a.py, optimizer: {{type: SGD, params: {{momentum: 0.9}}}}{}}}\n"
+        + ONE.replace("{", "{{").replace("}", "}}") % ""
+    )
+    assert made(sgd.format(""), model="gpt2").stage == 0
+    ((message, hint, _),) = refused(sgd.format(", zero: 3"), model="gpt2")
+    assert message.startswith("SGD does not run with ZeRO stage 3")
+    assert "zero_allow_untested_optimizer: true" in hint
+    untested = ", zero: 3, deepspeed: {zero_allow_untested_optimizer: true}"
+    assert made(sgd.format(untested), model="gpt2").stage == 3
+
+
+def test_independent_faults_are_reported_together():
+    found = refused(
+        "train: {zero: 3, optimizer: {freeze_step: 3}, lr_schedule: {warmup_steps: 2000}, global_batch: 7,"
+        " deepspeed: {zero_optimisation: {}, gradient_clipping: '1'}}\n"
+        "resources: {nodes: 2, gpus_per_node: 8, gpu: h10, fabric: infinband}\nenv: {NCCL_IB_TIMEOUT: '99'}\n",
+        model="lama-7b",
+    )
+    messages = [message for message, _, _ in found]
+    for says in (
+        *("no model preset", "no GPU type", "no fabric", "NCCL_IB_TIMEOUT", "freeze_step 3", "warmup_steps 2000"),
+        *("global_batch 7 is not a multiple", "no key `zero_optimisation`", "gradient_clipping is a number"),
+    ):
+        assert any(says in message for message in messages), (says, messages)
+    assert len(messages) == len(set(messages)) == 9
+
+
+# --- the reference trainer, and a program of one's own -------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seq", "count"), [(128, 875_264), (1024, 875_264 + 896 * 128)])
+def test_the_plan_of_the_reference_trainer_is_of_what_it_trains(seq, count):
+    result = made(f"train: {{seq_len: {seq}}}")
+    assert result.parameters == count
+    assert (result.model.shape.positions, result.model.shape.tied) == (seq, False)
+    assert not result.notes
+    assert "the reference trainer's GPT: 4 layers of 128, 4 heads, 256 tokens" in result.decisions[0].why
+
+
+def test_a_model_that_the_reference_trainer_only_resembles_is_said_to_be_a_gpt():
+    result = made("train: {seq_len: 2048}\n" + GPUS, model="llama-3.1-8b")
+    h, layers, vocab = 4096, 32, 128256
+    assert result.parameters == 2 * vocab * h + 2048 * h + layers * (12 * h * h + 13 * h) + 2 * h
+    (note,) = [note for note in result.notes if "plain GPT" in note]
+    assert "not llama-3.1-8b itself (kv_heads 8, ffn 14336, gated, no biases)" in note
+    own = made("train: {script: a.py, seq_len: 2048}\n" + GPUS, model="llama-3.1-8b")
+    assert own.parameters == facts.models()["llama-3.1-8b"].published
+    assert not [note for note in own.notes if "plain GPT" in note]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "seq"), [("gpt-demo", 128), ("{layers: 3, hidden: 48, heads: 6, vocab: 300}", 77)])
+def test_the_reference_trainer_s_own_model_has_as_many_parameters(model, seq, monkeypatch):
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    from argparse import Namespace
+
+    from launcher.node import train_gpt
+
+    planned = made(f"train: {{seq_len: {seq}}}", model=model)
+    sizes = {name: getattr(planned.model.shape, name) for name in ("layers", "hidden", "heads", "vocab")}
+    trained = train_gpt.GPT(Namespace(**sizes, seq_len=seq, activation_checkpointing=False))
+    assert sum(p.numel() for p in trained.parameters()) == planned.parameters
+
+
+@pytest.mark.parametrize(
+    ("train", "says"),
+    [
+        ("activation_checkpointing: true", "model.gradient_checkpointing_enable()"),
+    ],
+)
+@pytest.mark.parametrize("program", ["script: a.py", "module: a.b", "command: [./a]"])
+def test_what_a_program_of_ones_own_must_do_is_said(program, train, says):
+    assert any(says in note for note in made(f"train: {{{program}, {train}}}").notes)
+    assert not any(says in note for note in made(f"train: {{{train}}}").notes)
+    why = {row.name: row.why for row in made(f"train: {{{program}, checkpoint: {{every: 9}}}}").decisions}
+    assert why["checkpoint"].startswith("asked for every 9 steps, 2 kept")
+    assert "DSLAUNCH_CHECKPOINT_DIR, DSLAUNCH_CHECKPOINT_EVERY and DSLAUNCH_CHECKPOINT_KEEP" in why["checkpoint"]
+
+
+# --- host memory ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "gib"), [("500G", 500), ("2048M", 2), ("1T", 1024), ("1048576K", 1), ("1024", 1)])
+def test_a_slurm_memory_size_in_gib(size, gib):
+    assert memory.host_gib(size) == gib
+
+
+@pytest.mark.parametrize(
+    ("offload", "nodes", "says", "size"),
+    [
+        ("{optimizer: cpu}", 1, "75 GiB per node", "70G"),
+        ("{optimizer: cpu}", 2, "38 GiB per node", "30G"),
+        ("{optimizer: cpu, parameters: cpu}", 1, "88 GiB per node", "87000M"),
+        ("{optimizer: nvme, parameters: cpu, nvme_path: /x}", 1, "13 GiB per node", "12G"),
+    ],
+)
+def test_what_is_offloaded_has_to_fit_the_hosts(offload, nodes, says, size):
+    def text(size: str) -> str:
+        resources = f"{{nodes: {nodes}, gpus_per_node: 8, gpu: h100, fabric: ib, memory: {size}}}"
+        return f"train: {{script: a.py, offload: {offload}}}\nresources: {resources}\n"
+
+    for enough in ("400G", "'0'"):
+        assert chosen(made(text(enough), model="llama-7b"))["host memory"] == says
+    ((message, hint, _),) = refused(text(size), model="llama-7b")
+    assert message.startswith(f"offload needs {says.split()[0]} GiB of host memory per node (")
+    assert f"memory {size} is " in message
+    assert hint.startswith("memory: ")
 
 
 # --- names no table has -----------------------------------------------------------------------------------
@@ -274,6 +460,14 @@ def test_the_command_of_a_rank_carries_the_config():
         ("resources: {gpus_per_node: 1, gpu: h100-80g}", "gpt2", "no GPU type `h100-80g`", "`h100-80gb`?", "3:31"),
         ("resources: {gpus_per_node: 1, gpu: zebra}", "gpt2", "no GPU type `zebra`", "known here: a100-40gb", "3:31"),
         ("resources: {nodes: 2, fabric: infinband}", "gpt-demo", "no fabric `infinband`", "`infiniband`?", "3:23"),
+        ("resources: {nodes: 1, fabric: infinband}", "gpt-demo", "no fabric `infinband`", "`infiniband`?", "3:23"),
+        (
+            "resources: {gpus_per_node: 1, gpu: t4, fabric: infinband}",
+            "gpt-demo",
+            "no fabric `infinband`",
+            "`infiniband`?",
+            "3:40",
+        ),
         ("resources: {nodes: 2, fabric: all}", "gpt-demo", "no fabric `all`", "known here: efa, ethernet", "3:23"),
         (
             "resources: {gpus_per_node: 1, nodes: 2, gpu: t4}",
@@ -298,6 +492,9 @@ def test_the_command_of_a_rank_carries_the_config():
         ),
         ("", "bert-base", "trains decoders, and this model is an encoder", "give train.script", "2:1"),
         ("", "{layers: 2, hidden: 10, heads: 4}", "hidden 10 is not a multiple of heads 4", "hidden: 12", "2:20"),
+        ("", "{layers: 2, hidden: 10, heads: 4, head_dim: 4}", "hidden 10 is not a multiple of heads", "12", "2:20"),
+        ("", "{layers: 2, hidden: 16, heads: 4, vocab: 255}", "vocab 255 is less than the 256 bytes", "256", "2:42"),
+        ("train: {config_flag: --ds}", "gpt-demo", "config_flag --ds without a program", "leave it out", "3:9"),
         ("", "{layers: 2, hidden: 16, heads: 4, kv_heads: 3}", "heads 4 is not a multiple of kv_heads 3", "", "2:42"),
     ],
 )
@@ -373,6 +570,19 @@ def test_a_hugging_face_config_is_planned():
         (json.dumps({**LLAMA, "hidden_size": "4096"}), "lacks hidden_size as a positive whole number"),
         (json.dumps({**LLAMA, "num_hidden_layers": 0}), "lacks num_hidden_layers"),
         (json.dumps({**LLAMA, "vocab_size": True}), "lacks vocab_size"),
+        (
+            json.dumps({**LLAMA, "num_key_value_heads": "x"}),
+            "num_key_value_heads: expected a whole number, found `x`",
+        ),
+        (json.dumps({**LLAMA, "num_key_value_heads": -8}), "num_key_value_heads: -8 is not between 1 and"),
+        (json.dumps({**LLAMA, "intermediate_size": [1]}), "intermediate_size: expected"),
+        (json.dumps({**LLAMA, "num_hidden_layers": 10**6}), "num_hidden_layers: 1000000 is not between"),
+        (json.dumps({**GPT2, "n_positions": -1}), "n_positions: -1 is not between 0 and"),
+        (
+            json.dumps({**LLAMA, "hidden_size": 64, "num_attention_heads": 400}),
+            "hidden 64 is not a multiple of heads",
+        ),
+        (json.dumps({**LLAMA, "num_key_value_heads": 5}), "heads 32 is not a multiple of kv_heads 5"),
         (json.dumps({**LLAMA, "num_local_experts": 8}), "is a mixture of experts"),
     ],
 )
@@ -408,8 +618,10 @@ TABLE = [
     (rules.keys_are_not_removed, situation(zero(mics_shard_size=8)), "`mics_shard_size`", situation(zero(stage=3))),
     (rules.sections_are_sections, situation({"optimizer": "Adam"}), "optimizer is a section", situation(ONEBIT)),
     (rules.sections_are_sections, situation({"zero_optimization": 3}), "zero_optimization is a section", situation()),
-    (rules.optimizer_is_known, situation(optimizer("Adm")), "no optimizer `Adm`", situation(optimizer("adam"))),
+    (rules.optimizer_is_known, situation(optimizer("Adm")), "table has no optimizer `Adm`",
+     situation(optimizer("adam"))),
     (rules.optimizer_is_known, situation(optimizer("onebitadam")), "no optimizer `onebitadam`", situation(ONEBIT)),
+    (rules.optimizer_is_known, situation(optimizer("sgd")), "no optimizer `sgd`", situation(optimizer("SGD"))),
     (rules.onebit_needs_an_old_deepspeed, situation(ONEBIT), "does not say which the nodes have",
      situation(ONEBIT, **OLD)),
     (rules.onebit_needs_an_old_deepspeed, situation(ONEBIT, deepspeed="0.19.8"), "is not in DeepSpeed 0.19.8",
@@ -422,8 +634,69 @@ TABLE = [
      situation({**optimizer("AdamW"), **zero(stage=3)})),
     (rules.optimizer_runs_here, situation(optimizer("Lamb"), gpus=False), "no CPU implementation",
      situation(optimizer("Lamb"))),
-    (rules.optimizer_runs_here, situation(optimizer("Adagrad")), "only on the CPU",
-     situation({**optimizer("Adagrad"), **zero(offload_optimizer={"device": "cpu"})})),
+    (rules.optimizer_accepts_the_stage, situation({**optimizer("SGD"), **zero(stage=1)}), "ZeRO stage 1",
+     situation({**optimizer("SGD"), **zero(stage=3), "zero_allow_untested_optimizer": True})),
+    (rules.optimizer_accepts_the_stage,
+     situation({**ONEBIT, **zero(stage=1), "zero_allow_untested_optimizer": True}), "ZeRO stage 1",
+     situation(ONEBIT)),
+    (rules.optimizer_accepts_the_stage,
+     situation({**optimizer("Muon"), **zero(stage=3), "zero_allow_untested_optimizer": True}), "ZeRO stage 3",
+     situation({**optimizer("muon"), **zero(stage=2)})),
+    *((rules.optimizer_takes_its_params, situation(optimizer(kind, **params)), says, situation(optimizer(kind)))
+      for kind, params, says in [
+          ("SGD", {"betas": [0.9, 0.95]}, "SGD takes no betas"), ("Lion", {"eps": 1e-8}, "Lion takes no eps"),
+          ("Adam", {"betas": [0.9]}, "betas [0.9] are not two numbers"),
+          ("Adam", {"betas": [0.9, 1.0]}, "below 1"), ("Adam", {"betas": [-0.1, 0.9]}, "at least 0"),
+          ("Adam", {"eps": 0}, "eps is a number above 0, not `0`"), ("Adam", {"weight_decay": -1}, "at least 0"),
+          ("Adam", {"lr": "1e-3x"}, "lr is a number"),
+      ]),
+    *((rules.zero_keys_are_known, situation(zero(**bad), **more), says, situation(zero(**good)))
+      for bad, says, good, more in [
+          ({"overlap_com": True}, "zero_optimization has no key `overlap_com`", {"overlap_comm": True}, {}),
+          ({"stage3_overlap_comm": True}, "no key `stage3_overlap_comm`", {"stage3_prefetch_bucket_size": 1}, {}),
+          ({"offload_param": {"devices": "cpu"}}, "offload_param has no key `devices`",
+           {"offload_param": {"device": "cpu"}}, {}),
+          ({"offload_param": {"ratio": 0.5}}, "no key `ratio`", {"offload_optimizer": {"ratio": 0.5}}, {}),
+          ({"compute_grad_norm": False}, "came after DeepSpeed 0.19.6", {"prefetch_bucket_size": 1}, OLD),
+      ]),
+    *((rules.values_have_their_type, situation(bad), says, situation(good))
+      for bad, says, good in [
+          ({"gradient_clipping": "1.0"}, "gradient_clipping is a number of at least 0, not `'1.0'`",
+           {"gradient_clipping": 1}),
+          ({"gradient_clipping": -1}, "not `-1`", {"gradient_clipping": 0.5}),
+          ({"gradient_clipping": True}, "not `True`", {"gradient_clipping": "auto"}),  # another rule's
+          ({"wall_clock_breakdown": "false"}, "is true or false", {"wall_clock_breakdown": False}),
+          (zero(reduce_bucket_size="5e8"), "reduce_bucket_size is a whole number", zero(reduce_bucket_size=5e8)),
+          (zero(reduce_bucket_size=1.5), "not `1.5`", zero(reduce_bucket_size=1)),
+          (zero(overlap_comm="yes"), "zero_optimization.overlap_comm is true or false", zero(overlap_comm=None)),
+          (zero(stage=4), "stage is 0, 1, 2 or 3, not `4`", zero(stage=3)),
+          (zero(stage=True), "not `True`", zero(stage=0)),
+          (zero(offload_param="cpu"), "offload_param is a section with keys", zero(offload_param=None)),
+          (zero(offload_optimizer=True), "offload_optimizer is a section", zero(offload_optimizer={"device": "cpu"})),
+          (zero(offload_param={"device": "gpu"}), "device is none, cpu or nvme", zero(offload_param={})),
+      ]),
+    (rules.sections_are_sections, situation({"optimizer": {"type": "Adam", "params": None}}),
+     "optimizer.params is a section with keys, not `None`", situation(optimizer("Adam"))),
+    (rules.gradients_have_the_models_type,
+     situation({"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}), "at stage 0",
+     situation({"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}, **zero(stage=1)})),
+    *((rules.scheduler_runs, situation({"scheduler": bad}), says, situation({"scheduler": good}))
+      for bad, says, good in [
+          ({"params": {}}, "ignores it without a word", {"type": "StepLR", "params": {"step_size": 3}}),
+          ({"type": "inverse_sqrt"}, "no scheduler `inverse_sqrt`", {"type": "LRRangeTest", "params": {}}),
+          ({"type": ["x"]}, "no scheduler `['x']`", {"type": "WarmupLR", "params": {"warmup_num_steps": 5}}),
+          ({"type": "WarmupLR"}, "without params is a TypeError", {"type": "WarmupLR", "params": {}}),
+          ({"type": "WarmupLR", "params": {"warmup_steps": 5}}, "WarmupLR takes no warmup_steps: a TypeError",
+           {"type": "WarmupCosineLR", "params": {"total_num_steps": 9}}),
+          ({"type": "WarmupCosineLR", "params": {}}, "without total_num_steps",
+           {"type": "WarmupDecayLR", "params": {"total_num_steps": 9, "warmup_max_lr": 1e-4}}),
+          ({"type": "WarmupDecayLR", "params": {"total_num_steps": 9}}, "takes 0.001, whatever the optimizer's lr",
+           {"type": "OneCycle", "params": {"cycle_min_lr": 0, "cycle_max_lr": 1}}),
+          ({"type": "WarmupLR", "params": {"warmup_max_lr": "1e-3"}}, "is a number, not the text `1e-3`",
+           {"type": "WarmupLR", "params": {"warmup_type": "linear"}}),
+          ({"type": "WarmupLR", "params": {"warmup_num_steps": 0}}, "of at least 1, not `0`",
+           {"type": "WarmupLR", "params": {"warmup_num_steps": 1}}),
+      ]),
     (rules.freeze_step_lies_within_the_run, situation(optimizer("OneBitAdam")), "would begin at step 100,000",
      situation(ONEBIT)),
     (rules.freeze_step_lies_within_the_run, situation(optimizer("OneBitAdam", freeze_step=0)), "the loss diverges",
@@ -514,6 +787,10 @@ def test_no_raw_config_breaks_a_rule(config, gpus, pipeline):
         ("zero_optimization: 3", "zero_optimization is a section with keys"),
         ("optimizer: {params: {max_grad_norm: 1}}", "max_grad_norm"),
         ("zero_optimization: {reduce_bucket_size: auto}", "is `auto`"),
+        ("optimizer: {params: null}", "optimizer.params is a section with keys, not `None`"),
+        ("zero_optimization: {overlap_com: true}", "zero_optimization has no key `overlap_com`"),
+        ("scheduler: {type: WarmupLR, params: {warmup_steps: 5}}", "a TypeError on every rank"),
+        ("optimizer: {params: {lr: 0.5}}", "deepspeed.optimizer.params.lr 0.5 contradicts train.optimizer.lr 0.0001"),
         ("elasticity: {}", "left DeepSpeed in 0.19.8, and the newest DeepSpeed refuses to start with it"),
     ],
 )
@@ -774,6 +1051,49 @@ def test_a_key_that_deepspeed_reads_at_the_top_is_in_the_table():
     assume_known = found - {""}
     assert len(assume_known) > 15
     assert assume_known <= rules.TOP_LEVEL
+
+
+def _class(path: str, name: str) -> ast.ClassDef:
+    tree = ast.parse((sources() / path).read_text(encoding="utf-8"))
+    return next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+
+
+def _pydantic_keys(path: str, name: str) -> dict[str, str]:
+    """Names and aliases of a section's fields, each with its annotation."""
+    found = {}
+    for node in _class(path, name).body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            found[node.target.id] = kind = ast.unparse(node.annotation)
+            for word in node.value.keywords if isinstance(node.value, ast.Call) else ():
+                if word.arg == "alias":
+                    found[word.value.value] = kind
+    return found
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "table"),
+    [
+        ("runtime/zero/config.py", "DeepSpeedZeroConfig", rules.ZERO),
+        ("runtime/zero/offload_config.py", "DeepSpeedZeroOffloadParamConfig", rules.OFFLOAD["offload_param"]),
+        ("runtime/zero/offload_config.py", "DeepSpeedZeroOffloadOptimizerConfig", rules.OFFLOAD["offload_optimizer"]),
+    ],
+)
+def test_the_keys_of_zero_are_those_of_this_deepspeed(path, name, table):
+    found = _pydantic_keys(path, name)
+    may_lack = rules.ADDED_TO_ZERO if table is rules.ZERO else set()
+    assert set(table) - may_lack <= set(found) <= set(table) | set(rules.REMOVED_FROM_ZERO)
+    kinds = {"bool": rules.BOOL, "Optional[bool]": rules.BOOL, "int": rules.WHOLE, "float": rules.NUMBER}
+    for key in set(table) & set(found):
+        assert kinds.get(found[key], table[key]) == table[key], key
+
+
+@pytest.mark.parametrize("name", rules.SCHEDULERS)
+def test_the_parameters_of_a_scheduler_are_those_of_this_deepspeed(name):
+    init = next(n for n in _class("runtime/lr_schedules.py", name).body if getattr(n, "name", "") == "__init__")
+    names = [arg.arg for arg in init.args.args[2:]]
+    required, optional = (row.split() for row in rules.SCHEDULERS[name])
+    assert names[: len(names) - len(init.args.defaults)] == required
+    assert sorted(names) == sorted([*required, *optional, "last_batch_iteration"])
 
 
 @given(st.text(alphabet="abcdefghijklmnopqrstuvwxyz_", min_size=1, max_size=20))

@@ -64,17 +64,18 @@ def uses_reference_trainer(spec: JobSpec) -> bool:
     return not (spec.train.script or spec.train.module or spec.train.command)
 
 
-def _differences(asked: Shape, gpt: Shape) -> list[str]:
-    """What of an architecture a plain GPT leaves out: ["kv_heads 8", "ffn 28672", "gated", "no biases"]."""
+def _differences(asked: Shape) -> list[str]:
+    """What of an architecture a plain GPT leaves out: ["kv_heads 8", "ffn 28672", "gated", "no biases"].
+
+    Untied embeddings and learned positions are not among them: they are what a shape without a word about
+    either gets, and change no layer.
+    """
     rows = (
         (asked.kv_heads not in (None, asked.heads), f"kv_heads {asked.kv_heads}"),
         (asked.head_dim not in (None, asked.hidden // asked.heads), f"head_dim {asked.head_dim}"),
         (asked.ffn not in (None, 4 * asked.hidden), f"ffn {asked.ffn}"),
         (asked.gated, "gated"),
-        (asked.tied, "tied embeddings"),
         (not asked.biases, "no biases"),
-        (not asked.positions, "no learned positions"),
-        (asked.positions not in (0, gpt.positions), f"{asked.positions} positions"),
     )
     return [text for differs, text in rows if differs]
 
@@ -392,7 +393,8 @@ class _Maker:
             Problem(
                 f"does not fit: about {best.total:.0f} GiB per GPU ({best.states:.0f} model states, "
                 f"{best.activations:.0f} activations, {best.gathered:.0f} gathered weights, "
-                f"{memory.OVERHEAD_GIB:.0f} CUDA and NCCL) at micro-batch {micro} and {gpu.name} has {gpu.memory:.0f}",
+                f"{memory.OVERHEAD_GIB:.0f} CUDA and NCCL) at micro-batch {micro}, and {gpu.name} has "
+                f"{gpu.memory:.0f}",
                 hint=self._cheaper(stages, micro),
                 at=("train", "gradient_accumulation")
                 if train.micro_batch == "auto" and micro > 1
@@ -465,10 +467,13 @@ class _Maker:
         batch_hint = "use train.global_batch, micro_batch and gradient_accumulation"
         planned: list[tuple[tuple[str, ...], object, str]] = [
             (("optimizer", "type"), self.train.optimizer_section.type, "use train.optimizer"),
-            (("bf16", "enabled"), precision == "bf16", "use train.precision"),
-            (("bfloat16", "enabled"), precision == "bf16", "use train.precision"),
-            (("fp16", "enabled"), precision == "fp16", "use train.precision"),
         ]
+        if any(decision.name == "precision" for decision in self.decisions):
+            planned += [
+                (("bf16", "enabled"), precision == "bf16", "use train.precision"),
+                (("bfloat16", "enabled"), precision == "bf16", "use train.precision"),
+                (("fp16", "enabled"), precision == "fp16", "use train.precision"),
+            ]
         if batch:
             planned += [
                 (("train_batch_size",), batch.total, batch_hint),
@@ -539,7 +544,7 @@ class _Maker:
             f"{model.name}, {count}",
             f"the reference trainer's GPT: {size}, {shape.positions} positions; from {model.source}",
         )
-        lost = _differences(asked, shape)
+        lost = _differences(asked)
         if lost:
             self.notes.append(
                 f"the reference trainer trains a plain GPT of {size} ({count}), not {model.name} itself "
@@ -574,14 +579,10 @@ class _Maker:
     def _say_what_the_program_must_do(self, recompute: bool) -> None:
         if uses_reference_trainer(self.spec):
             return
-        self.notes.append(
-            f"steps {self.train.steps} and seq_len {self.train.seq_len} are up to your program: it finds them in "
-            "DSLAUNCH_STEPS and DSLAUNCH_SEQ_LEN"
-        )
         if recompute:
             self.notes.append(
-                "activation checkpointing is up to your program: DeepSpeed's section alone recomputes nothing, and the "
-                "estimate counts on it; model.gradient_checkpointing_enable() for a Hugging Face model"
+                "activation checkpointing is up to your program: DeepSpeed's section alone recomputes nothing, and "
+                "the estimate counts on it; model.gradient_checkpointing_enable() for a Hugging Face model"
             )
 
     def _command(self, shape: Shape, recompute: bool, checkpoint_dir: str) -> tuple[str, ...]:

@@ -76,7 +76,7 @@ def model_states(
 def host_bytes(
     *, low_precision: bool = True, optimizer: int = 8, offload_optimizer: bool, offload_parameters: bool
 ) -> int:
-    """Bytes per parameter that offload puts on the hosts, buffers aside: 12 for Adam's states, 2 for weights in bf16."""
+    """Bytes per parameter that offload puts on the hosts, buffers aside: 12 for Adam's states, 2 for weights."""
     states = optimizer + (4 if low_precision else 0)
     weights = 2 if low_precision else 4
     return states * offload_optimizer + weights * offload_parameters

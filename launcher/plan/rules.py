@@ -350,7 +350,7 @@ def sections_are_sections(s: Situation) -> Found:
 def zero_keys_are_known(s: Situation) -> Found:
     from launcher.yamldoc import suggest
 
-    parts: tuple[tuple[Path, Any, Iterable[str]], ...] = (
+    parts: tuple[tuple[tuple[str, ...], Any, Iterable[str]], ...] = (
         (("zero_optimization",), s.zero, [*ZERO, *REMOVED_FROM_ZERO]),
         *((("zero_optimization", name), s.zero.get(name), keys) for name, keys in OFFLOAD.items()),
     )
@@ -366,7 +366,7 @@ def zero_keys_are_known(s: Situation) -> Found:
 
 
 def values_have_their_type(s: Situation) -> Found:
-    parts: tuple[tuple[Path, Any, dict[str, str]], ...] = (
+    parts: tuple[tuple[tuple[str, ...], Any, dict[str, str]], ...] = (
         ((), s.config, TOP_LEVEL_TYPES),
         (("zero_optimization",), s.zero, ZERO),
         *((("zero_optimization", name), s.zero.get(name), types) for name, types in OFFLOAD.items()),
@@ -375,7 +375,7 @@ def values_have_their_type(s: Situation) -> Found:
         for key, value in section.items() if isinstance(section, dict) else ():
             wanted = types.get(key, "")
             if wanted and value != "auto" and not (value is None and key in MAY_BE_NULL) and not FITS[wanted](value):
-                message = f"{'.'.join((*map(str, path), key))} is {wanted}, not `{value!r}`"
+                message = f"{'.'.join((*path, key))} is {wanted}, not `{value!r}`"
                 yield True, message, "", ("train", "deepspeed", *path, key)
 
 
