@@ -588,6 +588,9 @@ def logs(run: str, runs: str | None, following: bool, rank: int | None) -> None:
     record, backend = find(run, runs)
     for line in backend.logs(record, rank=rank, follow=following, run=execute):
         click.echo(line)
+    if following:
+        found = backend.state(record, execute)
+        click.echo(f"{record.id}: {found.state.value}", err=True)
 
 
 @cli.command()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from launcher import facts, yamldoc
 from launcher.errors import Problem, UserError
+from launcher.spec import Name
 
 HERE = Path(__file__).parent
 SCHEMA_LINE = "# yaml-language-server: $schema=dslaunch.schema.json  (dslaunch schema > dslaunch.schema.json)"
@@ -49,6 +51,9 @@ def write(
         raise UserError(Problem("--gpus-per-node without --gpu", hint="--gpu h100-80gb; dslaunch presets --gpus"))
     network = facts.fabric(fabric or "infiniband").name if kind else None
     name = name or re.sub(r"[^a-z0-9]+", "-", model.lower().removesuffix(".json")).strip("-")[:40].strip("-")
+    if not get_args(Name)[1].regex.fullmatch(name):
+        raise UserError(Problem(f"--name {name}: a name is 1 to 40 lower-case letters, digits and inner dashes"))
+    own = model != "gpt-demo"  # a model of one's own comes with a script of one's own
     if kind:
         per_node = gpus_per_node or 8
         resources = [
@@ -77,7 +82,7 @@ def write(
             f"model: {model}                 # a preset (dslaunch presets), a config.json, or a shape",
             "",
             "train:",
-            "  # script: train.py            # yours; without one the reference trainer runs",
+            f"  {'' if own else '# '}script: train.py            # yours; without one a GPT of this size trains",
             "  # args: [--data, /data/text]",
             f"  global_batch: {batch}             # micro_batch x accumulation x ranks; give any two",
             "  micro_batch: auto",

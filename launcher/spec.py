@@ -3,6 +3,7 @@
 Annotations are evaluated as the classes are made: reading a job file then needs no second look at them.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal, Union
@@ -365,7 +366,10 @@ def load(
     """Job text over site text (name, text), `--set` over both. Raises UserError with every mistake."""
     job = yamldoc.parse(text, name=name)
     problems: list[Problem] = []
-    layers = [yamldoc.parse(site[1], name=site[0])] if site else []
+    blank = re.compile(r"\s*(#.*)?\Z")
+    layers = []
+    if site and not all(blank.match(line) for line in site[1].splitlines()):  # an empty site file says nothing
+        layers.append(yamldoc.parse(site[1], name=site[0]))
     layers.append(job)
     for layer in layers:
         if not isinstance(layer, yamldoc.Table):
@@ -383,7 +387,9 @@ def load(
     try:
         spec = yamldoc.read(root, JobSpec)
     except UserError as error:
-        raise UserError(*problems, *error.problems) from None
+        named = {problem.where for problem in problems}  # a variable that is missing is one mistake
+        rest = [problem for problem in error.problems if problem.where not in named]
+        raise UserError(*problems, *rest) from None
     if problems:
         raise UserError(*problems)
     document = Document(spec, root)

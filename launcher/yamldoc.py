@@ -366,7 +366,7 @@ def _looked_up(
         text = environ[name.raw] + ("" if tail.empty else tail.raw)
         return Scalar(text, text not in NULLS, node.mark)  # plain: a number stays a number
     problems.append(Problem(problem, hint=hint, where=str(name.mark)))
-    return Scalar("", False, node.mark)
+    return Scalar("", False, name.mark)  # what the reader says of this place is said already
 
 
 def _not_text(value: str) -> bool:
@@ -566,10 +566,19 @@ class _Reader:
     def check(self, value: Any, limits: Iterable[Any], node: Node) -> Any:
         for limit in limits:
             if isinstance(limit, Matches) and not limit.regex.fullmatch(value):
-                return self.refuse(f"`{_short(value)}` is not {limit.says}", node.mark)
+                return self.refuse(f"`{_short(value)}` is not {limit.says}", node.mark, _expansion_hint(value))
             if isinstance(limit, Range) and not limit.low <= value <= limit.high:
                 return self.refuse(f"{value} is not between {limit.low:,} and {limit.high:,}", node.mark)
         return value
+
+
+def _expansion_hint(text: str) -> str:
+    """~/x and $SCRATCH/x, where nothing is expanded, as what reads the variable."""
+    found = re.fullmatch(r"(?:~|\$\{?(\w+)\}?)(/[^\x00-\x1f]*)?", text)
+    if not found:
+        return ""
+    tail = f", append: {found[2]}" if found[2] else ""
+    return f"{{env: {found[1] or 'HOME'}{tail}}}"
 
 
 def _number_hint(node: Scalar) -> str:

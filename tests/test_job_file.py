@@ -903,7 +903,7 @@ def test_what_init_writes_loads_and_plans(dslaunch, tmp_path, editor, options):
     (tmp_path / "job.yaml").write_text(said.out)
     said = dslaunch("plan", "job.yaml")
     assert said.code == 0
-    assert all(line.startswith("note: the reference trainer trains a plain GPT") for line in said.err.splitlines())
+    assert all("activation checkpointing is up to your program" in line for line in said.err.splitlines())
     editor.validate(yamldoc.plain(yamldoc.parse((tmp_path / "job.yaml").read_text(), name="job.yaml")))
 
 
@@ -914,6 +914,7 @@ def test_what_init_writes_loads_and_plans(dslaunch, tmp_path, editor, options):
         (["--gpu", "h100-80g"], "did you mean `h100-80gb`?"),
         (["--gpu", "h100", "--fabric", "infinband"], "did you mean `infiniband`?"),
         (["--gpus-per-node", "4"], "--gpus-per-node without --gpu"),
+        (["--name", "my job"], "--name my job: a name is 1 to 40 lower-case letters"),
         (["--example", "nothing-like-it"], "no example `nothing-like-it`"),
     ],
 )

@@ -166,14 +166,14 @@ def test_the_time_limit_saves_a_checkpoint_and_the_next_submission_resumes_there
 
 def test_one_bit_adam_trains_past_its_freeze_step_on_four_nodes(site, request):
     venv = ensure(request.config.rootpath / ".cache")
-    steps, freeze = 30, 10
+    steps, freeze = 60, 20
     asked = job(
         "onebit",
         train={
             "zero": 0,
             "steps": steps,
             "gradient_clipping": 0,
-            "optimizer": {"type": "OneBitAdam", "lr": 2e-3, "freeze_step": freeze},
+            "optimizer": {"type": "OneBitAdam", "lr": 1e-3, "freeze_step": freeze},
         },
         environment={"deepspeed": "0.19.6"},
         env={"PYTHONPATH": str(HERE / "onebit")},
@@ -186,7 +186,8 @@ def test_one_bit_adam_trains_past_its_freeze_step_on_four_nodes(site, request):
     assert "deepspeed 0.19.6" in log
     losses = [row["loss"] for row in site.metrics(run)]
     assert len(losses) == steps
-    assert losses[-1] < losses[freeze] < losses[0]
+    mean = [sum(losses[end - 5 : end]) / 5 for end in (5, freeze, steps)]  # batches differ: five at a time
+    assert mean[2] < mean[1] - 0.2 < mean[0] - 0.4
     assert "engine all-reduce off" in log
     assert "replicas agree" in log
 

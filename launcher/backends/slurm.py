@@ -410,7 +410,9 @@ def state(record: runs.Record, run: Run) -> Status:
         found = State.COMPLETED if marker == 0 else State.FAILED
         return Status(found, "Slurm has forgotten the job; the exit code is the one its script wrote", marker)
     why = asked.err.strip() or shown.err.strip() or listed.err.strip() or "no answer"
-    return Status(State.UNKNOWN, f"neither squeue, scontrol nor sacct knows the job ({why.splitlines()[0]})")
+    silent = asked.code is None or any(phrase in asked.err for phrase in NO_ANSWER if "load_jobs" not in phrase)
+    who = "Slurm did not answer" if silent else "neither squeue, scontrol nor sacct knows the job"
+    return Status(State.UNKNOWN, f"{who}: {why.splitlines()[0]}")
 
 
 def _with_marker(record: runs.Record, word: str, exit_code: str) -> Status:
