@@ -415,6 +415,16 @@ def _contradictions(spec: JobSpec) -> list[Problem]:
         found.append(Problem("command is an empty list: nothing would run", at=("train", "command")))
     if spec.train.args and spec.train.command:
         found.append(Problem("args belong to script or module; a command holds its own", at=("train", "args")))
+    flag = spec.train.config_flag or "--deepspeed_config"
+    given = [i for i, word in enumerate(spec.train.args) if word.split("=")[0] in (flag, flag.replace("_", "-"))]
+    if given and flag != "none" and (spec.train.script or spec.train.module):
+        found.append(
+            Problem(
+                f"{flag} stands in args, and dslaunch hands its own config over with it",
+                hint="train.deepspeed: for keys of yours, or config_flag: none to bring the whole config",
+                at=("train", "args", given[0]),
+            )
+        )
     resources = spec.resources
     if resources.gpus_per_node and resources.processes_per_node not in (None, resources.gpus_per_node):
         found.append(
@@ -482,6 +492,7 @@ NOT_YOURS = {
     "RANK": "the launcher sets it on every rank",
     "LOCAL_RANK": "the launcher sets it on every rank",
     "WORLD_SIZE": "the launcher sets it on every rank",
+    "CUDA_VISIBLE_DEVICES": "the scheduler and the launcher hand out the devices",
     "NODE_RANK": "the scheduler's side sets it on every node",
     "MASTER_ADDR": "the scheduler's side sets it on every node",
     "MASTER_PORT": "the scheduler's side sets it on every node",

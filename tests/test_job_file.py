@@ -882,6 +882,12 @@ def test_the_editor_and_the_reader_refuse(editor, text):
     assert not editor.is_valid({**base, **yaml.safe_load(text)})
 
 
+def test_a_config_of_ones_own_beside_dslaunch_s_is_refused_unless_the_flag_is_left_out():
+    own = "train: {script: a.py, args: [--deepspeed_config, x.json]}"
+    assert "job.yaml:3:30: --deepspeed_config stands in args" in problems(f"{GOOD}{own}")[0]
+    assert load(f"{GOOD}{own[:-1]}, config_flag: none}}").train.args == ("--deepspeed_config", "x.json")
+
+
 # --- dslaunch init -----------------------------------------------------------------------------------------
 
 

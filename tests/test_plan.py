@@ -207,7 +207,7 @@ def test_what_does_not_fit_is_refused_with_the_sizes_and_no_other_complaint():
     offload = "train: {script: a.py, offload: {optimizer: cpu, parameters: cpu}, micro_batch: 64}\n"
     ((message, hint, _),) = refused(offload + resources, model="gpt3-175b")  # not that stage 0 ignores the offload
     assert message.startswith("does not fit")
-    assert hint == "micro_batch: 1, then more nodes"
+    assert hint == "micro_batch: 1, then a shorter seq_len"
 
 
 @pytest.mark.parametrize(

@@ -119,9 +119,12 @@ def _volume_with(path: str, spec: JobSpec) -> Volume | None:
 
 def notes(plan: Plan) -> list[str]:
     """What runs, and will surprise."""
+    found, train = [], plan.spec.train
     if _volume_with(_checkpoints(plan), plan.spec) is None:
-        return [f"checkpoints in {plan.checkpoint_dir} end with the pods: put train.checkpoint.dir on a volume"]
-    return []
+        found.append(f"checkpoints in {plan.checkpoint_dir} end with the pods: put train.checkpoint.dir on a volume")
+    if train.script and not train.script.startswith("/") and train.workdir == ".":
+        found.append(f"{train.script} has to be in the image, in its own working directory; or set train.workdir")
+    return found
 
 
 def manifests(plan: Plan) -> list[dict[str, Any]]:

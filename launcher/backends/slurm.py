@@ -137,6 +137,7 @@ def _script(plan: Plan) -> str:
         ntasks_per_node=tasks,
         cpus_per_task=resources.cpus_per_node // tasks if resources.cpus_per_node else None,
         mem=resources.memory,
+        setup=['# by hand, from the run directory: sbatch --chdir="$PWD" job.sbatch'],
         stderr_to_stdout=True,
         use_srun=False,
         wckey=None,

@@ -299,7 +299,7 @@ def agree_on_resume(options: argparse.Namespace, here: dict[str, Any]) -> tuple[
             answer, refusal = (-2, False), str(why)
     step, universal = (int(n) for n in broadcast([float(n) for n in answer]))
     if step == -2:
-        raise Refused(refusal)
+        raise Refused(refusal or "rank 0 cannot resume here: its log says why")
     return step, bool(universal)
 
 

@@ -48,6 +48,7 @@ class Plan:
 # What the choices below are made on when the job file leaves them open.
 LARGEST_MICRO = 64
 CPU_MICRO = 1
+LARGE_FOR_CPU = 100_000_000  # parameters; more than that and the GPUs were forgotten
 BYTES = 256  # the reference trainer's tokens
 HOST_ROOM = 1.5  # DeepSpeed's own factor for the buffers of offload (runtime/zero/stage3.py)
 
@@ -395,7 +396,7 @@ class _Maker:
                 f"{best.activations:.0f} activations, {best.gathered:.0f} gathered weights, "
                 f"{memory.OVERHEAD_GIB:.0f} CUDA and NCCL) at micro-batch {micro}, and {gpu.name} has "
                 f"{gpu.memory:.0f}",
-                hint=self._cheaper(stages, micro),
+                hint=self._cheaper(stages, micro, best),
                 at=("train", "gradient_accumulation")
                 if train.micro_batch == "auto" and micro > 1
                 else ("train", "zero")
@@ -421,7 +422,8 @@ class _Maker:
         """For judging the rest when nobody can tell what fits."""
         return self._stages()[-1] if self.train.zero == "auto" else self.train.zero
 
-    def _cheaper(self, stages: tuple[int, ...], micro: int) -> str:
+    def _cheaper(self, stages: tuple[int, ...], micro: int, estimate: memory.Estimate) -> str:
+        """What makes it fit, cheapest first: what shrinks activations where those are the larger part."""
         ways = []
         accumulation = self.train.gradient_accumulation
         if micro > 1 and self.train.micro_batch == "auto" and accumulation != "auto":
@@ -430,11 +432,14 @@ class _Maker:
             ways.append("micro_batch: 1")
         if self.train.activation_checkpointing is False:
             ways.append("activation_checkpointing: true")
-        if max(stages) < 3:
-            ways.append("zero: 3 (with AdamW)")
-        if self.train.offload.optimizer == "none":
-            ways.append("offload.optimizer: cpu")
-        ways.append("more nodes")
+        if estimate.activations > estimate.states:
+            ways.append("a shorter seq_len")
+        else:
+            if max(stages) < 3:
+                ways.append("zero: 3 (with AdamW)")
+            if self.train.offload.optimizer == "none":
+                ways.append("offload.optimizer: cpu")
+            ways.append("more nodes")
         return ", then ".join(ways)
 
     def _say_fit(self, stage: int, recompute: bool, estimate: memory.Estimate, gpu: facts.Gpu, micro: int) -> None:
