@@ -486,7 +486,7 @@ def follow(record: runs.Record) -> int:
             if step is None:  # a program without metrics: its own output is what there is to see
                 for line in runs.news(record, "logs/node-*.out", told):
                     click.echo(line)
-            elif step["step"] != shown:
+            elif step["step"] != shown or found.state.over:
                 if terminal:
                     if bar is None:
                         bar = click.progressbar(

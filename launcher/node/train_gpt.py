@@ -28,6 +28,7 @@ import signal
 import sys
 import sysconfig
 import time
+import traceback
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -599,8 +600,16 @@ def train(options: argparse.Namespace, config: dict[str, Any], text: Tensor) -> 
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        code = main()
     except Refused as why:
         if str(why):
             print(f"train_gpt (rank {os.environ.get('RANK', '?')}): {why}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        code = 2
+    except Exception:
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # All is saved and said. A Python that shuts down in order ends torch's background threads in the middle of
+    # C++ code, which now and then aborts the process: "terminate called without an active exception".
+    os._exit(code)
