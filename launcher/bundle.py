@@ -54,7 +54,11 @@ def config_json(config: dict[str, Any]) -> str:
 def node_files(plan: Plan) -> tuple[File, ...]:
     """What every backend carries to the nodes."""
     names = ["supervise.py", "rank.py", *(["train_gpt.py"] if plan.reference_trainer else [])]
-    return tuple(File(f"node/{name}", (NODE / name).read_text(encoding="utf-8")) for name in names)
+    return tuple(node_file(name) for name in names)
+
+
+def node_file(name: str) -> File:
+    return File(f"node/{name}", (NODE / name).read_text(encoding="utf-8"))
 
 
 def common(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool = True) -> tuple[File, ...]:
@@ -172,7 +176,7 @@ def node_script(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool =
         'exec python3 -u "$here/node/supervise.py" \\',
         f"  --launcher {spec.train.launcher} --nodes {spec.resources.nodes} --per-node {spec.per_node} \\",
         f'  --logs "$logs" {"".join(f"{flag} " for flag in flags)}-- \\',
-        "  " + _wrapped(plan.command),
+        "  " + wrap(quote(word) for word in plan.command),
     ]
     return "\n".join(lines) + "\n"
 
@@ -185,17 +189,15 @@ def _from_job_file(path: str, submitted_from: bool) -> str:
     return '"$here/submitted-from"' + ("" if path == "." else "/" + quote(path))
 
 
-def _wrapped(words: Iterable[str]) -> str:
-    """Words on lines of about 100 characters, a flag with its value on one line."""
-    lines, line = [], ""
+def wrap(words: Iterable[str]) -> str:
+    """Shell words, quoted already, on lines of about 100 characters."""
+    lines: list[str] = []
     for word in words:
-        text = quote(word)
-        if line and len(line) + len(text) > 100:
-            lines.append(line)
-            line = text
+        if lines and len(lines[-1]) + len(word) <= 100:
+            lines[-1] += f" {word}"
         else:
-            line = f"{line} {text}" if line else text
-    return " \\\n  ".join([*lines, line])
+            lines.append(word)
+    return " \\\n  ".join(lines)
 
 
 # --- the disk -------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from launcher import runs
+    from launcher.bundle import Bundle
     from launcher.plan import Plan
     from launcher.spec import Document
 
@@ -82,16 +83,13 @@ def main() -> NoReturn:
 
 def job_file(command: F) -> F:
     """JOB, --site and --set, for every command that reads a job file."""
-    options = [
-        click.argument("job", metavar="JOB"),
-        click.option("--site", metavar="FILE", help="Defaults laid under the job file."),
-        click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="A value laid over it; repeatable."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return click.argument("job", metavar="JOB")(site_option(set_option(command)))
 
 
+site_option = click.option("--site", metavar="FILE", help="Defaults laid under the job file.")
+set_option = click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=C", help="A value laid over it; repeatable."
+)
 runs_option = click.option("--runs", metavar="DIR", help="Where run directories live [default: ./dslaunch-runs].")
 run_argument = click.argument("run", metavar="RUN")
 
@@ -143,13 +141,14 @@ def tell(notes: Any) -> None:
         click.echo(f"note: {show.plain(note)}", err=True)
 
 
-def render(backend: Any, document: Document, made: Plan) -> Any:
+def render(backend: Any, document: Document, made: Plan) -> Bundle:
     from launcher.errors import UserError
 
     try:
-        return backend.render(made)
+        bundle: Bundle = backend.render(made)
     except UserError as error:
         raise placed(document, error) from None
+    return bundle
 
 
 # --- looking --------------------------------------------------------------------------------------
@@ -191,8 +190,8 @@ def env(job: str, site: str | None, overrides: tuple[str, ...]) -> None:
 
 @cli.command()
 @click.argument("job", metavar="[JOB]", required=False)
-@click.option("--site", metavar="FILE", help="Defaults laid under the job file.")
-@click.option("--set", "overrides", multiple=True, metavar="A.B=C", help="A value laid over it; repeatable.")
+@site_option
+@set_option
 @click.option("--nodes", metavar="LIST", help="A node list such as gpu[001-004,7].")
 @click.option("--slots", type=click.IntRange(1, 1024), help="Ranks per node, where no job file says so.")
 @click.option("--fold", is_flag=True, help="One line in Slurm's notation instead of a hostfile.")
@@ -310,9 +309,12 @@ def init(
 @click.option("--detach", is_flag=True, help="Print the run's id and return at once.")
 def local(job: str, site: str | None, overrides: tuple[str, ...], runs: str | None, detach: bool) -> None:
     """Run the job on this machine: one process tree per node."""
+    from launcher.backends import local as backend
+
     document, made = load(job, site, overrides)
+    bundle = render(backend, document, made)
     tell(made.notes)
-    record = start("local", job, document, made, runs)
+    record = start("local", job, document, made, bundle, runs)
     if detach:
         click.echo(record.id)
         return
@@ -341,8 +343,8 @@ def slurm(
             tell(f"a submission from here is refused: {problem}" for problem in error.problems)
         click.echo(bundle.text(bundle.entry), nl=False)
         return
-    present(document, made, _base(job))
     if test_only:
+        present(document, made, _base(job))
         import tempfile
         from pathlib import Path
 
@@ -356,7 +358,7 @@ def slurm(
             except UserError as error:
                 raise placed(document, error) from None
         return
-    record = start("slurm", job, document, made, runs)
+    record = start("slurm", job, document, made, bundle, runs)
     click.echo(f"submitted job {record.job}; dslaunch status {handle(record, runs)}", err=True)
     click.echo(record.id)
 
@@ -375,7 +377,7 @@ def k8s(job: str, site: str | None, overrides: tuple[str, ...], runs: str | None
     if not apply:
         click.echo(bundle.text(bundle.entry), nl=False)
         return
-    record = start("kubernetes", job, document, made, runs)
+    record = start("kubernetes", job, document, made, bundle, runs)
     click.echo(f"PyTorchJob {record.job}; dslaunch status {handle(record, runs)}", err=True)
     click.echo(record.id)
 
@@ -387,7 +389,9 @@ def handle(record: runs.Record, runs_dir: str | None) -> str:
     return shlex.quote(str(record.folder)) if runs_dir else record.id
 
 
-def start(backend_name: str, job: str, document: Document, made: Plan, runs_dir: str | None) -> runs.Record:
+def start(
+    backend_name: str, job: str, document: Document, made: Plan, bundle: Bundle, runs_dir: str | None
+) -> runs.Record:
     """Write the run directory, submit, and journal both. Nothing is left when submitting is refused."""
     import shutil
 
@@ -397,7 +401,6 @@ def start(backend_name: str, job: str, document: Document, made: Plan, runs_dir:
     from launcher.run import run
 
     backend = backends.load(backend_name)
-    bundle = render(backend, document, made)
     base = _base(job)
     values = {} if backend_name == "kubernetes" else present(document, made, base)
     folder = runs.root(runs_dir, dict(os.environ)) / runs.new_id(made.spec.name)

@@ -88,8 +88,8 @@ def render(plan: Plan) -> Bundle:
         if spec.resources.gpus_per_node and spec.resources.nodes > 1
         else "",
     )
-    port = File("node/port.py", (bundles.NODE / "port.py").read_text(encoding="utf-8"))
-    return Bundle((File(ENTRY, script), *bundles.common(plan, flags=["--same-host", "--shared-logs"]), port), ENTRY)
+    common = bundles.common(plan, flags=["--same-host", "--shared-logs"])
+    return Bundle((File(ENTRY, script), *common, bundles.node_file("port.py")), ENTRY)
 
 
 def submit(folder: Path, plan: Plan, run: Run) -> str:

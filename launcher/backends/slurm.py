@@ -51,8 +51,8 @@ def render(plan: Plan) -> Bundle:
     spec = plan.spec
     _check(spec)
     script = File(ENTRY, _script(plan))
-    port = File("node/port.py", (bundles.NODE / "port.py").read_text(encoding="utf-8"))
-    return Bundle((script, *bundles.common(plan, flags=["--shared-logs"]), port), ENTRY)
+    files = (script, *bundles.common(plan, flags=["--shared-logs"]), bundles.node_file("port.py"))
+    return Bundle(files, ENTRY)
 
 
 def _check(spec: JobSpec) -> None:
@@ -99,11 +99,16 @@ def minutes(time: str) -> int:
     return (int(days) if dash else 0) * 1440 + hours * 60 + mins + (seconds > 0)
 
 
+def _tasks(spec: JobSpec) -> int:
+    """Slurm tasks on one node: one that starts the ranks, or with `launcher: srun` one for each rank."""
+    return spec.per_node if spec.train.launcher == "srun" else 1
+
+
 def _script(plan: Plan) -> str:
     from submitit.slurm.slurm import _make_sbatch_string  # its executor wants srun on PATH to write text
 
     spec, slurm, resources = plan.spec, plan.spec.slurm, plan.spec.resources
-    tasks = spec.per_node if spec.train.launcher == "srun" else 1
+    tasks = _tasks(spec)
     more: dict[str, Any] = {
         "output": "logs/slurm-%j.out",
         # only the batch shell is warned; it passes the signal on, and can tell the ranks apart from srun
@@ -216,7 +221,7 @@ fi
 def _body(plan: Plan) -> str:
     spec, resources = plan.spec, plan.spec.resources
     nodes, per_node = resources.nodes, spec.per_node
-    tasks = per_node if spec.train.launcher == "srun" else 1
+    tasks = _tasks(spec)
     text = HEAD.format(
         nodes=nodes,
         secrets=bundles.FORGET if spec.secrets and not spec.slurm.requeue else "",
@@ -241,7 +246,7 @@ def _body(plan: Plan) -> str:
     if spec.box:
         words += _pyxis(spec)
     exports = "export NODE_RANK=$SLURM_NODEID;"
-    if tasks > 1 or spec.train.launcher == "srun":
+    if spec.train.launcher == "srun":
         exports += " export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS;"
     end = REQUEUE.format(stopped=STOPPED_EARLY) if spec.slurm.requeue else ""
     if spec.slurm.requeue and spec.secrets:  # the next attempt needs them
@@ -250,20 +255,10 @@ def _body(plan: Plan) -> str:
         nodes=nodes,
         per_node=per_node,
         verdict=bundles.VERDICT,
-        srun=" \\\n  ".join(_lines(words)),
+        srun=bundles.wrap(words),
         exports=exports,
         end=end,
     )
-
-
-def _lines(words: list[str]) -> list[str]:
-    lines = [""]
-    for word in words:
-        if lines[-1] and len(lines[-1]) + len(word) > 100:
-            lines.append(word)
-        else:
-            lines[-1] = f"{lines[-1]} {word}".strip()
-    return lines
 
 
 def _pyxis(spec: JobSpec) -> list[str]:

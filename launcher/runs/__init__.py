@@ -100,13 +100,7 @@ def exit_code(record: Record) -> int | None:
 
 def progress(record: Record) -> dict[str, Any] | None:
     """The newest line of the metrics: step, loss, tokens per second."""
-    try:
-        with (record.folder / "logs" / "metrics.jsonl").open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 8192))
-            lines = file.read().split(b"\n")
-    except OSError:
-        return None
+    lines = _end(record.folder / "logs" / "metrics.jsonl", 8192).split(b"\n")
     for line in reversed(lines[:-1]):
         try:
             found = json.loads(line)
@@ -153,13 +147,18 @@ def _failure(record: Record, failure: dict[str, Any]) -> str:
 
 def tail(path: Path, lines: int) -> list[str]:
     """The last lines of a file of any size, for a terminal."""
+    return [printable(raw) for raw in _end(path, 64 * 1024).split(b"\n") if raw][-lines:]
+
+
+def _end(path: Path, size: int) -> bytes:
+    """At most the last `size` bytes of a file; none of one that is not there."""
     try:
         with path.open("rb") as file:
             file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - 64 * 1024))
-            return [printable(raw) for raw in file.read().split(b"\n") if raw][-lines:]
+            file.seek(max(0, file.tell() - size))
+            return file.read()
     except OSError:
-        return []
+        return b""
 
 
 def read_logs(
