@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import asdict, replace
-from pathlib import Path
 
 import pytest
+from conformance.cells import NEW
+from conformance.verdicts import ask
 
 from launcher import facts, plan, spec
 from launcher.errors import UserError
@@ -43,16 +42,7 @@ def planned(text: str) -> plan.Plan | None:
 
 def parsed(plans: list[plan.Plan]) -> list[dict]:
     """DeepSpeed's word on each config, all in one process."""
-    lines = [json.dumps({"config": made.config, "replicas": made.setup.replicas}) for made in plans]
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "conformance" / "parser.py")],
-        input="\n".join(lines),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=600,
-    )
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return ask("parser.py", ({"config": p.config, "replicas": p.setup.replicas} for p in plans), release=NEW)
 
 
 @pytest.mark.slow
@@ -103,7 +93,7 @@ def scaled_down(shape: Shape) -> Shape:
 @pytest.mark.slow
 def test_the_count_of_every_architecture_is_that_of_its_modules():
     pytest.importorskip("torch")
-    from tests.conformance.network import Transformer
+    from conformance.network import Transformer
 
     different = {scaled_down(row.shape) for row in facts.models().values()}
     assert len(different) > 15
@@ -115,17 +105,9 @@ def test_the_count_of_every_architecture_is_that_of_its_modules():
 # --- a sample trains ------------------------------------------------------------------------------------------
 
 
-def trained(cells: list[dict], python: str = sys.executable) -> list[dict]:
+def trained(cells: list[dict]) -> list[dict]:
     """What DeepSpeed's engine does with each cell, on CPU, in forks of one process."""
-    done = subprocess.run(
-        [python, str(Path(__file__).parent / "conformance" / "engine.py")],
-        input="\n".join(map(json.dumps, cells)),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=900,
-    )
-    return [json.loads(line) for line in done.stdout.splitlines()[1:]]
+    return ask("engine.py", cells, release=NEW)[1:]
 
 
 SAMPLES = [  # model, what the job says, nodes, what is planned: stage, optimizer's and parameters' place

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from conformance.verdicts import ask
 from onebit import env
 
 from launcher import examples, facts, huggingface, plan, spec, yamldoc
@@ -413,30 +413,14 @@ def test_presets_says_what_becomes_of_each_configuration():
 
 
 @pytest.fixture(scope="module", params=["0.19.8", "0.19.6"])
-def release(request: pytest.FixtureRequest) -> tuple[str, str]:
-    """A release of DeepSpeed that the table speaks of, and an interpreter that has it."""
+def release(request: pytest.FixtureRequest) -> str:
+    """A release of DeepSpeed that the table speaks of, where an interpreter has it."""
     pytest.importorskip("deepspeed")
     if metadata.version("deepspeed").partition("+")[0] == request.param:
-        return request.param, sys.executable
+        return request.param
     if request.param != env.VERSION:
         pytest.skip(f"deepspeed {request.param} is not installed")
-    return request.param, str(env.ensure(CACHE) / "bin" / "python")
-
-
-def asked(python: str, program: str, lines: list[object]) -> list[object]:
-    """What `program` answers to each line, all in one process."""
-    which = "ours" if python == sys.executable else "old"
-    done = subprocess.run(
-        [python, str(TESTS / program)],
-        # each release compiles its own: one directory for both would be built anew at every turn
-        env={**os.environ, "TORCH_EXTENSIONS_DIR": str(CACHE / f"torch-extensions-{which}")},
-        input="\n".join(map(json.dumps, lines)),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=600,
-    )
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return request.param
 
 
 @pytest.mark.slow
@@ -450,7 +434,7 @@ def test_the_config_parser_does_what_the_table_says(release):
     emitted = [(name, made) for name in CONFIGURATIONS for made in [planned(name)]]
     lines = [{"config": config, "replicas": world} for _, config, world, _, _ in rows]
     lines += [{"config": made.config, "replicas": made.setup.replicas} for _, made in emitted]
-    answers = asked(release[1], "conformance/parser.py", lines)
+    answers = ask("parser.py", lines, release=release)
     assert len(answers) == len(rows) + len(CONFIGURATIONS)
     for (about, _, _, parser, ignored), answer in zip(rows, answers, strict=False):
         if parser == "accepts":
@@ -464,8 +448,7 @@ def test_the_config_parser_does_what_the_table_says(release):
 
 @pytest.mark.slow
 def test_the_engine_does_what_the_table_says(release):
-    version, python = release
     rows = {name: row for name, row in PRESETS.items() if row.parser == "accepts"}
-    answers = asked(python, "engine_start.py", [row.as_written for row in rows.values()])
+    answers = ask("engine_start.py", (row.as_written for row in rows.values()), release=release)
     for (name, row), answer in zip(rows.items(), answers, strict=True):
-        assert row.start[version] in str(answer), name
+        assert row.start[release] in str(answer), name

@@ -53,7 +53,6 @@ class Plan:
         return uses_reference_trainer(self.spec)
 
 
-# What the choices below are made on when the job file leaves them open.
 BYTES = 256  # the reference trainer's tokens
 POOR = 0.5  # a goodput that deserves a word
 LOSS = 0.02  # of the goodput: less is not worth a word

@@ -148,7 +148,7 @@ def work(shape: Shape) -> Work:
     h = shape.hidden
     q, kv = shapes.head_widths(shape)
     up = 2 if shape.gated else 1  # matrices into the MLP
-    width = shape.ffn or 4 * h
+    width = shapes.ffn(shape)
     experts = shape.experts
     used = [shape.expert_ffn or width] * shape.experts_per_token if experts else [width]
     if experts and shape.shared_ffn:
@@ -377,7 +377,7 @@ def _adapter_traffic(shape: Shape, targets: str) -> float:
     """Elements that the adapters read and write for one token: their input, and the sum with the frozen output."""
     h = shape.hidden
     q, kv = shapes.head_widths(shape)
-    width = shape.ffn or 4 * h
+    width = shapes.ffn(shape)
     pairs = {"qv": [(h, q), (h, kv)], "attention": [(h, q), (h, kv), (h, kv), (q, h)]}.get(targets)
     if pairs is None:
         pairs = [(h, q), (h, kv), (h, kv), (q, h), *[(h, width)] * (2 if shape.gated else 1), (width, h)]
@@ -548,10 +548,6 @@ class Candidate:
     lossy: bool  # changes what is computed, so it needs the user's word
 
 
-# Share of steps in which the 1-bit optimizers send everything (2102.02888: 15 to 25 %).
-WARMUP = 0.2
-
-
 def candidates(setup: Setup) -> list[Candidate]:
     """The compressed ways beside a setup: ZeRO++ for ZeRO-3 over several nodes, 1-bit Adam without ZeRO."""
     if setup.world <= setup.per_node or setup.lora is not None:
@@ -566,7 +562,7 @@ def candidates(setup: Setup) -> list[Candidate]:
             Candidate("ZeRO++ hpZ, qwZ, qgZ", both, True),
         ]
     if setup.stage == 0 and setup.pipeline == 1 and setup.onebit == 1:
-        return [Candidate("1-bit Adam", replace(setup, onebit=WARMUP), True)]
+        return [Candidate("1-bit Adam", replace(setup, onebit=facts.WARM), True)]
     return []
 
 

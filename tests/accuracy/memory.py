@@ -135,10 +135,6 @@ class Score:
     def p90(self) -> float:
         return sorted(self.errors)[math.ceil(0.9 * len(self.errors)) - 1]
 
-    @property
-    def refused_share(self) -> float:
-        return self.refused / self.ran
-
     def line(self) -> str:
         errors = f"{self.median:7.1%} {self.p90:7.1%} {max(self.errors):7.1%}" if self.errors else f"{'':23}"
         wrong = f"{self.called_fits} of {self.out_of_memory}"

@@ -9,11 +9,10 @@ import contextlib
 import json
 import os
 import sys
-import tempfile
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 with contextlib.redirect_stdout(sys.stderr):
-    import deepspeed
+    from alone import alone
     from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.runtime.config_utils import DeepSpeedConfigModel
 
@@ -78,39 +77,31 @@ class World:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(sys.stderr):  # it asks for its rank
-        deepspeed.init_distributed(
-            "gloo",
-            auto_mpi_discovery=False,
-            verbose=False,
-            init_method=f"file://{folder}/store",
-            rank=0,
-            world_size=1,
-        )
-    watch_typed_sections()
-    for line in sys.stdin:
-        TYPED.clear()
-        asked = json.loads(line)
-        watched = Watched(asked["config"])
-        try:
-            parsed = DeepSpeedConfig(watched, mpu=World(asked["replicas"]))
-            answer = {
-                "error": "",
-                "unread": watched.unread(),
-                "batch": [
-                    parsed.train_batch_size,
-                    parsed.train_micro_batch_size_per_gpu,
-                    parsed.gradient_accumulation_steps,
-                ],
-                "stage": int(parsed.zero_optimization_stage),
-                "clipping": parsed.gradient_clipping,
-                "optimizer": parsed.optimizer_name,
-                "scheduler": parsed.scheduler_name,
-                "dtype": [bool(parsed.float16_config.enabled), bool(parsed.bfloat16_config.enabled)],
-            }
-        except Exception as error:
-            answer = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(answer), flush=True)
+    with alone():
+        watch_typed_sections()
+        for line in sys.stdin:
+            TYPED.clear()
+            asked = json.loads(line)
+            watched = Watched(asked["config"])
+            try:
+                parsed = DeepSpeedConfig(watched, mpu=World(asked["replicas"]))
+                answer = {
+                    "error": "",
+                    "unread": watched.unread(),
+                    "batch": [
+                        parsed.train_batch_size,
+                        parsed.train_micro_batch_size_per_gpu,
+                        parsed.gradient_accumulation_steps,
+                    ],
+                    "stage": int(parsed.zero_optimization_stage),
+                    "clipping": parsed.gradient_clipping,
+                    "optimizer": parsed.optimizer_name,
+                    "scheduler": parsed.scheduler_name,
+                    "dtype": [bool(parsed.float16_config.enabled), bool(parsed.bfloat16_config.enabled)],
+                }
+            except Exception as error:
+                answer = {"error": f"{type(error).__name__}: {error}"}
+            print(json.dumps(answer), flush=True)
 
 
 if __name__ == "__main__":

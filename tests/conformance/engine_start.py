@@ -11,13 +11,13 @@ import json
 import logging
 import os
 import sys
-import tempfile
 
 os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")
 logging.disable(logging.WARNING)
 with contextlib.redirect_stdout(sys.stderr):
     import deepspeed
     import torch
+    from alone import alone
 
 BATCH = 8
 
@@ -40,16 +40,7 @@ def start(config: dict) -> str:
 def main() -> None:
     torch.set_num_threads(1)
     os.environ["LOCAL_RANK"] = "0"
-    with tempfile.TemporaryDirectory() as folder:
-        with contextlib.redirect_stdout(sys.stderr):
-            deepspeed.init_distributed(
-                "gloo",
-                auto_mpi_discovery=False,
-                verbose=False,
-                init_method=f"file://{folder}/store",
-                rank=0,
-                world_size=1,
-            )
+    with alone():
         for line in sys.stdin:
             with contextlib.redirect_stdout(sys.stderr):
                 answer = start(json.loads(line))
