@@ -5,7 +5,7 @@ PYTHON ?= python3
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: demo test quick lint bench accuracy conformance bless clean
+.PHONY: demo test quick lint bench accuracy detector conformance bless clean
 
 ## make demo: the main job on this machine, two nodes of two processes, ZeRO-3 on CPU
 demo: $(READY)
@@ -38,6 +38,10 @@ bench: $(READY)
 ## make accuracy: predicted memory and step time against published runs, each source held out in turn
 accuracy: $(READY)
 	$(BIN)/python -m tests.accuracy
+
+## make detector: slow nodes and links in 10^4 simulated worlds of each kind, beside what other tools do; 5 minutes
+detector: $(READY)
+	$(BIN)/python -m tests.detector
 
 ## make conformance: our rules beside two real DeepSpeeds, over a thousand configs on each; about 15 minutes
 conformance: $(READY) libaio

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import yamldoc
+from launcher import nccl, preflight, yamldoc
+from launcher import setting as settings
 from launcher.errors import Problem, UserError
 from launcher.plan import InBundle, Plan
+from launcher.preflight import Setting
 from launcher.spec import JobSpec
 
-NODE = Path(__file__).parent / "node"
+HERE = Path(__file__).parent
+NODE = HERE / "node"
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,40 @@ def node_file(name: str) -> File:
     return File(f"node/{name}", (NODE / name).read_text(encoding="utf-8"))
 
 
-def common(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool = True) -> tuple[File, ...]:
-    script = node_script(plan, flags=flags, submitted_from=submitted_from)
-    return (File("node.sh", script), File("ds_config.json", config_json(plan.config)), *node_files(plan))
+def common(
+    plan: Plan, setting: Setting | None, *, flags: Iterable[str] = (), submitted_from: bool = True
+) -> tuple[File, ...]:
+    """`setting` of the preflight that comes first, if one does."""
+    script = node_script(plan, flags=flags, submitted_from=submitted_from, first=bool(setting) and not submitted_from)
+    checked: tuple[File, ...] = ()
+    if setting:
+        others = (File(name, config_json(config)) for name, config in settings.configs(plan).items())
+        checked = (*others, *preflight_files(plan.spec, plan.variables, setting, submitted_from=submitted_from))
+    return (File("node.sh", script), File("ds_config.json", config_json(plan.config)), *node_files(plan), *checked)
+
+
+def preflight_files(
+    spec: JobSpec, variables: nccl.Variables, setting: Setting, *, submitted_from: bool = True
+) -> tuple[File, ...]:
+    """What checks the nodes: a script, what it is told, and the two packages that travel, below node/."""
+    packages = [HERE / "__init__.py", *sorted(HERE.glob("preflight/*.py")), *sorted(HERE.glob("checks/*.py"))]
+    told = json.dumps(preflight.to_json(setting), indent=1)
+    return (
+        File("preflight.sh", preflight_script(spec, variables, submitted_from=submitted_from)),
+        File("preflight.json", told + "\n"),
+        *([File("node/xids.json", json.dumps(preflight.to_json(settings.xids())) + "\n")] if setting.gpus else []),
+        *(File(f"node/launcher/{path.relative_to(HERE)}", path.read_text(encoding="utf-8")) for path in packages),
+    )
+
+
+def exports(variables: nccl.Variables) -> list[str]:
+    """The lines that make an environment; what a fabric's vendor runs stands before our own."""
+    lines = [part for line in variables.setup for part in (f"# {comment(line.why)}", line.text)]
+    for row in variables.rows:
+        value = quote(row.value)
+        value = f"'{value}'" if value.startswith("=") else value  # NCCL_IB_HCA='=mlx5_0', which is no ==
+        lines.append(f"export {row.name}={value}  # {comment(row.why)}")
+    return lines
 
 
 MODULES = """\
@@ -121,22 +155,55 @@ if found < {gpus}:
 EOF"""
 
 
-def node_script(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool = True) -> str:
-    """The script that runs once per node, whatever the scheduler."""
-    spec = plan.spec
+def preflight_script(spec: JobSpec, variables: nccl.Variables, *, submitted_from: bool = True) -> str:
+    """The script that checks one node, in the environment that trains; on the first node also the one that judges."""
     lines = [
         "#!/usr/bin/env bash",
-        f"# {spec.name}: runs once on every node, with NODE_RANK, MASTER_ADDR and MASTER_PORT set.",
-        f"# {comment(plan.model.name)}: {plan.parameters:,} parameters, ZeRO-{plan.setup.stage}, "
-        f"{plan.setup.precision}, {spec.resources.nodes} x {spec.per_node} ranks,",
-        f"# batch {plan.batch.total} = {plan.batch.micro} x {plan.batch.accumulation} x {plan.batch.replicas}.",
+        f"# {spec.name}: checks this node before anything trains, with NODE_RANK and DSLAUNCH_COORDINATOR set.",
+        *prelude(spec, variables, submitted_from=submitted_from),
+        "",
+        "# --- preflight",
+    ]
+    if submitted_from or spec.train.workdir != ".":
+        lines.append(f"cd -P -- {_from_job_file(spec.train.workdir, submitted_from)}")
+    lines.append(PREFLIGHT)
+    return "\n".join(lines)
+
+
+PREFLIGHT = """\
+out=${DSLAUNCH_PREFLIGHT_OUT:-"$logs/preflight"}
+export PYTHONPATH="$here/node${PYTHONPATH:+:$PYTHONPATH}"
+if [ "$NODE_RANK" = 0 ]; then
+  python3 -m launcher.preflight.coordinator --setting "$here/preflight.json" --out "$out" \\
+    --port "${DSLAUNCH_COORDINATOR##*:}" --names "${DSLAUNCH_NODES:-}" &
+fi
+rc=0
+python3 -m launcher.preflight.agent --setting "$here/preflight.json" --connect "$DSLAUNCH_COORDINATOR" \\
+  --name "${DSLAUNCH_NODE:-$(hostname)}" --index "$NODE_RANK" --logs "$logs/preflight" || rc=$?
+wait
+exit "$rc"
+"""
+
+
+FIRST = """\
+rc=0
+trap 'exit 143' TERM  # the first process of a pod ignores it otherwise
+DSLAUNCH_COORDINATOR=$MASTER_ADDR:$((MASTER_PORT + 1)) bash "$here/preflight.sh" &
+wait "$!" || rc=$?
+trap - TERM
+case $rc in 0 | 10) ;; *) exit "$rc" ;; esac  # 10: ready without a node that is not needed"""
+
+
+def prelude(spec: JobSpec, variables: nccl.Variables, *, submitted_from: bool) -> list[str]:
+    """From a bare shell to the environment of the job."""
+    lines = [
         "set -eo pipefail",
         "trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again",
         'here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)',
         'logs=${DSLAUNCH_LOGS:-"$here/logs"}',
         'mkdir -p -- "$logs"',
         # one line that `dslaunch status` shows when a node never comes to its ranks
-        """trap 'echo "node.sh line $LINENO on $(hostname): ended with $?: $BASH_COMMAND" """
+        """trap 'echo "${BASH_SOURCE[0]##*/} line $LINENO on $(hostname): ended with $?: $BASH_COMMAND" """
         """| tee "$logs/failed-before-ranks" >&2' ERR""",
     ]
     if spec.modules:
@@ -149,11 +216,26 @@ def node_script(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool =
         lines += ['eval "$(conda shell.bash hook)"', f"conda activate {quote(spec.conda)}"]
     if spec.setup:
         lines += ["", "# --- setup, from the job file", *spec.setup]
-    if plan.variables.rows:
-        lines += ["", "# --- environment"]
-        lines += [f"export {row.name}={quote(row.value)}  # {comment(row.why)}" for row in plan.variables.rows]
+    if variables.rows:
+        lines += ["", "# --- environment", *exports(variables)]
     if spec.secrets and submitted_from:
         lines += ["", "# --- secrets", SECRETS, *(f"secret {name}" for name in spec.secrets)]
+    return lines
+
+
+def node_script(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool = True, first: bool = False) -> str:
+    """The script that runs once per node, whatever the scheduler. `first`: a pod checks itself before it trains."""
+    spec = plan.spec
+    lines = [
+        "#!/usr/bin/env bash",
+        f"# {spec.name}: runs once on every node, with NODE_RANK, MASTER_ADDR and MASTER_PORT set.",
+        f"# {comment(plan.model.name)}: {plan.parameters:,} parameters, ZeRO-{plan.setup.stage}, "
+        f"{plan.setup.precision}, {spec.resources.nodes} x {spec.per_node} ranks,",
+        f"# batch {plan.batch.total} = {plan.batch.micro} x {plan.batch.accumulation} x {plan.batch.replicas}.",
+        *prelude(spec, plan.variables, submitted_from=submitted_from),
+    ]
+    if first:
+        lines += ["", "# --- preflight", FIRST]
     if spec.environment.deepspeed:
         lines += ["", VERSION.format(version=quote(spec.environment.deepspeed))]
     if spec.resources.gpus_per_node:

@@ -41,6 +41,7 @@ def cli() -> None:
     \b
       dslaunch init > job.yaml                       write a job file
       dslaunch plan job.yaml                         what will be done, and why
+      dslaunch preflight --nodes 4                   whether the nodes can do it
       dslaunch local job.yaml                        run it on this machine
       dslaunch slurm job.yaml                        submit it to Slurm
       dslaunch k8s job.yaml | kubectl apply -f -     or to Kubernetes
@@ -105,14 +106,10 @@ def load(
 
     `text` when it is read already; `others` weighs the ways not taken too.
     """
-    from launcher import plan, spec, yamldoc
+    from launcher import plan, yamldoc
     from launcher.errors import Problem, UserError
 
-    name = "<stdin>" if job == "-" else job
-    text = yamldoc.decode(yamldoc.read_bytes(job), name=name) if text is None else text
-    site = site or os.environ.get("DSLAUNCH_SITE") or _site_file()
-    under = (site, yamldoc.decode(yamldoc.read_bytes(site), name=site)) if site else None
-    document = spec.load(text, name=name, site=under, overrides=overrides, environ=os.environ)
+    document = read(job, site, overrides, text=text)
     config_json = None
     try:
         if isinstance(document.spec.model, str) and document.spec.model.endswith(".json"):
@@ -124,6 +121,26 @@ def load(
         return document, plan.make(document.spec, config_json=config_json, others=others)
     except UserError as error:
         raise placed(document, error) from None
+
+
+def read(job: str, site: str | None, overrides: tuple[str, ...], *, text: str | None = None) -> Document:
+    """The job file over the site's defaults. `text` when it is read already."""
+    from launcher import spec
+
+    text = _text(job) if text is None else text
+    site = site or os.environ.get("DSLAUNCH_SITE") or _site_file()
+    under = (site, _text(site)) if site else None
+    return spec.load(text, name=_name(job), site=under, overrides=overrides, environ=os.environ)
+
+
+def _text(path: str) -> str:
+    from launcher import yamldoc
+
+    return yamldoc.decode(yamldoc.read_bytes(path), name=_name(path))
+
+
+def _name(path: str) -> str:
+    return "<stdin>" if path == "-" else path
 
 
 def placed(document: Document, error: Exception) -> Exception:
@@ -214,7 +231,7 @@ def env(job: str, site: str | None, overrides: tuple[str, ...]) -> None:
     from launcher import show
 
     _, made = load(job, site, overrides)
-    click.echo(show.exports(made.variables.rows), nl=False)
+    click.echo(show.exports(made.variables), nl=False)
     tell(made.notes)
 
 
@@ -276,7 +293,9 @@ def hostfile(
 
 
 @cli.command()
-@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.argument("files", metavar="FILE...", nargs=-1)
+@click.option("--env", "variables", is_flag=True, help="Variables of NCCL and torch, in any file; or of this shell.")
+@click.option("--fabric", metavar="NAME", help="With --env: the network, as in `dslaunch presets --fabrics`.")
 @click.option("--nodes", type=click.IntRange(1, 100_000), help="Nodes [default with --gpus: 1].")
 @click.option("--gpus", type=click.IntRange(0, 64), help="GPUs per node; 0 is CPU.")
 @click.option("--gpu", metavar="TYPE", help="GPU type, as in `dslaunch presets --gpus`.")
@@ -296,6 +315,8 @@ def hostfile(
 @site_option
 def lint(
     files: tuple[str, ...],
+    variables: bool,
+    fabric: str | None,
     nodes: int | None,
     gpus: int | None,
     gpu: str | None,
@@ -313,18 +334,24 @@ def lint(
     strict: bool,
     site: str | None,
 ) -> None:
-    """Judge DeepSpeed configs, also Hugging Face's, and job files; name what to change.
+    """Judge DeepSpeed configs, also Hugging Face's, job files and environments; name what to change.
 
     Exit 0 without errors, 1 with errors, 2 when a file could not be read.
     """  # fmt: skip
     from pathlib import Path
 
-    from launcher import facts, sarif, show
+    from launcher import facts, show
     from launcher import lint as linter
     from launcher.bundle import write_text
     from launcher.errors import Problem, UserError
     from launcher.plan.advice import SEQ_LEN
 
+    if variables:
+        _lint_variables(files, fabric, as_json=as_json, as_sarif=as_sarif, strict=strict)
+        return
+    if not files or fabric:
+        said = "--fabric goes with --env" if fabric else "no file is named"
+        raise UserError(Problem(said, "dslaunch lint ds_config.json, or dslaunch lint --env run.sh"))
     if deepspeed and len(facts.version(deepspeed)) < 3:
         raise UserError(Problem(f"--deepspeed {deepspeed}: no version of three numbers", "--deepspeed 0.19.6"))
     known = linter.Known(
@@ -362,16 +389,55 @@ def lint(
                     write_text(Path(file), fixed.text)
                 report = report if diff else fixed.report
         reports.append(report)
+    err = diff or (fix and "-" in files)
+    _tell_reports(reports, unread, as_json=as_json, as_sarif=as_sarif, strict=strict, err=err)
+
+
+def _tell_reports(
+    reports: list[Report], unread: list[Problem], *, as_json: bool, as_sarif: bool, strict: bool, err: bool = False
+) -> None:
+    """Results to read or to parse, then exit 1 for errors, 2 for what could not be read."""
+    from launcher import lint as linter
+    from launcher import sarif, show
+    from launcher.errors import UserError
+
     if as_json or as_sarif:
         click.echo(show.dumps(sarif.log(reports) if as_sarif else linter.as_json(reports)))
     elif any(report.results for report in reports):
-        click.echo(linter.text(reports), err=diff or (fix and "-" in files))
+        click.echo(linter.text(reports), err=err)
     if reports and not as_json and not as_sarif:
         click.echo(linter.summary(reports), err=True)
     if unread:
         raise UserError(*unread)
     if any(report.count("error") or (strict and report.count("warning")) for report in reports):
         sys.exit(1)
+
+
+def _lint_variables(
+    files: tuple[str, ...], fabric: str | None, *, as_json: bool, as_sarif: bool, strict: bool
+) -> None:
+    """Files, or this shell's environment with the two files that NCCL reads by itself."""
+    from launcher import envlint, facts, yamldoc
+    from launcher import lint as linter
+    from launcher.errors import UserError
+
+    network = facts.fabric(fabric) if fabric else None
+    reports: list[Report] = []
+    unread: list[Problem] = []
+    if not files:
+        here = [envlint.Assignment(name, value, expanded=True) for name, value in os.environ.items()]
+        reports.append(linter.variables(here, name="the environment", fabric=network))
+        own = [os.environ.get("NCCL_CONF_FILE") or os.path.expanduser("~/.nccl.conf"), "/etc/nccl.conf"]  # noqa: PTH111
+        files = tuple(path for path in own if os.path.isfile(path))  # noqa: PTH113
+    for file in files:
+        name = "<stdin>" if file == "-" else file
+        try:
+            text = yamldoc.decode(yamldoc.read_bytes(file), name=name)
+        except UserError as error:
+            unread += error.problems
+            continue
+        reports.append(linter.environment(text, name=name, fabric=fabric))
+    _tell_reports(reports, unread, as_json=as_json, as_sarif=as_sarif, strict=strict)
 
 
 def _judged(file: str, known: Known, site: str | None) -> tuple[str, Report]:
@@ -441,8 +507,8 @@ def presets(gpus: bool, fabrics: bool, configurations: bool, as_json: bool) -> N
         click.echo(show.dumps([asdict(row) for row in facts.gpus().values()]) if as_json
                    else show.gpus(facts.gpus().values()))  # fmt: skip
     elif fabrics:
-        named = [row for row in facts.fabrics().values() if row.name != "all"]
-        click.echo(show.dumps([asdict(row) for row in named]) if as_json else show.fabrics(named))
+        click.echo(show.dumps([asdict(row) for row in facts.fabrics().values()]) if as_json
+                   else show.fabrics(facts.fabrics().values()))  # fmt: skip
     elif configurations:
         click.echo(show.dumps([asdict(row) for row in facts.presets().values()]) if as_json
                    else show.configurations(facts.presets().values()))  # fmt: skip
@@ -510,6 +576,58 @@ def init(
         )
 
 
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.option("--nodes", metavar="N|LIST", help="Through srun on N nodes, or on gpu[01-04]; without it, here.")
+@click.option("--json", "as_json", is_flag=True, help="What was seen and concluded, as JSON.")
+@click.argument("srun", metavar="[SRUN OPTIONS]...", nargs=-1, type=click.UNPROCESSED)
+def probe(nodes: str | None, as_json: bool, srun: tuple[str, ...]) -> None:
+    """See what nodes have, and print the resources of a site file or job file.
+
+    \b
+      dslaunch probe                                        this machine
+      dslaunch probe --nodes 4 --partition=gpu --gres=gpu:8 four of Slurm's
+
+    Every line says what it was concluded from. Exit code 1 when nodes differ or do not answer.
+    """  # fmt: skip
+    from dataclasses import asdict
+
+    from launcher import hostfile as hostfiles
+    from launcher import probe as probing
+    from launcher import show
+    from launcher.bundle import NODE
+    from launcher.errors import Problem, UserError
+    from launcher.run import run
+
+    if srun and not nodes:
+        raise UserError(Problem(f"{srun[0]} is for srun, and nothing is asked of it", "--nodes 4 with it"))
+    look, count = NODE / "look.py", 1
+    asked: tuple[str, ...] = ()
+    command = [sys.executable, str(look)]
+    if nodes:
+        asked = () if nodes.isascii() and nodes.isdigit() else hostfiles.expand(nodes)
+        count = len(asked) or int(nodes)
+        command = ["srun", f"--nodes={count}", f"--ntasks={count}", "--ntasks-per-node=1", "--wait=0",
+                   *([f"--nodelist={nodes}"] if asked else []), *srun,
+                   "python3", "-c", look.read_text(encoding="utf-8")]  # fmt: skip
+    done = run(command, timeout=900 if nodes else 120)
+    seen = probing.assembled(done.out)
+    if not seen:
+        raise UserError(Problem(f"{command[0]} saw nothing: {done.err.strip()[-400:] or 'no output'}"))
+    found = [probing.conclude(one) for one in seen]
+    cluster = probing.together(found, asked=asked) if nodes else None
+    silent = count - len(found)
+    if as_json:
+        together = {"differs": cluster.differs, "missing": cluster.missing, "silent": silent} if cluster else {}
+        each = [{"seen": one, "found": asdict(its)} for one, its in zip(seen, found, strict=True)]
+        click.echo(show.dumps({"nodes": each, **together}))
+    else:
+        click.echo(probing.text(cluster.common if cluster else found[0], cluster))
+    if silent > 0:
+        click.echo(f"{silent} of {count} nodes did not answer: {done.err.strip()[-400:]}", err=True)
+    if silent > 0 or (cluster and (cluster.differs or cluster.missing)):
+        sys.exit(1)
+
+
 # --- running --------------------------------------------------------------------------------------
 
 
@@ -564,7 +682,7 @@ def slurm(
         with tempfile.TemporaryDirectory(prefix="dslaunch-") as folder:
             write(bundle, Path(folder) / "run", submitted_from=_base(job), secrets={})
             try:
-                click.echo(backend.test_only(Path(folder) / "run", made, run))
+                click.echo(backend.test_only(Path(folder) / "run", made.spec, run))
             except UserError as error:
                 raise placed(document, error) from None
         return
@@ -592,6 +710,226 @@ def k8s(job: str, site: str | None, overrides: tuple[str, ...], runs: str | None
     click.echo(record.id)
 
 
+@cli.command()
+@click.argument("job", metavar="[JOB]", required=False)
+@click.option(
+    "--nodes", type=click.IntRange(1, 100_000), help="Nodes to check [default: the job file's, with spares]."
+)
+@click.option("--on", type=click.Choice(["slurm", "k8s", "local"]), help="Where [default: slurm, where sbatch is].")
+@click.option("--here", is_flag=True, help="In the Slurm allocation that this shell is in; nothing is queued.")
+@click.option("--gpus-per-node", type=click.IntRange(0, 64), help="GPUs expected on a node; 0 is CPU.")
+@click.option("--gpu", metavar="TYPE", help="GPU type expected, as in `dslaunch presets --gpus`.")
+@click.option("--fabric", metavar="NAME", help="The network between nodes, as in `dslaunch presets --fabrics`.")
+@click.option("--stages", metavar="LIST", help="inventory,host,node,pairs,whole and deep [default: all but deep].")
+@click.option("--nccl-tests", metavar="DIR", help="Also run the nccl-tests binaries found there on the nodes.")
+@click.option("--html", metavar="FILE", help="Also write the verdict as one page, with the bandwidth of every pair.")
+@click.option("--json", "as_json", is_flag=True, help="The verdict as JSON.")
+@click.option("--ticket", is_flag=True, help="Also print, for each excluded node, a text for those who repair it.")
+@click.option("--drain", is_flag=True, help="Drain the excluded nodes (Slurm), or cordon them (Kubernetes).")
+@click.option("--strict", is_flag=True, help="Exit with 30 when something could not be looked at.")
+@site_option
+@set_option
+@runs_option
+def preflight(
+    job: str | None,
+    nodes: int | None,
+    on: str | None,
+    here: bool,
+    site: str | None,
+    overrides: tuple[str, ...],
+    runs: str | None,
+    html: str | None,
+    as_json: bool,
+    ticket: bool,
+    drain: bool,
+    strict: bool,
+    **given: Any,
+) -> None:
+    """Check nodes: software, health, and bandwidth of and between them.
+
+    JOB says what a node has to look like; without it, --nodes and the options do. Exit code 0: ready; 10: ready
+    without excluded nodes; 20: too few healthy nodes; 21: the environment differs across nodes; 22: the fabric is
+    slow; 30: it could not run; 2: bad input.
+    """
+    import dataclasses
+    import json
+    import shutil
+    from pathlib import Path
+
+    from launcher import backends, health, show, verdicts
+    from launcher import bundle as bundles
+    from launcher import preflight as types
+    from launcher.errors import Problem, UserError
+
+    if here and on not in (None, "slurm"):
+        raise UserError(Problem(f"--here is a Slurm allocation, and --on says {on}"))
+    if here and not os.environ.get("SLURM_JOB_ID"):
+        raise UserError(Problem("--here: this shell is in no Slurm allocation", "salloc -N4, or leave --here out"))
+    if on is None:
+        if not here and not shutil.which("sbatch"):
+            hint = "--on k8s, --on local, or run it on a login node"
+            raise UserError(Problem("sbatch is not on this machine, so --on has no default", hint))
+        on = "slurm"
+    if html:
+        writable(html)
+    document, made = checked(job, nodes, site, overrides, given)
+    name = {"k8s": "kubernetes"}.get(on, on)
+    backend = backends.load(name)
+    try:
+        bundle = backend.preflight(document.spec, made)
+    except UserError as error:
+        raise placed(document, error) from None
+    told = types.from_json(types.Setting, json.loads(bundle.text("preflight.json")))
+    base = _base(job) if job else Path.cwd()
+    values = {} if name == "kubernetes" else bundles.secret_values(document.spec, os.environ, base)
+    where = {"entry": bundle.entry} if here else {}  # the batch script itself, as a process of this shell
+    record = begin("local" if here else name, document, bundle, runs, base=base, values=values, **where)
+    answer = await_verdict(record, backends.load(record.backend))
+    verdict = types.from_json(types.Verdict, answer)
+    blind = sum(one.level == "unknown" for one in verdict.findings)
+    if strict and blind and verdict.code in (types.OK, types.OK_WITHOUT):
+        headline = f"not fully checked ({blind} unknown), and --strict: {verdict.headline}"
+        verdict = dataclasses.replace(verdict, code=types.COULD_NOT, headline=headline)
+    if html:
+        bundles.write_text(Path(html), health.page(verdict, told))
+    if as_json:
+        click.echo(show.dumps(types.to_json(verdict)))
+    else:
+        click.echo(verdicts.table(verdict, told, width=shutil.get_terminal_size((130, 24)).columns))
+        for _, text in verdicts.tickets(verdict) if ticket else ():
+            click.echo("\n" + text)
+    if drain and verdict.excluded:
+        from launcher.run import run as execute
+
+        why = {one.node: one.what for one in reversed(verdict.findings) if one.level == "exclude"}
+        tell(backend.drain({node: why.get(node, "") for node in verdict.excluded}, execute))
+    sys.exit(verdict.code)
+
+
+def writable(path: str) -> None:
+    """Before minutes of work, not after them."""
+    from pathlib import Path
+
+    from launcher.errors import Problem, UserError
+
+    folder = Path(path).absolute().parent
+    if not os.access(folder, os.W_OK):
+        raise UserError(Problem(f"cannot write {path}: {folder} is not there, or not yours to write"))
+
+
+def checked(
+    job: str | None, nodes: int | None, site: str | None, overrides: tuple[str, ...], given: dict[str, Any]
+) -> tuple[Document, Plan | None]:
+    """What the nodes are held against: the job file with its plan, or a job of nothing but its resources."""
+    from launcher.errors import Problem, UserError
+
+    keys = {
+        "gpus_per_node": "resources.gpus_per_node",
+        "gpu": "resources.gpu",
+        "fabric": "resources.fabric",
+        "nccl_tests": "preflight.nccl_tests",
+    }
+    more = [f"{keys[name]}={value}" for name, value in given.items() if name in keys and value is not None]
+    if given["stages"]:
+        more.append(f"preflight.stages=[{given['stages']}]")
+    if nodes is not None:
+        more.append(f"resources.nodes={nodes}")
+    if job:
+        if nodes is None:
+            return load(job, site, (*overrides, *more))
+        document = read(job, site, (*overrides, *more, "resources.spares=0"))
+        return document, None  # another number of nodes would be another plan
+    if nodes is None:
+        raise UserError(Problem("how many nodes? a job file or --nodes says", "dslaunch preflight --nodes 4"))
+    return read("--nodes", site, (*overrides, *more), text="name: preflight\nmodel: gpt-demo\n"), None
+
+
+def begin(
+    backend_name: str,
+    document: Document,
+    bundle: Bundle,
+    runs_dir: str | None,
+    *,
+    base: Path,
+    values: dict[str, str],
+    **more: str,
+) -> runs.Record:
+    """Write the run directory, submit, and journal both. Nothing is left when submitting is refused."""
+    import shutil
+
+    from launcher import backends, runs
+    from launcher import bundle as bundles
+    from launcher.errors import Unreachable, UserError
+    from launcher.run import run
+
+    backend, spec = backends.load(backend_name), document.spec
+    folder = runs.root(runs_dir, dict(os.environ)) / runs.new_id(spec.name)
+    bundles.write(bundle, folder, submitted_from=base, secrets=values)
+    facts = {
+        "backend": backend_name,
+        "name": spec.name,
+        "steps": spec.train.steps,
+        "extra": {"per_node": spec.per_node},
+    }
+    runs.note(folder, "submitting", **facts)
+    try:
+        job_id = backend.submit(folder, spec, run, **more)
+    except Unreachable as error:
+        runs.note(folder, "no answer", why=str(error))
+        raise
+    except UserError as error:
+        shutil.rmtree(folder)
+        raise placed(document, error) from None
+    runs.note(folder, "submitted", job=job_id)
+    return runs.find(str(folder), folder.parent)
+
+
+def await_verdict(record: runs.Record, backend: Any) -> dict[str, Any]:
+    """The verdict once it is there, with a line on the way for all that happens; Ctrl-C ends the job."""
+    import time
+
+    from launcher import preflight as types
+    from launcher import verdicts
+    from launcher.errors import UserError
+    from launcher.run import run
+
+    click.echo(f"{record.id}: checking, in {record.folder}", err=True)
+    said = ""
+    try:
+        for event in backend.events(record, run):
+            if event["event"] == "state":
+                if event["detail"] != said:
+                    said = event["detail"]
+                    click.echo(f"{record.job or record.id}: {said}", err=True)
+            else:
+                click.echo(verdicts.progress(event), err=True)
+        deadline = time.monotonic() + 30
+        while (found := backend.verdict(record, run)) is None and time.monotonic() < deadline:
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        click.echo("interrupted: the job is cancelled", err=True)
+        try:
+            backend.cancel(record, run)
+        except UserError as error:
+            tell(str(problem) for problem in error.problems)
+        sys.exit(130)
+    if found is not None:
+        answer: dict[str, Any] = found
+        return answer
+    state = backend.state(record, run)
+    what = f"the job ended without a verdict ({state.detail or state.state.value}); see {record.folder}/logs"
+    lost = types.Verdict(
+        types.COULD_NOT,
+        f"nothing starts: {what}",
+        (),
+        (),
+        (types.Finding("job", "block", what, code=types.COULD_NOT),),
+        (),
+    )
+    empty: dict[str, Any] = types.to_json(lost)
+    return empty
+
+
 def handle(record: runs.Record, runs_dir: str | None) -> str:
     """What one types to find the run again: its id, or its directory when that is elsewhere."""
     import shlex
@@ -602,36 +940,10 @@ def handle(record: runs.Record, runs_dir: str | None) -> str:
 def start(
     backend_name: str, job: str, document: Document, made: Plan, bundle: Bundle, runs_dir: str | None
 ) -> runs.Record:
-    """Write the run directory, submit, and journal both. Nothing is left when submitting is refused."""
-    import shutil
-
-    from launcher import backends, runs
-    from launcher import bundle as bundles
-    from launcher.errors import Unreachable, UserError
-    from launcher.run import run
-
-    backend = backends.load(backend_name)
+    """The job with everything that has to be on this machine."""
     base = _base(job)
     values = {} if backend_name == "kubernetes" else present(document, made, base)
-    folder = runs.root(runs_dir, dict(os.environ)) / runs.new_id(made.spec.name)
-    bundles.write(bundle, folder, submitted_from=base, secrets=values)
-    facts = {
-        "backend": backend_name,
-        "name": made.spec.name,
-        "steps": made.spec.train.steps,
-        "extra": {"per_node": made.spec.per_node},
-    }
-    runs.note(folder, "submitting", **facts)
-    try:
-        job_id = backend.submit(folder, made, run)
-    except Unreachable as error:
-        runs.note(folder, "no answer", why=str(error))
-        raise
-    except UserError as error:
-        shutil.rmtree(folder)
-        raise placed(document, error) from None
-    runs.note(folder, "submitted", job=job_id)
-    return runs.find(str(folder), folder.parent)
+    return begin(backend_name, document, bundle, runs_dir, base=base, values=values)
 
 
 def present(document: Document, made: Plan, base: Path) -> dict[str, str]:

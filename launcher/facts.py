@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from launcher import yamldoc
 from launcher.errors import Problem, UserError
@@ -101,17 +102,86 @@ class OptimizerRow:
 
 
 @dataclass(frozen=True)
+class Expected:
+    """A row of bus bandwidth, GB/s: who has to match, what passes, what excludes, and who measured it."""
+
+    what: Literal["node", "pair", "whole"]
+    size: int  # GiB per rank
+    passes: float
+    excludes: float
+    measured: str
+    source: str
+    op: str = ""  # all_reduce, and sendrecv for a pair, where empty
+    gpus: list[str] = field(default_factory=list)  # names or generations; any where empty
+    per_node: int = 0  # GPUs; any where 0
+    wire: float = 0.0  # GB/s that leave a node; any where 0
+    nodes: list[int] = field(default_factory=lambda: [1, 0])  # from, to; 0 is no end
+    nvls: bool = True  # NVLink SHARP on, where the GPUs have it
+
+    def fits(self, gpu: Gpu | None, *, per_node: int, nodes: int, wire: float, nvls: bool) -> bool:
+        first, last = self.nodes
+        return (
+            (not self.gpus or (gpu is not None and bool({gpu.name, gpu.arch} & set(self.gpus))))
+            and self.per_node in (0, per_node)
+            and (not self.wire or abs(wire / self.wire - 1) < 0.03)
+            and nodes >= first
+            and (not last or nodes <= last)
+            and (self.nvls == nvls or gpu is None or gpu.arch not in ("hopper", "blackwell"))
+        )
+
+
+@dataclass(frozen=True)
 class Fabric:
     name: str
     title: str
     source: str
-    variables: dict[str, dict[str, str]]
+    variables: dict[str, dict[str, Any]]  # value, why; `by` has the value by GPU name or generation
     aliases: list[str] = field(default_factory=list)
-    nominal: dict[str, float] = field(default_factory=dict)  # Gbit/s per node by GPU generation; "other" for the rest
+    nominal: dict[str, float] = field(default_factory=dict)  # Gbit/s per node by GPU; "other" for the rest
     efficiency: float = 0.75  # share of the line rate that collectives reach as bus bandwidth
     latency: float = 10e-6  # seconds for one hop between nodes inside a collective
-    warn: dict[str, str] = field(default_factory=dict)
-    refuse: dict[str, dict[str, Any]] = field(default_factory=dict)
+    setup: list[dict[str, Any]] = field(default_factory=list)  # shell lines before the exports: line, why, gpus
+    breaks: dict[str, str] = field(default_factory=dict)  # NAME=VALUE that takes the fabric away, and why
+    never: dict[str, str] = field(default_factory=dict)  # NAME or NAME=VALUE that has no place here, and why
+    only: Literal["", "node", "cpu"] = ""  # for one node, for jobs without GPUs
+    links: dict[str, dict[str, int]] = field(default_factory=dict)  # by GPU, where the seller fixes it
+    share: dict[str, list[float]] = field(default_factory=lambda: {"pair": [0.88, 0.80], "whole": [0.73, 0.60]})
+    expected: list[Expected] = field(default_factory=list)
+    detect: list[dict[str, Any]] = field(default_factory=list)  # conditions, any one of these sets: launcher/probe.py
+    possible: str = ""  # why a node alone cannot tell
+
+    def gbits(self, gpu: Gpu) -> float:
+        """What a node is assumed to have: 3200 for H100 over InfiniBand."""
+        return self.nominal.get(gpu.name, self.nominal.get(gpu.arch, self.nominal["other"]))
+
+    def emits(self, gpu: Gpu | None) -> dict[str, tuple[str, str]]:
+        """Variables with value and reason, for one GPU type."""
+        found = {}
+        for name, row in self.variables.items():
+            by = row.get("by", {})
+            value = by.get(gpu.name, by.get(gpu.arch)) if gpu else None
+            if value is None:
+                value = row.get("value")
+            if value is not None:
+                found[name] = (value, row["why"])
+        return found
+
+    def lines(self, gpu: Gpu | None) -> list[tuple[str, str]]:
+        """Shell lines with their reason."""
+        chosen = {gpu.name, gpu.arch} if gpu else set()
+        return [(row["line"], row["why"]) for row in self.setup if "gpus" not in row or chosen & set(row["gpus"])]
+
+
+@dataclass(frozen=True)
+class XidRow:
+    """An error number of the NVIDIA driver, and what we make of it."""
+
+    number: int
+    name: str  # the catalogue's
+    action: str  # its immediate resolution
+    level: Literal["note", "warn", "exclude"]
+    means: str = ""  # for people
+    why: str = ""  # where level does not follow from action
 
 
 @cache
@@ -156,9 +226,34 @@ def presets() -> dict[str, Preset]:
 
 
 @cache
+def xids() -> dict[int, XidRow]:
+    """xids()[79].level is "exclude": the GPU fell off the bus."""
+    rows = yamldoc.load_tables(DATA / "xids.yaml")
+    return {int(number): XidRow(int(number), **row) for number, row in rows.items()}
+
+
+@cache
 def fabrics() -> dict[str, Fabric]:
-    rows = {path.stem: yamldoc.load_tables(path) for path in sorted((DATA / "fabrics").glob("*.yaml"))}
-    return {name: Fabric(name, **row) for name, row in rows.items()}
+    return {path.stem: _fabric_in(path) for path in _fabric_files()}
+
+
+def every_network() -> Fabric:
+    """What holds whatever the network is."""
+    return _fabric_in(DATA / "fabrics" / "all.yaml")
+
+
+def fabric_names() -> list[str]:
+    return [path.stem for path in _fabric_files()]
+
+
+def _fabric_files() -> list[Path]:
+    return sorted(path for path in (DATA / "fabrics").glob("*.yaml") if path.stem != "all")
+
+
+@cache
+def _fabric_in(path: Path) -> Fabric:
+    row = yamldoc.load_tables(path)
+    return Fabric(path.stem, **{**row, "expected": [Expected(**one) for one in row.get("expected", ())]})
 
 
 def optimizer(name: str) -> OptimizerRow | None:
@@ -180,13 +275,17 @@ def gpu(name: str) -> Gpu:
 
 
 def fabric(name: str) -> Fabric:
-    for row in fabrics().values():
-        if row.name != "all" and name.lower() in (row.name, *row.aliases):
-            return row
-    known = [name for name in fabrics() if name != "all"]
-    raise UserError(
-        Problem(f"no fabric `{name}` in the table", yamldoc.suggest(name, known), ("resources", "fabric"))
-    )
+    """fabric("ib") is InfiniBand's row. Raises UserError for a name nobody has."""
+    asked = name.lower()
+    for path in _fabric_files():  # a dozen files, of which one is worth reading in full
+        if path.stem == asked:
+            return _fabric_in(path)
+    for path in _fabric_files():
+        listed = re.search(r"^aliases: \[(.*)\]$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if listed and asked in listed[1].split(", "):
+            return _fabric_in(path)
+    hint = yamldoc.suggest(name, fabric_names())
+    raise UserError(Problem(f"no fabric `{name}` in the table", hint, ("resources", "fabric")))
 
 
 def model(name: str, *, config_json: str | None = None) -> Model:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import re
 import textwrap
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from launcher import facts, jsondoc, show, yamldoc
+from launcher import envlint, facts, jsondoc, show, yamldoc
 from launcher.errors import Path, Problem, UserError
 from launcher.plan import advice, rules
 from launcher.plan.rules import REMOVE, Finding, Row
@@ -21,6 +23,14 @@ if TYPE_CHECKING:
 
 SEVERITIES = ("error", "warning", "note")
 Kind = Literal["deepspeed", "job"]
+
+
+@cache
+def rows() -> dict[str, Row]:
+    """Every id there is: DeepSpeed's rules, our advice, variables of the environment."""
+    shown = ("name", "severity", "title", "why", "fix", "source")
+    variables = {id: Row(id, **{key: row[key] for key in shown}) for id, row in envlint.rules().items()}
+    return {**advice.rows(), **variables}
 
 
 @dataclass(frozen=True)
@@ -61,7 +71,7 @@ class Result:
 
     @property
     def row(self) -> Row:
-        return advice.rows()[self.rule]
+        return rows()[self.rule]
 
     @property
     def why(self) -> str:
@@ -211,7 +221,7 @@ def _slips(document: jsondoc.Document, name: str, trainer: str) -> list[Result]:
         alike.setdefault((rule, key), []).append(slip)
     for (rule, _), slips in alike.items():
         first, more = slips[0], len(slips) - 1
-        row = advice.rows()[rule]
+        row = rows()[rule]
         message = first.message + (f", and {more} more" if more else "")
         if first.kind == "lax":
             reads = "Python's json stops here" + (", DeepSpeed's hjson does not" if trainer != "hf" else "")
@@ -223,7 +233,7 @@ def _slips(document: jsondoc.Document, name: str, trainer: str) -> list[Result]:
 
 
 def _placed(document: jsondoc.Document, name: str, finding: Finding) -> Result:
-    row = advice.rows()[finding.rule]
+    row = rows()[finding.rule]
     span = document.span(finding.path)
     fix = finding.fix or row.fix
     return _result(document, name, finding.rule, span, finding.message, fix, _mends(finding))
@@ -231,14 +241,14 @@ def _placed(document: jsondoc.Document, name: str, finding: Finding) -> Result:
 
 def _mends(finding: Finding) -> bool:
     """What --fix writes: edits that are certain, of what is at least a warning."""
-    return bool(finding.edits) and advice.rows()[finding.rule].severity != "note"
+    return bool(finding.edits) and rows()[finding.rule].severity != "note"
 
 
 def _result(
     document: jsondoc.Document, name: str, rule: str, span: tuple[int, int], message: str, fix: str, fixable: bool
 ) -> Result:
     (line, column), (end_line, end_column) = document.place(span[0]), document.place(span[1])
-    severity = advice.rows()[rule].severity
+    severity = rows()[rule].severity
     return Result(rule, severity, name, line, column, end_line, end_column, message, fix, fixable)
 
 
@@ -350,7 +360,7 @@ def diff(before: str, after: str, *, name: str) -> str:
 
 # --- job files --------------------------------------------------------------------------------------
 
-ID = re.compile(r"\s*\[(DSL[0-9]{3})\]")
+ID = re.compile(r"\s*\[((?:DSL|ENV)[0-9]{3})\]")
 
 
 def refused(problems: Iterable[Problem], *, name: str, text: str = "") -> Report:
@@ -363,8 +373,8 @@ def refused(problems: Iterable[Problem], *, name: str, text: str = "") -> Report
     for problem in problems:
         file, line, column = _where(problem.where or name)
         found = ID.search(problem.message)
-        rule = found[1] if found and found[1] in advice.rows() else "DSL198"
-        severity = advice.rows()[rule].severity if rule != "DSL198" else "error"
+        rule = found[1] if found and found[1] in rows() else "DSL198"
+        severity = rows()[rule].severity if rule != "DSL198" else "error"
         message = ID.sub("", problem.message)
         results.append(Result(rule, severity, file, line, column, line, column, message, problem.hint, False))
     return Report(name, "job file", tuple(sorted(results, key=_order)))
@@ -375,9 +385,15 @@ def accepted(document: Document, plan: Plan, *, name: str) -> Report:
     results = []
     for note in plan.notes:
         found = ID.search(note)
-        rule = found[1] if found and found[1] in advice.rows() else "DSL199"
-        severity = advice.rows()[rule].severity
-        results.append(Result(rule, severity, name, 0, 0, 0, 0, ID.sub("", note), "", False))
+        rule = found[1] if found and found[1] in rows() else "DSL199"
+        row = rows()[rule]
+        file, line, column, fix = name, 0, 0, ""
+        if rule.startswith("ENV"):
+            variable = re.match(r"\w+", note)
+            assert variable is not None  # envlint's messages begin with the name
+            file, line, column = _where(str(yamldoc.place(document.root, ("env", variable[0]))))
+            fix = row.fix
+        results.append(Result(rule, row.severity, file, line, column, line, column, ID.sub("", note), fix, False))
     spec = plan.spec
     situation = rules.Situation(
         config=plan.config,
@@ -392,7 +408,7 @@ def accepted(document: Document, plan: Plan, *, name: str) -> Report:
             continue  # what the plan chose has its reason there
         at = rules.job_path(finding.path, spec.train.deepspeed)
         file, line, column = _where(str(yamldoc.place(document.root, at)))
-        row = advice.rows()[finding.rule]
+        row = rows()[finding.rule]
         hint = finding.job_fix or finding.fix or row.fix
         result = Result(finding.rule, row.severity, file, line, column, line, column, finding.message, hint, False)
         results.append(result)
@@ -430,6 +446,30 @@ def _other_yaml(text: str, name: str) -> Result | None:
     return Result("DSL196", "error", name, 1, 1, 1, 1, message, hint, False)
 
 
+# --- environments -----------------------------------------------------------------------------------
+
+
+def environment(text: str, *, name: str, fabric: str | None = None) -> Report:
+    """A script, a K=V file, or YAML with variables; a job file's own fabric counts where none is given."""
+    network = facts.fabric(fabric) if fabric else None
+    named = envlint.fabric_in(text) if name.lower().endswith((".yaml", ".yml")) else None
+    if named and not network:
+        with contextlib.suppress(UserError):  # a word of somebody else's YAML
+            network = facts.fabric(named)
+    return variables(envlint.read(text, name=name), name=name, fabric=network)
+
+
+def variables(assignments: Iterable[envlint.Assignment], *, name: str, fabric: facts.Fabric | None = None) -> Report:
+    results = []
+    for found in envlint.judge(assignments, fabric=fabric):
+        row, at = rows()[found.rule], found.at
+        end = at.column + len(at.name) if at.line else 0
+        fix = found.fix or row.fix
+        result = Result(row.id, row.severity, name, at.line, at.column, at.line, end, found.message, fix, False)
+        results.append(result)
+    return Report(name, "environment", tuple(sorted(results, key=_order)))
+
+
 # --- looking up -------------------------------------------------------------------------------------
 
 
@@ -438,7 +478,7 @@ def row(id: str) -> Row:
     asked = id.strip().upper()
     if re.fullmatch(r"[0-9]{1,3}", asked):
         asked = f"DSL{int(asked):03}"
-    known = advice.rows()
+    known = rows()
     if asked in known:
         return known[asked]
     named = next((row for row in known.values() if row.name == id.strip().lower()), None)
@@ -502,7 +542,7 @@ def explained(row: Row) -> str:
     outcome = {"refused": "DeepSpeed refuses it", "ignored": "DeepSpeed ignores it", "differs": "it runs, otherwise"}
     rows = [
         ("severity", f"{row.severity}; {outcome[row.outcome]}" if row.outcome in outcome else row.severity),
-        ("DeepSpeed", held),
+        ("DeepSpeed", "" if row.id in envlint.rules() else held),
         ("why", row.why),
         ("instead", row.fix),
         ("source", row.source),
@@ -512,12 +552,13 @@ def explained(row: Row) -> str:
         if value:
             wrapped = textwrap.wrap(value, 100, break_long_words=False, break_on_hyphens=False)
             lines += [f"  {name:10}{part}" if not i else f"{'':12}{part}" for i, part in enumerate(wrapped)]
-    example = examples().get(row.id, {})
+    example = envlint.rules().get(row.id) or examples().get(row.id, {})
     given = " ".join(f"--{key} {value}" for key, value in example.get("given", {}).items() if key != "checkpoint")
     names = example.get("given", {}).get("checkpoint", "")
     given += f"{' ' if given else ''}--checkpoint DIR, with {names}" if names else ""
     for name in ("bad", "good"):
         if name in example:
+            given = given or (f"--fabric {example['fabric']}" if "fabric" in example else "")
             said = f" ({given})" if given and name == "bad" else ""
             config = example[name]
             body = config.rstrip("\n") if isinstance(config, str) else json.dumps(config, indent=2)
@@ -526,4 +567,4 @@ def explained(row: Row) -> str:
 
 
 def listed() -> str:
-    return show.table([(row.id, row.severity, row.name, row.title) for row in advice.rows().values()])
+    return show.table([(row.id, row.severity, row.name, row.title) for row in rows().values()])

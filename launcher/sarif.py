@@ -7,8 +7,7 @@ from typing import Any
 from urllib.parse import quote
 
 from launcher import __version__
-from launcher.lint import Report, Result
-from launcher.plan import advice
+from launcher.lint import Report, Result, rows
 from launcher.plan.rules import Row
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -27,7 +26,7 @@ def log(reports: Iterable[Report]) -> dict[str, Any]:
                     "driver": {
                         "name": "dslaunch",
                         "version": __version__,
-                        "rules": [_rule(advice.rows()[rule]) for rule in found],
+                        "rules": [_rule(rows()[rule]) for rule in found],
                     }
                 },
                 "columnKind": "unicodeCodePoints",

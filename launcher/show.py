@@ -262,10 +262,10 @@ def dumps(value: Any) -> str:
     return json.dumps(value, indent=2)
 
 
-def exports(rows: Iterable[nccl.Variable]) -> str:
-    from launcher.bundle import comment, quote
+def exports(variables: nccl.Variables) -> str:
+    from launcher.bundle import exports
 
-    return "".join(f"export {row.name}={quote(row.value)}  # {comment(row.why)}\n" for row in rows)
+    return "".join(f"{line}\n" for line in exports(variables))
 
 
 def models(rows: Iterable[facts.Model]) -> str:
@@ -361,7 +361,24 @@ def gpus(rows: Iterable[facts.Gpu]) -> str:
 
 
 def fabrics(rows: Iterable[facts.Fabric]) -> str:
-    return table([(row.name, row.title, row.source) for row in rows if row.name != "all"])
+    """What each is called, what it sets and what must not be set on it."""
+    lines = []
+    for row in rows:
+        also = f" (also {', '.join(row.aliases)})" if row.aliases else ""
+        lines.append(f"{row.name}{also}: {row.title}")
+        sets = [name for name in row.variables]
+        sets += ["shell lines of the vendor" for _ in row.setup[:1]]
+        lines += _wrapped("    sets   ", ", ".join(sets) or "nothing")
+        lines += _wrapped("    never  ", ", ".join([*row.breaks, *row.never]))
+        for one in row.expected:
+            first, last = one.nodes
+            where = {"node": "one node", "pair": "a pair"}.get(one.what) or f"{first}{f' to {last}' if last else '+'} nodes"
+            wire = f" on {one.wire * 8:g} Gbit/s" if one.wire else ""
+            who = f"{'/'.join(one.gpus)}{wire}".strip()
+            text = f"{where}, {who}: {one.passes:g} GB/s, bad under {one.excludes:g} ({one.size} GiB; {one.source})"
+            lines += _wrapped("    passes ", text.replace("2 to 2 nodes", "2 nodes"))
+        lines += _wrapped("    source ", row.source)
+    return "\n".join(lines)
 
 
 def status(record: runs.Record, found: Status, step: dict[str, Any] | None, failures: list[str]) -> str:

@@ -221,7 +221,7 @@ class Resources(Section):
     gpu: Annotated[Token | None, Help("GPU type as in `dslaunch presets --gpus`, such as h100-80gb")] = None
     cpus_per_node: Annotated[Count | None, Help("CPU cores asked for on each node")] = None
     memory: Annotated[Memory | None, Help("host memory asked for on each node, such as 500G")] = None
-    fabric: Annotated[Token | None, Help("the network between nodes: infiniband, roce, efa, ethernet")] = None
+    fabric: Annotated[Token | None, Help("the network between nodes, as in `dslaunch presets --fabrics`")] = None
     network: Annotated[
         Annotated[float, Range(0.1, 100_000)] | None, Help("Gbit/s of one node, all its NICs together: 1600")
     ] = None
@@ -237,7 +237,26 @@ class Resources(Section):
     node_mttf: Annotated[
         Annotated[float, Range(0.01, 1e6)] | None, Help("mean days between failures of one node")
     ] = None
-    spares: Annotated[int, Range(0, 1000), Help("extra nodes; one that fails the first check is replaced")] = 0
+    spares: Annotated[int, Range(0, 1000), Help("extra nodes: the preflight picks the healthy ones")] = 0
+
+
+@dataclass(frozen=True)
+class Preflight(Section):
+    """What is checked in the allocation before training starts."""
+
+    run: Annotated[
+        bool | Literal["auto"], Help("auto: with GPUs on several nodes, and wherever there are spares")
+    ] = "auto"
+    stages: Annotated[
+        tuple[Literal["inventory", "host", "node", "pairs", "whole", "deep"], ...],
+        Help("deep runs dcgmi on suspects and takes minutes"),
+    ] = ("inventory", "host", "node", "pairs", "whole")
+    resubmit: Annotated[
+        int, Range(0, 10), Help("Slurm: with too few healthy nodes, submit again without the others, so many times")
+    ] = 0
+    seconds: Annotated[float, Range(0.1, 60), Help("of one bandwidth measurement")] = 1.0
+    join_timeout: Annotated[float, Range(5, 7200), Help("seconds for all nodes to report")] = 180.0
+    nccl_tests: Annotated[FilePath | None, Help("directory of nccl-tests binaries to run too, on every node")] = None
 
 
 @dataclass(frozen=True)
@@ -337,6 +356,7 @@ class Kubernetes(Section):
     rdma_count: Count = 1
     shm: Annotated[Quantity, Help("size of /dev/shm, in memory")] = "16Gi"
     node_selector: dict[LabelKey, Label] = field(default_factory=dict)
+    exclude: Annotated[tuple[DnsName, ...], Help("never these nodes, by name")] = ()
     tolerations: tuple[Toleration, ...] = ()
     volumes: tuple[Volume, ...] = ()
     run_as_user: Annotated[Count | None, Help("uid in the pod; absent leaves it to the image")] = None
@@ -355,6 +375,7 @@ class JobSpec(Section):
     ]
     train: Train = field(default_factory=Train)
     resources: Resources = field(default_factory=Resources)
+    preflight: Preflight = field(default_factory=Preflight)
     environment: Environment = field(default_factory=Environment)
     env: Annotated[dict[Variable, Text], Help("variables for every rank, byte for byte")] = field(
         default_factory=dict
@@ -381,6 +402,16 @@ class JobSpec(Section):
     @property
     def world(self) -> int:
         return self.resources.nodes * self.per_node
+
+    @property
+    def checks_nodes(self) -> bool:
+        """Whether a preflight comes before training."""
+        asked, resources = self.preflight.run, self.resources
+        return (
+            (resources.nodes > 1 and resources.gpus_per_node > 0) or resources.spares > 0
+            if asked == "auto"
+            else asked
+        )
 
     @property
     def box(self) -> Container | None:
@@ -505,6 +536,9 @@ def _contradictions(spec: JobSpec) -> list[Problem]:
                 at=("resources", "gpu"),
             )
         )
+    if resources.spares and not spec.checks_nodes:
+        message = "spares wait for a node that the preflight finds unfit, and preflight.run is false"
+        found.append(Problem(message, hint="spares: 0, or leave preflight.run out", at=("resources", "spares")))
     if spec.venv and spec.conda:
         found.append(Problem("venv and conda are both given", hint="keep one", at=("conda",)))
     for index, module in enumerate(spec.modules):

@@ -39,13 +39,17 @@ ENUMS = {
     ("V1PodSpec", "restart_policy"): {"Always", "OnFailure", "Never"},
     ("V1PodSpec", "dns_policy"): {"ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"},
     ("V1Container", "image_pull_policy"): {"Always", "IfNotPresent", "Never"},
+    ("V1Container", "termination_message_policy"): {"File", "FallbackToLogsOnError"},
     ("V1Toleration", "operator"): {"Exists", "Equal"},
     ("V1Toleration", "effect"): {"NoSchedule", "PreferNoSchedule", "NoExecute"},
     ("V1SeccompProfile", "type"): {"RuntimeDefault", "Unconfined", "Localhost"},
     ("V1EmptyDirVolumeSource", "medium"): {"", "Memory", "HugePages"},
     ("V1PodSecurityContext", "fs_group_change_policy"): {"OnRootMismatch", "Always"},
     ("V1ContainerPort", "protocol"): {"TCP", "UDP", "SCTP"},
+    ("V1NodeSelectorRequirement", "operator"): {"In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"},
 }
+FIELDS = {"metadata.name", "metadata.namespace", "metadata.uid", "spec.nodeName", "spec.serviceAccountName",
+          "status.hostIP", "status.hostIPs", "status.podIP", "status.podIPs"}  # fmt: skip
 
 # The PyTorchJob of training-operator 1.9, without its pod templates. A set is a choice of words.
 SCHEDULING = {"minAvailable": int, "queue": str, "minResources": {str: "quantity"}, "priorityClass": str,
@@ -247,6 +251,14 @@ def _pod(pod: dict[str, Any], at: str) -> Iterator[str]:
             yield f"{at}.tolerations[{index}]: Exists with a value"
         if not row.get("key") and row.get("operator") != "Exists":
             yield f"{at}.tolerations[{index}]: no key and not Exists"
+    affinity = pod.get("affinity", {}).get("nodeAffinity", {})
+    for term in affinity.get("requiredDuringSchedulingIgnoredDuringExecution", {}).get("nodeSelectorTerms", []):
+        for row in term.get("matchFields", []):
+            name = row.get("values", [])
+            if row["key"] != "metadata.name" or row["operator"] not in ("In", "NotIn") or len(name) != 1:
+                yield f"{at}.affinity: matchFields compares metadata.name with one name"
+            elif not SUBDOMAIN.match(name[0]):
+                yield f"{at}.affinity: {name[0]!r} is no node's name"
     for container in containers:
         yield from _container(container, set(volumes), f"{at}.containers.{container['name']}")
 
@@ -261,6 +273,10 @@ def _container(container: dict[str, Any], volumes: set[str], at: str) -> Iterato
     yield from (
         f"{at}.env.{row['name']}: value and valueFrom" for row in env if "value" in row and "valueFrom" in row
     )
+    for row in env:
+        field = row.get("valueFrom", {}).get("fieldRef", {}).get("fieldPath")
+        if field and field not in FIELDS and not re.fullmatch(r"metadata\.(labels|annotations)\['[^']+'\]", field):
+            yield f"{at}.env.{row['name']}: a pod has no field {field!r}"
     yield from _twice([row["mountPath"] for row in container.get("volumeMounts", [])], f"{at}.volumeMounts")
     for row in container.get("volumeMounts", []):
         if row["name"] not in volumes:
@@ -354,18 +370,23 @@ def _webhook(job: dict[str, Any]) -> Iterator[str]:
 def _references(job: dict[str, Any], maps: dict[str, Any]) -> Iterator[str]:
     for kind, row in job["spec"]["pytorchReplicaSpecs"].items():
         for volume in row["template"]["spec"].get("volumes", []):
-            source = volume.get("configMap")
-            if not source:
-                continue
-            if source["name"] not in maps:
-                yield f"{kind}: no ConfigMap {source['name']}"
-                continue
-            found = maps[source["name"]]
-            if found["metadata"].get("namespace") != job["metadata"].get("namespace"):
-                yield f"{kind}: ConfigMap {source['name']} is in another namespace"
-            missing = [item["key"] for item in source.get("items", []) if item["key"] not in found["data"]]
-            if missing:
-                yield f"{kind}: ConfigMap {source['name']} has no {', '.join(missing)}"
+            several = [part["configMap"] for part in volume.get("projected", {}).get("sources", [])]
+            sources = [volume["configMap"]] if "configMap" in volume else several
+            for source in sources:
+                yield from _reference(source, maps, job, kind)
+            yield from _twice([item["path"] for source in sources for item in source.get("items", [])], kind)
+
+
+def _reference(source: dict[str, Any], maps: dict[str, Any], job: dict[str, Any], kind: str) -> Iterator[str]:
+    if source["name"] not in maps:
+        yield f"{kind}: no ConfigMap {source['name']}"
+        return
+    found = maps[source["name"]]
+    if found["metadata"].get("namespace") != job["metadata"].get("namespace"):
+        yield f"{kind}: ConfigMap {source['name']} is in another namespace"
+    missing = [item["key"] for item in source.get("items", []) if item["key"] not in found["data"]]
+    if missing:
+        yield f"{kind}: ConfigMap {source['name']} has no {', '.join(missing)}"
 
 
 # --- the CRD itself, where there is one -----------------------------------------------------------

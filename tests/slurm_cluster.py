@@ -261,6 +261,28 @@ class Cluster:
         with process.stdin as pipe:
             pipe.write(b"the cable is in\n")
 
+    def shape(self, node: str, *, tx: float = 0, rx: float = 0, to: dict[str, float] | None = None) -> None:
+        """Mbit/s that a node sends, receives, and sends to others by name; 0 is as fast as this machine."""
+        cable = self.tag + node.removeprefix("node")
+        # the bridge's side of the cable is what the node receives
+        subprocess.run(["tc", "qdisc", "del", "dev", cable, "root"], capture_output=True, check=False)
+        if rx:
+            _run(["tc", "qdisc", "add", "dev", cable, "root", *_bucket(rx)])
+        inside = self.inside(node, [])
+        subprocess.run([*inside, "tc", "qdisc", "del", "dev", "eth0", "root"], capture_output=True, check=False)
+        slower = to or {}
+        if not tx and not slower:
+            return
+        top = tx or 100_000
+        add = [*inside, "tc"]
+        _run([*add, "qdisc", "add", "dev", "eth0", "root", "handle", "1:", "htb", "default", "1"])
+        for minor, (name, rate) in enumerate([("", top), *slower.items()], 1):
+            rates = ["rate", f"{rate}mbit", "ceil", f"{rate}mbit", "burst", "64k"]
+            _run([*add, "class", "add", "dev", "eth0", "parent", "1:", "classid", f"1:{minor}", "htb", *rates])
+            if name:
+                match = ["u32", "match", "ip", "dst", f"{self.nodes()[name]}/32", "flowid", f"1:{minor}"]
+                _run([*add, "filter", "add", "dev", "eth0", "parent", "1:", "protocol", "ip", *match])
+
     # --- what start makes
 
     def _bridge(self) -> str:
@@ -397,6 +419,10 @@ class Cluster:
                 raise TimeoutError(f"not within {seconds} s: {what}; see {self.folder}/log")
             time.sleep(0.05)
         return value
+
+
+def _bucket(mbit: float) -> list[str]:
+    return ["tbf", "rate", f"{mbit}mbit", "burst", "64k", "latency", "50ms"]
 
 
 def _run(argv: Sequence[str]) -> str:

@@ -1,15 +1,18 @@
 """Manifests as the API server would judge them, pods as they would run, and the client against a fake server."""
 
+import contextlib
 import copy
 import http.server
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import k8s_schema
@@ -17,9 +20,10 @@ import pytest
 import yaml
 
 from launcher import bundle as bundles
-from launcher import plan, runs, spec, yamldoc
+from launcher import plan, preflight, runs, setting, spec, yamldoc
 from launcher.backends import State, kubernetes
 from launcher.errors import Unreachable, UserError
+from launcher.preflight import pods as pods_module
 from launcher.run import run
 
 DSLAUNCH = Path(sys.executable).with_name("dslaunch")
@@ -95,6 +99,7 @@ JOBS = {
             "rdma_count": 8,
             "shm": "64Gi",
             "node_selector": {"gpu": "y", "pool": "1e-5"},
+            "exclude": ["node-7", "ip-10-0-0-1.ec2.internal"],
             "tolerations": [
                 {"key": "nvidia.com/gpu", "effect": "NoSchedule"},
                 {"key": "team", "operator": "Equal", "value": "08"},
@@ -143,9 +148,9 @@ def crd_schema():
 
 def test_manifests_fit_the_operators_own_crd(crd_schema):
     for name in PLANS:
-        assert k8s_schema.crd_problems(documents(name)[1], crd_schema) == [], name
+        assert k8s_schema.crd_problems(documents(name)[-1], crd_schema) == [], name
     for path in GALLERY:
-        assert k8s_schema.crd_problems(list(yaml.safe_load_all(path.read_text()))[1], crd_schema) == [], path
+        assert k8s_schema.crd_problems(list(yaml.safe_load_all(path.read_text()))[-1], crd_schema) == [], path
 
 
 BAD = {
@@ -183,6 +188,11 @@ BAD = {
     "ConfigMap key": "key 'node/rank.py'",
     "ConfigMap gone": "no ConfigMap",
     "item gone": "has no node.sh",
+    "two excluded at once": "with one name",
+    "excluded by label": "with one name",
+    "excluded with a slash": "no node's name",
+    "message policy": "is not one of",
+    "node's IP": "no field",
 }
 
 
@@ -193,6 +203,12 @@ def spoil(what, config_map, job):
     box = pod["containers"][0]
     limits, requests = box["resources"]["limits"], box["resources"]["requests"]
     first = box["env"][0]
+
+    def excluded(key, *names):
+        term = {"matchFields": [{"key": key, "operator": "NotIn", "values": list(names)}]}
+        required = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}
+        pod.update(affinity={"nodeAffinity": required})
+
     changes = {
         "runPolicy.backOffLimit": lambda: policy.update(backOffLimit=1),
         "pod.imagePullSecret": lambda: pod.update(imagePullSecret="x"),
@@ -228,6 +244,11 @@ def spoil(what, config_map, job):
         "ConfigMap key": lambda: config_map["data"].update({"node/rank.py": ""}),
         "ConfigMap gone": lambda: config_map["metadata"].update(name="other"),
         "item gone": lambda: config_map["data"].pop("node.sh"),
+        "two excluded at once": lambda: excluded("metadata.name", "a", "b"),
+        "excluded by label": lambda: excluded("kubernetes.io/hostname", "a"),
+        "excluded with a slash": lambda: excluded("metadata.name", "a/1"),
+        "message policy": lambda: box.update(terminationMessagePolicy="Always"),
+        "node's IP": lambda: first.update(valueFrom={"fieldRef": {"fieldPath": "spec.nodeIP"}}) or first.pop("value"),
     }
     changes[what]()
     return [config_map, job]
@@ -252,7 +273,7 @@ def test_the_crd_sees_what_it_can(crd_schema):
 
 
 def test_the_pods_ask_for_what_training_needs():
-    config_map, job = documents("gpus")
+    *config_maps, job = documents("gpus")
     assert job["spec"]["runPolicy"] == {"cleanPodPolicy": "Running", "schedulingPolicy": {"minAvailable": 4}}
     replicas = job["spec"]["pytorchReplicaSpecs"]
     assert [(kind, row["replicas"], row["restartPolicy"]) for kind, row in replicas.items()] == [
@@ -265,7 +286,7 @@ def test_the_pods_ask_for_what_training_needs():
         assert {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}} in pod["volumes"]
         assert pod["automountServiceAccountToken"] is False
         assert pod["containers"][0]["ports"] == [{"name": "pytorchjob-port", "containerPort": 23456}]
-    assert f"--grace {kubernetes.GRACE - 20} " in config_map["data"]["node.sh"]
+    assert f"--grace {kubernetes.GRACE - 20} " in config_maps[0]["data"]["node.sh"]
 
 
 def test_one_node_is_a_master_alone():
@@ -289,11 +310,11 @@ def test_secrets_are_references_and_never_values():
 
 @pytest.mark.parametrize("name", PLANS)
 def test_names_fit_with_every_suffix(name):
-    config_map, job = documents(name)
+    *config_maps, job = documents(name)
     workers = job["spec"]["pytorchReplicaSpecs"].get("Worker", {"replicas": 1})["replicas"]
     for suffix in ("", "-master-0", f"-worker-{workers - 1}", "-worker-99999"):
         assert len(job["metadata"]["name"] + suffix) <= 63
-    assert len(config_map["metadata"]["name"]) <= 63
+    assert all(len(config_map["metadata"]["name"]) <= 63 for config_map in config_maps)
 
 
 @pytest.mark.parametrize(
@@ -459,12 +480,15 @@ def test_printing_needs_no_client_library(tmp_path):
 
 def lay_out(text, folder):
     """What the kubelet makes of the printed ConfigMap, and the container's command for that place."""
-    config_map, job = yaml.safe_load_all(text)
-    box = pods(job)[0]["containers"][0]
-    for item in pods(job)[0]["volumes"][0]["configMap"]["items"]:
-        path = folder / item["path"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(config_map["data"][item["key"]].encode())
+    *config_maps, job = yaml.safe_load_all(text)
+    box, volume = pods(job)[0]["containers"][0], pods(job)[0]["volumes"][0]
+    data = {row["metadata"]["name"]: row["data"] for row in config_maps}
+    parts = [row["configMap"] for row in volume.get("projected", {}).get("sources", [volume])]
+    for part in parts:
+        for item in part["items"]:
+            path = folder / item["path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data[part["name"]][item["key"]].encode())
     return [word.replace(kubernetes.MOUNT, str(folder)) for word in box["command"]], box
 
 
@@ -492,7 +516,7 @@ def test_scripts_round_trip_through_the_config_map():
     made = PLANS["odd-environment"]
     data = next(yaml.safe_load_all(kubernetes.render(made).text(kubernetes.ENTRY)))["data"]
     flags = [f"--grace {kubernetes.GRACE - 20}"]
-    for file in bundles.common(made, flags=flags, submitted_from=False):
+    for file in bundles.common(made, None, flags=flags, submitted_from=False):
         assert data[file.path.replace("/", ".")] == file.text
 
 
@@ -506,49 +530,273 @@ def own_address():
             return None
 
 
-@pytest.mark.slow
-def test_two_pods_are_one_world_of_four_ranks(tmp_path):
+def start(tmp_path, text, more):
+    """A process for each pod, with what the operator gives it, and in `more` the downward API."""
     address = own_address()
     if not address or address.startswith("127."):
         pytest.skip("this machine has no address but loopback, and a pod's master is elsewhere")
-    show = 'echo "here is $RANK of $WORLD_SIZE, $LOCAL_RANK on $GROUP_RANK, master $MASTER_ADDR:$MASTER_PORT"'
-    made = make({"train": {"command": ["bash", "-c", show]}})
-    command, box = lay_out(kubernetes.render(made).text(kubernetes.ENTRY), tmp_path / "mount")
     with socket.socket() as sock:
         sock.bind((address, 0))
         port = sock.getsockname()[1]
     started = []
-    for node in range(2):
-        env = {row["name"]: row["value"] for row in box["env"]}
-        env |= {"DSLAUNCH_LOGS": str(tmp_path / f"logs-{node}"), "DSLAUNCH_CACHE": str(tmp_path / "cache")}
+    for index, extra in enumerate(more):
+        mount = tmp_path / f"mount-{index}"
+        command, box = lay_out(text, mount)
+        where = mount / "node" / "launcher" / "preflight" / "pods.py"
+        if where.exists():  # the kubelet makes this file, and mounts it there
+            (tmp_path / f"termination-{index}").touch()
+            source = where.read_text()
+            assert pods_module.TERMINATION_LOG in source
+            where.write_text(source.replace(pods_module.TERMINATION_LOG, str(tmp_path / f"termination-{index}")))
+        env = {row["name"]: row["value"] for row in box["env"] if "value" in row}
+        env |= {"DSLAUNCH_LOGS": str(tmp_path / f"logs-{index}"), "DSLAUNCH_CACHE": str(tmp_path / "cache")}
         env |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path)}
         # as the operator sets them: RANK is the node's, WORLD_SIZE counts its nprocPerNode
-        env |= {"PYTHONUNBUFFERED": "1", "MASTER_ADDR": address, "MASTER_PORT": str(port), "RANK": str(node)}
-        env |= {"WORLD_SIZE": "4", "PET_NNODES": "2", "PET_NPROC_PER_NODE": "2", "PET_NODE_RANK": str(node)}
-        env |= {"PET_MASTER_ADDR": address, "PET_MASTER_PORT": str(port)}
-        started.append(
-            subprocess.Popen(
-                command,
-                env=env,
-                cwd=tmp_path,
-                start_new_session=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
+        env |= {"PYTHONUNBUFFERED": "1", "MASTER_ADDR": address, "MASTER_PORT": str(port), "RANK": str(index)}
+        env |= {"WORLD_SIZE": "4", "PET_NNODES": "2", "PET_NPROC_PER_NODE": "2", "PET_NODE_RANK": str(index)}
+        env |= {"PET_MASTER_ADDR": address, "PET_MASTER_PORT": str(port), **extra}
+        with (tmp_path / f"log-{index}").open("wb") as log:
+            started.append(
+                subprocess.Popen(
+                    command, env=env, cwd=tmp_path, start_new_session=True, stdout=log, stderr=subprocess.STDOUT
+                )
             )
-        )
+    return started
+
+
+def finish(tmp_path, started):
+    """Their exit codes, output and termination messages, once all are over."""
     try:
-        said = [process.communicate(timeout=120)[0] for process in started]
+        codes = [process.wait(timeout=150) for process in started]
     finally:
         for process in started:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
-    assert [process.returncode for process in started] == [0, 0], said
-    for node, text in enumerate(said):
+    said = [(tmp_path / f"log-{index}").read_text() for index in range(len(started))]
+    ends = [tmp_path / f"termination-{index}" for index in range(len(started))]
+    return codes, said, [end.read_text() if end.exists() else "" for end in ends]
+
+
+SHOW = 'echo "here is $RANK of $WORLD_SIZE, $LOCAL_RANK on $GROUP_RANK, master $MASTER_ADDR:$MASTER_PORT"'
+FIRST = {"train": {"command": ["bash", "-c", SHOW]}, "preflight": {"run": True, "stages": ["inventory", "pairs"]}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checked", [False, True], ids=["", "preflight"])
+def test_two_pods_are_one_world_of_four_ranks(tmp_path, checked):
+    made = make(FIRST if checked else {"train": FIRST["train"]})
+    node = {"DSLAUNCH_NODE": "node-7"} if checked else {}  # both on one node
+    started = start(tmp_path, kubernetes.render(made).text(kubernetes.ENTRY), [node, node])
+    codes, said, ends = finish(tmp_path, started)
+    assert codes == [0, 0], said
+    assert ends == ["", ""]
+    assert ("dslaunch preflight: 2 nodes are ready (exit code 0)\n" in said[0]) is checked, said
+    for index, text in enumerate(said):
         for local in range(2):
-            rank = 2 * node + local
-            line = f"[rank {rank}] here is {rank} of 4, {local} on {node}, master "
+            rank = 2 * index + local
+            line = f"[rank {rank}] here is {rank} of 4, {local} on {index}, master "
             assert line in text, said
+    if checked:
+        verdict = json.loads((tmp_path / "logs-0" / "preflight" / "verdict.json").read_text())
+        assert verdict["nodes"] in (["node-7", "node-7/1"], ["node-7/0", "node-7"])  # whoever comes first
+        assert [len(row) for row in verdict["matrix"]["cells"]] == [2, 2]
+
+
+@pytest.mark.slow
+def test_pods_end_with_the_verdicts_code_and_say_why(tmp_path):
+    made = make(FIRST, {"kubernetes": {"exclude": ["node-3"]}})
+    more = [{"DSLAUNCH_NODE": f"node-{7 + index}", "NCCL_ALGO": word} for index, word in enumerate(("Ring", "Tree"))]
+    started = start(tmp_path, kubernetes.render(made).text(kubernetes.ENTRY), more)
+    started[0].wait(timeout=120)
+    assert started[1].poll() is None  # the first node's is over first: the operator then deletes the others
+    codes, said, ends = finish(tmp_path, started)
+    assert codes == [preflight.DIFFERS] * 2, said
+    for end, text in zip(ends, said, strict=True):
+        assert end.startswith("preflight: nothing starts: "), ends
+        assert "(exit code 21)" in end
+        assert "NCCL_ALGO" in end
+        assert "here is" not in text
+
+
+@pytest.mark.slow
+def test_a_pod_without_a_coordinator_could_not_be_checked(tmp_path):
+    made = make({"preflight": {"run": True, "join_timeout": 5}})
+    text = kubernetes.render(made).text(kubernetes.ENTRY)
+    (gone,) = start(tmp_path, text, [{"DSLAUNCH_NODE": "node-7"}])
+    gone.terminate()  # what `kubectl delete` does
+    assert gone.wait(timeout=60) in (143, -signal.SIGTERM)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(gone.pid, signal.SIGKILL)  # the kernel's part, when a pod's first process ends
+    started = start(tmp_path, text, [{"DSLAUNCH_NODE": "node-8", "RANK": "1"}])
+    codes, said, ends = finish(tmp_path, started)
+    assert codes == [preflight.COULD_NOT], said
+    assert "preflight: node-8 cannot reach the coordinator within 5 s" in ends[0]
+
+
+ALONE = {"container": "ghcr.io/example/train:1", "preflight": {"stages": ["inventory"]}, "resources": {"nodes": 2}}
+
+
+def alone(**more):
+    """What `dslaunch preflight --nodes 2 --on k8s` has: no train section."""
+    text = yamldoc.dump([{"name": "demo", "model": "gpt-demo", **ALONE, **more}])
+    return spec.load(text, name="--nodes").spec
+
+
+@pytest.mark.slow
+def test_a_preflight_of_its_own_tells_its_verdict_through_the_log(api, tmp_path):
+    job = alone()
+    bundle = kubernetes.preflight(job, None)
+    started = start(tmp_path, bundle.text(bundle.entry), [{"DSLAUNCH_NODE": f"node-{index}"} for index in (7, 8)])
+    codes, said, _ = finish(tmp_path, started)
+    assert codes == [0, 0], said
+    assert submitted(tmp_path, bundle, job) == "lab/demo-preflight"
+    api.objects[CHECK]["status"] = conditions("Created", "Succeeded")
+    api.logs["demo-preflight-master-0"] = [said[0].encode()]
+    checked = replace(record(tmp_path), job="lab/demo-preflight")
+    heard = list(kubernetes.events(checked, run))
+    assert heard[0] == {"event": "state", "detail": "succeeded: is Succeeded"}
+    assert [one["event"] for one in heard if one["event"] != "finding"] == [
+        "state", "joined", "joined", "stage", "checked", "verdict",
+    ]  # fmt: skip
+    verdict = preflight.from_json(preflight.Verdict, kubernetes.verdict(checked, run))
+    assert (verdict.code, set(verdict.train)) == (0, {"node-7", "node-8"})
+    api.logs.clear()  # the pods are deleted, and the run directory has it
+    assert kubernetes.verdict(checked, run) == preflight.to_json(verdict)
+
+
+# --- the preflight, as values -------------------------------------------------------------------------
+
+
+def test_pods_check_themselves_first_where_a_job_has_several_with_gpus():
+    *config_maps, job = documents("gpus")
+    files = {key: text for row in config_maps for key, text in row["data"].items()}
+    assert 'bash "$here/preflight.sh"' in files["node.sh"]
+    assert "node.launcher.preflight.coordinator.py" in files
+    env = pods(job)[0]["containers"][0]["env"]
+    assert {"name": "DSLAUNCH_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}} in env
+    told = json.loads(files["preflight.json"])
+    assert (told["nodes"], told["gpus"], told["join_timeout"], told["late"]) == (
+        4,
+        8,
+        kubernetes.JOIN,
+        kubernetes.JOIN,
+    )
+    assert [key for key in documents()[0]["data"] if "preflight" in key] == []
+
+
+def test_every_file_keeps_a_key_of_its_own():
+    made = PLANS["gpus"]
+    files = bundles.common(made, setting.make(made.spec, made), submitted_from=False)
+    data = [row["data"] for row in documents("gpus")[:-1]]
+    assert sum(map(len, data)) == len({key for row in data for key in row}) == len(files)
+
+
+def as_kubectl_applies(document):
+    """Bytes of the annotation in which it keeps what was applied; annotations may have 262,144."""
+    text = json.dumps(document, ensure_ascii=False, separators=(",", ":"))
+    return len(re.sub("[<>&]", r"\\u003c", text).encode())
+
+
+def test_kubectl_apply_can_write_down_what_it_applied():
+    sizes = [as_kubectl_applies(document) for document in documents("gpus")]
+    assert sum(sizes) > 262_144 > max(sizes)
+    large = kubernetes.manifests(make({"env": {"A": "<" * 200_000}}))  # one file that is too large, alone
+    assert [as_kubectl_applies(document) > 262_144 for document in large] == [True, False, False]
+
+
+def test_a_file_that_no_config_map_takes_is_refused():
+    with pytest.raises(UserError, match=r"node\.sh has 1,\d+,\d+ bytes; a ConfigMap takes 1,000,000"):
+        kubernetes.render(make({"env": {"A": "x" * 1_000_000}}))
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 5000])
+def test_the_manifests_of_a_preflight_are_ones_that_a_strict_server_takes(nodes):
+    job = alone(resources={"nodes": nodes}, name="a" * 40, kubernetes={"exclude": ["node-7"], "namespace": "ml"})
+    bundle = kubernetes.preflight(job, None)
+    *config_maps, found = yaml.safe_load_all(bundle.text(bundle.entry))
+    assert k8s_schema.problems([*config_maps, found]) == []
+    assert found["metadata"]["name"] == "a" * 40 + "-preflight"
+    assert len(f"{found['metadata']['name']}-worker-{nodes - 2}") <= 63
+    assert found["spec"]["runPolicy"]["cleanPodPolicy"] == "None"  # a pod that fails ends nobody else's
+    told = json.loads(bundle.text("preflight.json"))
+    assert (told["left_out"], told["name"]) == (["node-7"], found["metadata"]["name"])
+    assert not any("node.sh" in row["data"] or "secrets" in row["data"] for row in config_maps)
+
+
+def test_the_manifests_of_a_preflight_fit_the_operators_own_crd(crd_schema):
+    bundle = kubernetes.preflight(alone(kubernetes={"exclude": ["node-7"]}), None)
+    *_, found = yaml.safe_load_all(bundle.text(bundle.entry))
+    assert k8s_schema.crd_problems(found, crd_schema) == []
+
+
+def test_a_preflight_needs_an_image():
+    with pytest.raises(UserError, match="pods need an image"):
+        kubernetes.preflight(alone(container=None), None)
+
+
+@pytest.mark.parametrize(("name", "found"), [("demo", "demo-preflight"), ("preflight", "preflight")])
+def test_a_preflight_has_a_name_of_its_own(name, found):
+    assert kubernetes.checking(name) == found
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, kubernetes.JOIN), (60, 60), (1800, 1800)])
+def test_pods_wait_for_each_others_images(asked, given):
+    stages = {"stages": ["inventory"], **({"join_timeout": asked} if asked else {})}
+    told = json.loads(kubernetes.preflight(alone(preflight=stages), None).text("preflight.json"))
+    assert (told["join_timeout"], told["late"]) == (given, given)
+
+
+def test_excluded_nodes_are_told_to_the_scheduler_by_name():
+    affinity = {
+        "nodeAffinity": {
+            "requiredDuringSchedulingIgnoredDuringExecution": {
+                "nodeSelectorTerms": [
+                    {
+                        "matchFields": [
+                            {"key": "metadata.name", "operator": "NotIn", "values": ["node-7"]},
+                            {"key": "metadata.name", "operator": "NotIn", "values": ["ip-10-0-0-1.ec2.internal"]},
+                        ]
+                    }
+                ]
+            }
+        }
+    }
+    for pod in pods(documents("everything")[-1]):
+        assert pod["affinity"] == affinity
+        assert pod["nodeSelector"] == {"gpu": "y", "pool": "1e-5"}
+    assert all("affinity" not in pod for pod in pods(documents()[-1]))
+
+
+def test_the_key_that_is_named_is_one_that_a_job_file_takes():
+    told = preflight.Setting(left_out=("node-3", "node-7"))
+    words = pods_module.again(["node-7/2", "node-9", "pod demo-worker-4", "node-9/3"], told)
+    assert words == "to go on without node-7, node-9: --set kubernetes.exclude='[node-3,node-7,node-9]'"
+    override = shlex.split(words)[-1]
+    job = spec.load(yamldoc.dump([over()]), name="job.yaml", overrides=[override]).spec
+    assert job.kubernetes.exclude == ("node-3", "node-7", "node-9")
+    assert pods_module.again(["pod demo-worker-4"], told) == ""
+
+
+def test_a_pods_last_words_begin_with_the_verdict_and_its_own_findings(tmp_path, monkeypatch):
+    found = [
+        preflight.Finding("gpus", "exclude", "GPU 3 fell off the bus", node="node-7", fix="reboot it"),
+        preflight.Finding("pairs", "warn", "slow", node="node-8/1", peer="node-9"),
+        preflight.Finding("clock", "note", "fine", node="node-9"),
+    ]
+    verdict = preflight.Verdict(20, "nothing starts: x", (), ("node-7",), tuple(found), ())
+    words = pods_module.last_words(verdict, preflight.Setting(), {"node-8", "node-8/1"})
+    assert words == [
+        "preflight: nothing starts: x (exit code 20)",
+        "to go on without node-7: --set kubernetes.exclude='[node-7]'",
+        "warn node-8/1 -> node-9: slow",
+        "exclude node-7: GPU 3 fell off the bus; reboot it",
+    ]
+    monkeypatch.setattr(pods_module, "TERMINATION_LOG", str(tmp_path / "log"))
+    pods_module.tell(words)
+    assert not (tmp_path / "log").exists()  # no pod
+    (tmp_path / "log").touch()
+    pods_module.tell(["ä" * 4096])
+    assert (tmp_path / "log").stat().st_size == 4096
 
 
 # --- the API server -------------------------------------------------------------------------------
@@ -563,6 +811,11 @@ class Api(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.objects, self.script, self.logs, self.asked = {}, {}, {}, []
         self.count = 0
+
+
+def merged(under, top):
+    both = isinstance(under, dict) and isinstance(top, dict)
+    return {**under, **{key: merged(under.get(key), value) for key, value in top.items()}} if both else top
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -600,11 +853,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.answer(201, body)
         if path not in server.objects:
             return self.refuse(404, f'"{name}" not found')
+        if method == "PATCH":
+            server.objects[path] = merged(server.objects[path], body)
         if method == "PUT":
             server.objects[path] = body
         return self.answer(200, server.objects.pop(path) if method == "DELETE" else server.objects[path])
 
-    do_GET = do_POST = do_PUT = do_DELETE = do
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do
 
     def refuse(self, code, message):
         self.answer(code, {"kind": "Status", "status": "Failure", "message": message, "code": code})
@@ -662,6 +917,7 @@ def configure(tmp_path, monkeypatch, port):
 
 
 JOB = "/apis/kubeflow.org/v1/namespaces/lab/pytorchjobs/demo"
+CHECK = f"{JOB}-preflight"
 MAP = "/api/v1/namespaces/lab/configmaps/demo-bundle"
 FORBIDDEN = {"kind": "Status", "message": "pytorchjobs.kubeflow.org is forbidden: User cannot create", "code": 403}
 
@@ -670,12 +926,22 @@ def record(folder):
     return runs.Record("demo-1", folder, "kubernetes", "lab/demo", "demo", 60, {"per_node": 2})
 
 
+def submit(folder, made=PLANS["demo"]):
+    """As the command line does: what is written there is what is created."""
+    return submitted(folder, kubernetes.render(made), made.spec)
+
+
+def submitted(folder, bundle, job):
+    (folder / bundle.entry).write_text(bundle.text(bundle.entry))
+    return kubernetes.submit(folder, job, run)
+
+
 def conditions(*types):
     return {"conditions": [{"type": word, "status": "True", "message": f"is {word}"} for word in types]}
 
 
 def test_the_config_map_comes_first_and_fields_are_checked(api, tmp_path):
-    assert kubernetes.submit(tmp_path, PLANS["demo"], run) == "lab/demo"
+    assert submit(tmp_path) == "lab/demo"
     posts = [(path, query) for method, path, query in api.asked if method == "POST"]
     assert [path for path, _ in posts] == [MAP.rpartition("/")[0], JOB.rpartition("/")[0]]
     assert all("fieldValidation=Strict" in query for _, query in posts)
@@ -686,15 +952,15 @@ def test_the_config_map_comes_first_and_fields_are_checked(api, tmp_path):
 
 
 def test_the_job_files_namespace_wins(api, tmp_path):
-    assert kubernetes.submit(tmp_path, make({"kubernetes": {"namespace": "ml"}}), run) == "ml/demo"
+    assert submit(tmp_path, make({"kubernetes": {"namespace": "ml"}})) == "ml/demo"
 
 
 def test_a_job_that_is_there_already_is_adopted(api, tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
-    kubernetes.submit(tmp_path / "a", PLANS["demo"], run)
+    submit(tmp_path / "a")
     api.objects[JOB]["status"] = conditions("Created", "Running")
-    assert kubernetes.submit(tmp_path / "b", PLANS["demo"], run) == "lab/demo"
+    assert submit(tmp_path / "b") == "lab/demo"
     assert (tmp_path / "b" / kubernetes.UID).read_text() == "uid-2"
 
 
@@ -704,7 +970,7 @@ def test_a_409_with_the_same_digest_is_adopted(api, tmp_path):
     job["metadata"]["uid"] = "early"
     api.script["GET", "/pytorchjobs/demo"] = [(404, {"message": "not found"}), (200, job)]
     api.script["POST", "/pytorchjobs"] = (409, {"message": "already exists"})
-    assert kubernetes.submit(tmp_path, PLANS["demo"], run) == "lab/demo"
+    assert submit(tmp_path) == "lab/demo"
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -716,35 +982,35 @@ def test_a_job_with_another_digest_is_named(api, tmp_path, late):
     else:
         api.objects[JOB] = job
     with pytest.raises(UserError, match="another PyTorchJob `demo`") as caught:
-        kubernetes.submit(tmp_path, PLANS["demo"], run)
+        submit(tmp_path)
     assert not isinstance(caught.value, Unreachable)
     assert "kubectl delete pytorchjob demo -n lab" in caught.value.problems[0].hint
 
 
 def test_a_job_that_is_over_is_not_adopted(api, tmp_path):
-    kubernetes.submit(tmp_path, PLANS["demo"], run)
+    submit(tmp_path)
     api.objects[JOB]["status"] = conditions("Created", "Failed")
     with pytest.raises(UserError, match="it is over: failed"):
-        kubernetes.submit(tmp_path, PLANS["demo"], run)
+        submit(tmp_path)
 
 
 def test_what_an_earlier_run_left_is_replaced(api, tmp_path):
     api.objects[MAP] = {**documents()[0], "data": {}}
-    kubernetes.submit(tmp_path, PLANS["demo"], run)
+    submit(tmp_path)
     assert "node.sh" in api.objects[MAP]["data"]
 
 
 def test_a_config_map_of_somebody_else_is_left_alone(api, tmp_path):
     api.objects[MAP] = {"metadata": {"name": "demo-bundle"}, "data": {"theirs": "1"}}
     with pytest.raises(UserError, match="that is not ours"):
-        kubernetes.submit(tmp_path, PLANS["demo"], run)
+        submit(tmp_path)
     assert api.objects[MAP]["data"] == {"theirs": "1"}
 
 
 def test_a_refusal_says_the_servers_words_and_leaves_nothing(api, tmp_path):
     api.script["POST", "/pytorchjobs"] = (403, FORBIDDEN)
     with pytest.raises(UserError, match=r"refuses \(403\): pytorchjobs.kubeflow.org is forbidden") as caught:
-        kubernetes.submit(tmp_path, PLANS["demo"], run)
+        submit(tmp_path)
     assert not isinstance(caught.value, Unreachable)
     assert api.objects == {}
 
@@ -752,7 +1018,7 @@ def test_a_refusal_says_the_servers_words_and_leaves_nothing(api, tmp_path):
 def test_a_cluster_without_the_operator_is_said(api, tmp_path):
     api.script["POST", "/pytorchjobs"] = (404, "404 page not found\n")
     with pytest.raises(UserError, match="404") as caught:
-        kubernetes.submit(tmp_path, PLANS["demo"], run)
+        submit(tmp_path)
     assert "crd" in caught.value.problems[0].hint
 
 
@@ -763,7 +1029,7 @@ SILENT = [(500, {"message": "etcd is away"}), (503, "no backend"), (429, {"messa
 def test_no_answer_is_neither_yes_nor_no(api, tmp_path, reply):
     api.script["GET", "/pytorchjobs/demo"] = reply
     with pytest.raises(Unreachable, match="did not answer"):
-        kubernetes.submit(tmp_path, PLANS["demo"], run)
+        submit(tmp_path)
     assert kubernetes.state(record(tmp_path), run).state is State.UNKNOWN
     for ask in (lambda: list(kubernetes.logs(record(tmp_path), rank=None, follow=False, run=run)),
                 lambda: kubernetes.cancel(record(tmp_path), run)):  # fmt: skip
@@ -774,7 +1040,7 @@ def test_no_answer_is_neither_yes_nor_no(api, tmp_path, reply):
 def test_an_unanswered_creation_keeps_what_the_job_needs(api, tmp_path):
     api.script["POST", "/pytorchjobs"] = (500, {"message": "timeout"})
     with pytest.raises(Unreachable):
-        kubernetes.submit(tmp_path, PLANS["demo"], run)
+        submit(tmp_path)
     assert MAP in api.objects
 
 
@@ -783,7 +1049,7 @@ def test_a_refused_connection_is_no_answer(tmp_path, monkeypatch, capfd):
         sock.bind(("127.0.0.1", 0))
         configure(tmp_path, monkeypatch, sock.getsockname()[1])
         with pytest.raises(Unreachable):
-            kubernetes.submit(tmp_path, PLANS["demo"], run)
+            submit(tmp_path)
         assert kubernetes.state(record(tmp_path), run).state is State.UNKNOWN
     assert capfd.readouterr() == ("", "")
 
@@ -814,6 +1080,40 @@ def test_conditions_become_states(api, tmp_path, status, state):
     assert found.code == {State.COMPLETED: 0, State.FAILED: 1}.get(state)
 
 
+def ended(name, code, at, message=None):
+    end = {"exitCode": code, "finishedAt": f"2026-01-01T00:00:{at:02}Z", "reason": "Error", "message": message}
+    row = {"name": "pytorch", "image": "i", "imageID": "i", "ready": False, "restartCount": 0}
+    return {"metadata": {"name": name}, "status": {"containerStatuses": [{**row, "state": {"terminated": end}}]}}
+
+
+SAYS = "preflight: nothing starts: node-7: GPU 3 (exit code 20)\nto go on without node-7: ..."
+
+
+@pytest.mark.parametrize(
+    ("pods", "code", "words"),
+    [
+        (
+            [ended("demo-master-0", 20, 5, SAYS), ended("demo-worker-0", 143, 1)],
+            20,
+            "ended with 20: preflight",
+        ),
+        ([ended("demo-master-0", 1, 5), ended("demo-worker-0", 70, 1)], 70, "demo-worker-0 ended with 70: Error"),
+        ([ended("demo-worker-0", 137, 1)], 137, "demo-worker-0 ended with 137"),
+        ([ended("demo-master-0", 0, 5)], 1, "is Failed"),
+        ([], 1, "is Failed"),
+        (None, 1, "is Failed"),
+    ],
+)
+def test_a_failed_job_says_which_pod_failed_first_and_why(api, tmp_path, pods, code, words):
+    api.objects[JOB] = {**documents()[1], "status": conditions("Created", "Failed")}
+    reply = (403, {"message": "pods is forbidden"}) if pods is None else (200, {"kind": "PodList", "items": pods})
+    api.script["GET", "/namespaces/lab/pods"] = reply
+    found = kubernetes.state(record(tmp_path), run)
+    assert (found.state, found.code) == (State.FAILED, code)
+    assert words in found.detail
+    assert "\n" not in found.detail
+
+
 def test_a_job_that_is_gone_is_unknown(api, tmp_path):
     found = kubernetes.state(record(tmp_path), run)
     assert found.state is State.UNKNOWN
@@ -821,7 +1121,7 @@ def test_a_job_that_is_gone_is_unknown(api, tmp_path):
 
 
 def test_a_later_job_of_that_name_is_not_this_run(api, tmp_path):
-    kubernetes.submit(tmp_path, PLANS["demo"], run)
+    submit(tmp_path)
     api.objects[JOB]["metadata"]["uid"] = "later"
     assert kubernetes.state(record(tmp_path), run).state is State.UNKNOWN
     with pytest.raises(UserError, match="another run"):
@@ -860,11 +1160,94 @@ def test_logs_of_a_pod_that_is_not_there_yet(api, tmp_path, monkeypatch):
 
 
 def test_cancel_deletes_both_and_tolerates_that_they_are_gone(api, tmp_path):
-    kubernetes.submit(tmp_path, PLANS["demo"], run)
+    submit(tmp_path)
     kubernetes.cancel(record(tmp_path), run)
     assert api.objects == {}
     kubernetes.cancel(record(tmp_path), run)
     assert kubernetes.state(record(tmp_path), run).state is State.CANCELLED
+
+
+def test_a_job_with_a_preflight_brings_all_its_config_maps_and_leaves_none(api, tmp_path):
+    submit(tmp_path, PLANS["gpus"])
+    assert set(api.objects) == {JOB, MAP, f"{MAP}-2"}
+    kubernetes.cancel(record(tmp_path), run)
+    assert api.objects == {}
+    api.script["POST", "/pytorchjobs"] = (403, FORBIDDEN)
+    with pytest.raises(UserError, match="forbidden"):
+        submit(tmp_path, PLANS["gpus"])
+    assert api.objects == {}
+
+
+def test_nodes_are_checked_again_where_an_earlier_preflight_is_over(api, tmp_path):
+    bundle, job = kubernetes.preflight(alone(), None), alone()
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    submitted(tmp_path / "a", bundle, job)
+    first = api.objects[CHECK]["metadata"]["uid"]
+    api.objects[CHECK]["status"] = conditions("Created", "Running")
+    assert submitted(tmp_path / "b", bundle, job) == "lab/demo-preflight"  # ours, and still at it
+    assert (tmp_path / "b" / kubernetes.UID).read_text() == first
+    other = kubernetes.preflight(alone(resources={"nodes": 3}), None)
+    with pytest.raises(UserError, match="another PyTorchJob `demo-preflight`"):
+        submitted(tmp_path / "c", other, job)
+    api.objects[CHECK]["status"] = conditions("Created", "Running", "Failed")
+    submitted(tmp_path / "c", other, job)
+    assert (tmp_path / "c" / kubernetes.UID).read_text() != first
+    assert ("DELETE", CHECK, "propagationPolicy=Foreground") in api.asked
+
+
+EVENTS = [{"event": "joined", "node": f"node-{number}", "count": number, "of": 2} for number in (1, 2)]
+
+
+def test_progress_is_told_as_the_log_grows_and_once(api, tmp_path, monkeypatch):
+    checked = replace(record(tmp_path), job="lab/demo-preflight")
+    monkeypatch.setattr(kubernetes.time, "sleep", lambda seconds: None)
+    submitted(tmp_path, kubernetes.preflight(alone(), None), alone())
+    lines = [f"{pods_module.PROGRESS}{json.dumps(event)}\n".encode() for event in EVENTS]
+    heard = kubernetes.events(checked, run)
+    assert next(heard)["event"] == "state"
+    assert next(heard)["event"] == "state"  # no pod yet
+    api.logs["demo-preflight-master-0"] = [b"pip: done\n", lines[0], lines[1][:20]]
+    assert next(heard) == EVENTS[0]
+    api.script["GET", "/pytorchjobs/"] = [(500, {"message": "etcd is away"})] * 3
+    assert "etcd is away" in next(heard)["detail"]
+    del api.script["GET", "/pytorchjobs/"]
+    verdict = preflight.to_json(preflight.Verdict(0, "2 nodes are ready", ("node-1",), (), (), ("node-1",)))
+    end = f"{pods_module.VERDICT}{json.dumps(verdict)}\n".encode()
+    api.logs["demo-preflight-master-0"] = [b"pip: done\n", *lines, b"dslaunch preflight: fine\n", end]
+    assert [event for event in heard if event["event"] != "state"] == [EVENTS[1]]
+    assert kubernetes.verdict(checked, run) == verdict
+
+
+@pytest.mark.parametrize("status", ["gone", "failed"])
+def test_a_preflight_that_ends_without_a_verdict_has_none(api, tmp_path, status):
+    checked = replace(record(tmp_path), job="lab/demo-preflight")
+    if status == "failed":
+        submitted(tmp_path, kubernetes.preflight(alone(), None), alone())
+        api.objects[CHECK]["status"] = conditions("Created", "Failed")
+        api.logs["demo-preflight-master-0"] = [f"{pods_module.VERDICT}{{cut".encode()]
+    heard = list(kubernetes.events(checked, run))
+    assert [event["event"] for event in heard] == ["state"]
+    assert kubernetes.verdict(checked, run) is None
+
+
+def test_nodes_are_cordoned_with_the_reason(api):
+    api.objects = {
+        f"/api/v1/nodes/{name}": {"metadata": {"name": name, "annotations": {"a": "b"}}, "spec": {"podCIDR": "x"}}
+        for name in ("node-7", "node-8", "node-9")
+    }
+    api.script["PATCH", "nodes/node-8"] = (403, {"message": 'nodes "node-8" is forbidden: User cannot patch'})
+    api.script["PATCH", "nodes/node-9"] = (500, {"message": "etcd is away"})
+    reasons = {"node-7": "GPU 3", "node-7/1": "slow", "node-8": "slow", "node-9": "slow", "pod demo-worker-4": "late"}
+    said = kubernetes.drain(reasons, run)
+    assert api.objects["/api/v1/nodes/node-7"] == {
+        "metadata": {"name": "node-7", "annotations": {"a": "b", kubernetes.REASON: "dslaunch preflight: GPU 3"}},
+        "spec": {"podCIDR": "x", "unschedulable": True},
+    }
+    assert "unschedulable" not in api.objects["/api/v1/nodes/node-8"]["spec"]
+    assert [sentence.partition(" ")[0] for sentence in said] == ["pod", "node-8", "node-9"]
+    assert 'refuses (403): nodes "node-8" is forbidden' in said[1]
+    assert "did not answer (500): etcd is away" in said[2]
 
 
 # --- through the command line ---------------------------------------------------------------------
@@ -906,3 +1289,31 @@ def test_no_cluster_at_all_is_said(tmp_path, monkeypatch):
     found = dslaunch("k8s", "job.yaml", "--apply", cwd=tmp_path)
     assert (found.returncode, found.stdout) == (2, "")
     assert "no Kubernetes cluster is configured" in found.stderr
+
+
+def test_nodes_are_checked_from_the_command_line(api, tmp_path):
+    bad = preflight.Finding("gpus", "exclude", "GPU 3 fell off the bus", node="node-7")
+    why = "nothing starts: 2 nodes train, 1 is healthy"
+    verdict = preflight.Verdict(preflight.TOO_FEW, why, (), ("node-7",), (bad,), ("node-7", "node-8"))
+    lines = [pods_module.PROGRESS + json.dumps(event) for event in EVENTS]
+    lines.append(pods_module.VERDICT + json.dumps(preflight.to_json(verdict)))
+    api.logs["demo-preflight-master-0"] = ["".join(f"{line}\n" for line in lines).encode()]
+    api.objects["/api/v1/nodes/node-7"] = {"metadata": {"name": "node-7"}, "spec": {}}
+    (tmp_path / "job.yaml").write_text(json.dumps(DEMO))
+    found = dslaunch("preflight", "job.yaml", "--on", "k8s", "--drain", "--json", cwd=tmp_path)
+    assert found.returncode == preflight.TOO_FEW, found.stderr
+    assert json.loads(found.stdout) == preflight.to_json(verdict)
+    assert "node-2 reports (2 of 2)" in found.stderr
+    assert api.objects["/api/v1/nodes/node-7"]["spec"] == {"unschedulable": True}
+    assert CHECK in api.objects
+
+
+def test_a_preflight_of_nothing_but_its_options_needs_an_image(api, tmp_path):
+    words = ("preflight", "--nodes", "2", "--on", "k8s")
+    found = dslaunch(*words, cwd=tmp_path)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert "pods need an image" in found.stderr
+    verdict = preflight.Verdict(0, "2 nodes are ready", ("a", "b"), (), (), ("a", "b"))
+    text = f"{pods_module.VERDICT}{json.dumps(preflight.to_json(verdict))}\n"
+    api.logs["preflight-master-0"] = [text.encode()]
+    assert dslaunch(*words, "--set", "container=a/b:1", cwd=tmp_path).returncode == 0

@@ -962,7 +962,7 @@ def test_explain_one_and_all():
     assert "offload-param-ignored" in dslaunch("explain", "DSL061").stdout
     assert dslaunch("explain", "dsl061").stdout == dslaunch("explain", "offload-param-ignored").stdout
     everything = dslaunch("explain").stdout.splitlines()
-    assert [line[:6] for line in everything] == sorted(advice.rows())
+    assert [line[:6] for line in everything] == sorted(lint.rows())
     done = dslaunch("explain", "offload-parm-ignored")
     assert (done.returncode, "did you mean offload-param-ignored?" in done.stderr) == (2, True)
 

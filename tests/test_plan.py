@@ -436,7 +436,7 @@ def test_a_goodput_that_is_poor_is_said():
             "`infiniband`?",
             "3:40",
         ),
-        ("resources: {nodes: 2, fabric: all}", "gpt-demo", "no fabric `all`", "known here: efa, ethernet", "3:23"),
+        ("resources: {nodes: 2, fabric: all}", "gpt-demo", "no fabric `all`", "known here: azure-gb200, azure-nd", "3:23"),
         (
             "resources: {gpus_per_node: 1, nodes: 2, gpu: t4}",
             "gpt2",
@@ -641,7 +641,7 @@ def test_the_users_variable_wins_and_it_is_said():
     assert len(found.notes) == 2
 
 
-@pytest.mark.parametrize(("value", "problem"), [("31", False), ("32", True), ("9" * 5000, True), ("²", False)])
+@pytest.mark.parametrize(("value", "problem"), [("31", False), ("32", True), ("9" * 5000, True)])
 def test_a_timeout_that_means_for_ever_is_refused(value, problem):
     text = f"{GPUS}env: {{NCCL_IB_TIMEOUT: '{value}'}}"
     if not problem:

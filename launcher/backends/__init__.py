@@ -3,10 +3,14 @@
 A backend is a module with
 
     render(plan) -> Bundle                     pure
-    submit(folder, plan, run) -> str           the scheduler's id of the job
+    preflight(spec, plan) -> Bundle            pure: a job that checks its nodes and ends
+    submit(folder, spec, run) -> str           the scheduler's id of the job
     state(record, run) -> Status
     logs(record, rank, follow, run) -> Iterator[str]
     cancel(record, run) -> None
+    events(record, run) -> Iterator[dict]      of a preflight, as it goes on
+    verdict(record, run) -> dict | None
+    drain(nodes, run) -> list[str]             node -> reason; what became of it, in words
 """
 
 from __future__ import annotations

@@ -9,18 +9,20 @@ import logging
 import os
 import posixpath
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from launcher import bundle as bundles
-from launcher import runs, yamldoc
+from launcher import nccl, runs, setting, yamldoc
 from launcher.backends import State, Status
 from launcher.bundle import Bundle, File
 from launcher.errors import Problem, Unreachable, UserError
 from launcher.plan import Plan
+from launcher.preflight import Setting, pods
 from launcher.run import Run
-from launcher.spec import JobSpec, Volume
+from launcher.spec import JobSpec, Preflight, Volume
 
 ENTRY = "manifests.yaml"
 MOUNT = "/opt/dslaunch"
@@ -29,28 +31,52 @@ PORT = 23456  # the operator's default, named so that its Service carries it
 SHM = "/dev/shm"  # noqa: S108 - where NCCL and data loaders expect it
 GRACE = 120  # seconds between a pod's SIGTERM and its end: time for a checkpoint
 CONFIG_MAP_LIMIT = 1_000_000  # bytes; the API server refuses 1 MiB with keys and metadata
+APPLY_LIMIT = 240_000  # bytes of JSON: `kubectl apply` writes it into an annotation too, and those end at 262,144
+JOIN = 900.0  # seconds for all pods to report: one node has the image, another pulls 20 GB at 50 MB/s in 400
 GROUP, VERSION, PLURAL = "kubeflow.org", "v1", "pytorchjobs"
-DIGEST = "dslaunch.dev/digest"
-MANAGED_BY = "app.kubernetes.io/managed-by"
+DIGEST, REASON = "dslaunch.dev/digest", "dslaunch.dev/reason"
+MANAGED_BY, COMPONENT = "app.kubernetes.io/managed-by", "app.kubernetes.io/component"
 UID, CANCELLED = "uid", "cancelled"  # files of the run: which job of that name is ours; that we deleted it
 TIMEOUT = (10, 60)  # seconds to connect, and to wait for an answer
 
 
 def render(plan: Plan) -> Bundle:
-    """One YAML file with both documents; the same job gives the same bytes."""
-    _check(plan)
+    """One YAML file with all documents; the same job gives the same bytes."""
+    _check(plan.spec, plan, training=True)
     return Bundle((File(ENTRY, yamldoc.dump(manifests(plan))),), ENTRY)
 
 
-def _check(plan: Plan) -> None:
-    spec = plan.spec
+def preflight(spec: JobSpec, plan: Plan | None) -> Bundle:
+    """A PyTorchJob of its own that checks the nodes of its pods and ends with the verdict's code."""
+    _check(spec, plan, training=False)
+    name = checking(spec.name)
+    files = bundles.preflight_files(spec, nccl.variables(spec), _setting(spec, plan, name), submitted_from=False)
+    documents = _documents(spec, name, files, training=False)
+    told = next(file for file in files if file.path == "preflight.json")
+    return Bundle((File(ENTRY, yamldoc.dump(documents)), told), ENTRY)
+
+
+def checking(name: str) -> str:
+    """The job that checks the nodes of `demo` is demo-preflight."""
+    return name if name.split("-")[-1] == "preflight" else f"{name}-preflight"
+
+
+def _setting(spec: JobSpec, plan: Plan | None, name: str) -> Setting:
+    asked = spec.preflight.join_timeout
+    patience = JOIN if asked == Preflight().join_timeout else asked
+    return replace(
+        setting.make(spec, plan), name=name, join_timeout=patience, late=patience, left_out=spec.kubernetes.exclude
+    )
+
+
+def _check(spec: JobSpec, plan: Plan | None, *, training: bool) -> None:
     problems = []
     if spec.name[0].isdigit():
         message = f"name {spec.name} begins with a digit, and the training operator wants a letter"
         problems.append(Problem(message, f"job-{spec.name}"[:40].rstrip("-"), ("name",)))
     if spec.box is None:
         problems.append(Problem("pods need an image", "container: IMAGE with torch and deepspeed in it", ("name",)))
-    if spec.train.launcher == "srun":
+    if spec.train.launcher == "srun" and training:
         problems.append(Problem("launcher srun needs Slurm", "torchrun or deepspeed", ("train", "launcher")))
     if spec.resources.spares:
         message = "a PyTorchJob has no spare pods: Kubernetes itself replaces a node that is not ready"
@@ -71,7 +97,7 @@ def _check(plan: Plan) -> None:
             at = ("train", what) if what == "workdir" else (what,)
             problems.append(Problem(f"{what} {path} is relative, and a pod has no job file to be relative to",
                                     "a path in the image or on a volume", at))  # fmt: skip
-    problems += [*_pod_problems(spec), *_volume_problems(plan)]
+    problems += [*_pod_problems(spec), *_volume_problems(spec, plan)]
     if problems:
         raise UserError(*problems)
 
@@ -91,9 +117,9 @@ def _pod_problems(spec: JobSpec) -> Iterator[Problem]:
             yield Problem("operator Equal needs a key", "operator: Exists tolerates every taint", at)
 
 
-def _volume_problems(plan: Plan) -> Iterator[Problem]:
+def _volume_problems(spec: JobSpec, plan: Plan | None) -> Iterator[Problem]:
     taken = {MOUNT: "has the scripts", SHM: "is shared memory", "/": "is the image"}
-    for index, volume in enumerate(plan.spec.kubernetes.volumes):
+    for index, volume in enumerate(spec.kubernetes.volumes):
         at = ("kubernetes", "volumes", index, "mount")
         mount = posixpath.normpath(volume.mount)
         if not mount.startswith("/") or ":" in mount:
@@ -102,9 +128,9 @@ def _volume_problems(plan: Plan) -> Iterator[Problem]:
             yield Problem(f"{mount} {taken.get(mount, taken[MOUNT])} already", "another mount", at)
         else:
             taken[mount] = f"is the mount of {volume.claim}"
-    found = _volume_with(_checkpoints(plan), plan.spec)
-    if found and found.read_only:
-        at = ("kubernetes", "volumes", plan.spec.kubernetes.volumes.index(found), "read_only")
+    found = _volume_with(_checkpoints(plan), spec) if plan else None
+    if plan and found and found.read_only:
+        at = ("kubernetes", "volumes", spec.kubernetes.volumes.index(found), "read_only")
         yield Problem(f"checkpoints go to {_checkpoints(plan)}, and {found.claim} is read-only there", at=at)
 
 
@@ -128,47 +154,87 @@ def notes(plan: Plan) -> list[str]:
 
 
 def manifests(plan: Plan) -> list[dict[str, Any]]:
-    spec, options = plan.spec, plan.spec.kubernetes
+    """The job, behind the ConfigMaps that it mounts."""
+    spec = plan.spec
+    told = _setting(spec, plan, spec.name) if spec.checks_nodes else None
     # what the ranks get to save in; the rest is for the supervisor to kill, sweep and report
-    files = bundles.common(plan, flags=[f"--grace {GRACE - 20}"], submitted_from=False)
-    size = sum(len(file.text.encode()) + len(file.path) for file in files)
-    if size > CONFIG_MAP_LIMIT:
-        raise UserError(
-            Problem(f"the scripts and config have {size:,} bytes; a ConfigMap takes {CONFIG_MAP_LIMIT:,}")
-        )
+    files = bundles.common(plan, told, flags=[f"--grace {GRACE - 20}"], submitted_from=False)
+    return _documents(spec, spec.name, files, training=True)
+
+
+def _documents(spec: JobSpec, name: str, files: Sequence[File], *, training: bool) -> list[dict[str, Any]]:
+    options = spec.kubernetes
     labels = {
         **options.labels,
-        "app.kubernetes.io/name": spec.name,
-        "app.kubernetes.io/component": "training",
+        "app.kubernetes.io/name": name,
+        COMPONENT: "training" if training else "preflight",
         MANAGED_BY: "dslaunch",
     }
-    keys = {file.path.replace("/", "."): file for file in files}
-    config_map = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": _metadata(spec, _bundle(spec.name), labels, {}),
-        "data": {key: file.text for key, file in keys.items()},
-    }
-    template = _template(plan, labels, {key: file.path for key, file in keys.items()})
+    config_maps: list[dict[str, Any]] = [
+        {
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": _metadata(spec, _bundle(name, number), labels, {}),
+            "data": {_key(file): file.text for file in some},
+        }
+        for number, some in enumerate(_packed(files), 1)
+    ]
+    template = _template(spec, labels, _mounted(config_maps, {_key(file): file.path for file in files}), training)
     replicas: dict[str, Any] = {"Master": {"replicas": 1, "restartPolicy": "Never", "template": template}}
     if spec.resources.nodes > 1:
         workers = spec.resources.nodes - 1
         replicas["Worker"] = {"replicas": workers, "restartPolicy": "Never", "template": template}
-    policy: dict[str, Any] = {"cleanPodPolicy": "Running"}  # when one pod has failed, the others free their GPUs
+    # when one pod has failed, the others free their GPUs; those of a preflight end by themselves, and one of them
+    # that fails is no reason to stop before there is a verdict
+    policy: dict[str, Any] = {"cleanPodPolicy": "Running" if training else "None"}
     if options.gang:
         policy["schedulingPolicy"] = {"minAvailable": spec.resources.nodes}
     job_labels = {**labels, **({"kueue.x-k8s.io/queue-name": options.queue} if options.queue else {})}
     job: dict[str, Any] = {
         "apiVersion": f"{GROUP}/{VERSION}",
         "kind": "PyTorchJob",
-        "metadata": _metadata(spec, spec.name, job_labels, options.annotations),
+        "metadata": _metadata(spec, name, job_labels, options.annotations),
         # a string by its schema. The operator's WORLD_SIZE and RANK are no rank's: node.sh starts those
         "spec": {"nprocPerNode": str(spec.per_node), "runPolicy": policy, "pytorchReplicaSpecs": replicas},
     }
     # a changed script is a changed job, also for whoever compares manifests
-    digest = hashlib.sha256(json.dumps([config_map, job], sort_keys=True).encode()).hexdigest()[:16]
+    digest = hashlib.sha256(json.dumps([*config_maps, job], sort_keys=True).encode()).hexdigest()[:16]
     job["metadata"]["annotations"] = {**options.annotations, DIGEST: digest}
-    return [config_map, job]
+    return [*config_maps, job]
+
+
+def _key(file: File) -> str:
+    """A ConfigMap's key has no slash: node.launcher.checks.gpus.py."""
+    return file.path.replace("/", ".")
+
+
+def _packed(files: Sequence[File]) -> list[list[File]]:
+    """As few ConfigMaps as `kubectl apply` takes, in order: one of 100 kB, two of 300."""
+    packed: list[list[File]] = [[]]
+    room = APPLY_LIMIT
+    for file in files:
+        text = json.dumps({_key(file): file.text})
+        size = len(text) + 5 * sum(map(text.count, "<>&"))  # which kubectl writes as \u003c
+        if len(file.text.encode()) > CONFIG_MAP_LIMIT:
+            message = f"{file.path} has {len(file.text.encode()):,} bytes; a ConfigMap takes {CONFIG_MAP_LIMIT:,}"
+            raise UserError(Problem(message))
+        if packed[-1] and size > room:
+            packed.append([])
+            room = APPLY_LIMIT
+        packed[-1].append(file)
+        room -= size
+    return packed
+
+
+def _mounted(config_maps: Sequence[dict[str, Any]], paths: Mapping[str, str]) -> dict[str, Any]:
+    """The volume that has every file at its path again."""
+    sources: list[dict[str, Any]] = [
+        {"name": row["metadata"]["name"], "items": [{"key": key, "path": paths[key]} for key in row["data"]]}
+        for row in config_maps
+    ]
+    if len(sources) == 1:
+        return {"name": "bundle", "configMap": sources[0]}
+    return {"name": "bundle", "projected": {"sources": [{"configMap": source} for source in sources]}}
 
 
 def _metadata(spec: JobSpec, name: str, labels: dict[str, str], annotations: dict[str, str]) -> dict[str, Any]:
@@ -181,31 +247,41 @@ def _metadata(spec: JobSpec, name: str, labels: dict[str, str], annotations: dic
     return metadata
 
 
-def _template(plan: Plan, labels: dict[str, str], paths: dict[str, str]) -> dict[str, Any]:
-    spec, options = plan.spec, plan.spec.kubernetes
+# a uid that the image does not know has / as its home; the operator's RANK is the node's
+COMMAND = '[ -w "$HOME" ] || export HOME=/tmp; '
+TRAIN = f'NODE_RANK=$RANK exec bash "{MOUNT}/node.sh"'
+# no $(( )): Kubernetes reads $( itself. The first process of a pod ignores a SIGTERM that it has no trap for
+CHECK = (
+    "((port = MASTER_PORT + 1)); export NODE_RANK=$RANK DSLAUNCH_COORDINATOR=$MASTER_ADDR:$port; "
+    f"""trap 'exit 143' TERM; bash "{MOUNT}/preflight.sh" & wait "$!\""""
+)
+
+
+def _template(spec: JobSpec, labels: dict[str, str], bundle: dict[str, Any], training: bool) -> dict[str, Any]:
+    options = spec.kubernetes
     assert spec.box is not None
     mounts: list[dict[str, Any]] = [
         {"name": "bundle", "mountPath": MOUNT, "readOnly": True},
         {"name": "shm", "mountPath": SHM},
     ]
     volumes: list[dict[str, Any]] = [
-        {"name": "bundle", "configMap": {"name": _bundle(spec.name),
-         "items": [{"key": key, "path": path} for key, path in paths.items()]}},
+        bundle,
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": options.shm}},
-    ]  # fmt: skip
+    ]
+    env: list[dict[str, Any]] = [{"name": "DSLAUNCH_LOGS", "value": LOGS}]
+    if spec.checks_nodes or not training:  # nodes are what is found bad, and what the next attempt excludes
+        env.append({"name": "DSLAUNCH_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}})
+    if not training:
+        env.append({"name": pods.TO_LOG, "value": "1"})
     for index, volume in enumerate(options.volumes):
         volumes.append({"name": f"volume-{index}", "persistentVolumeClaim": {"claimName": volume.claim}})
         mounts.append({"name": f"volume-{index}", "mountPath": volume.mount, "readOnly": volume.read_only})
     container: dict[str, Any] = {
         "name": "pytorch",  # the operator looks for this name
         "image": spec.box.image,
-        # a uid that the image does not know has / as its home; the operator's RANK is the node's
-        "command": [
-            "bash",
-            "-c",
-            f'[ -w "$HOME" ] || export HOME=/tmp; NODE_RANK=$RANK exec bash "{MOUNT}/node.sh"',
-        ],
-        "env": [{"name": "DSLAUNCH_LOGS", "value": LOGS}, *_secrets(spec)],
+        "command": ["bash", "-c", COMMAND + (TRAIN if training else CHECK)],
+        "env": [*env, *_secrets(spec)],
+        "terminationMessagePolicy": "FallbackToLogsOnError",  # what fails before it can write its own
         "ports": [{"name": "pytorchjob-port", "containerPort": PORT}],
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": mounts,
@@ -225,13 +301,18 @@ def _template(plan: Plan, labels: dict[str, str], paths: dict[str, str]) -> dict
     pod: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": GRACE,
+        "terminationGracePeriodSeconds": GRACE if training else 30,
         "securityContext": security,
         "containers": [container],
         "volumes": volumes,
     }
     if options.node_selector:
         pod["nodeSelector"] = dict(options.node_selector)
+    if options.exclude:
+        # by name, which a label need not be; the API takes one name for each of these
+        terms = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in options.exclude]
+        required = {"nodeSelectorTerms": [{"matchFields": terms}]}
+        pod["affinity"] = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}}
     if options.tolerations:
         names = ("key", "operator", "value", "effect")
         pod["tolerations"] = [
@@ -323,30 +404,59 @@ def _words(error: Any) -> str:
         return str(getattr(error, "reason", None) or error)
 
 
-def submit(folder: Path, plan: Plan, run: Run) -> str:
-    """Create both objects, or adopt them when exactly this job is there already. namespace/name."""
+def written(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The ConfigMaps and the job of a run directory."""
+    import yaml
+
+    text = (folder / ENTRY).read_text(encoding="utf-8")
+    *config_maps, job = yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return config_maps, job
+
+
+def submit(folder: Path, spec: JobSpec, run: Run) -> str:
+    """Create what is written there, or adopt it when exactly this job is in the cluster already. namespace/name."""
     client = _client()
-    config_map, job = manifests(plan)
-    namespace = plan.spec.kubernetes.namespace or _default_namespace(client)
-    name = plan.spec.name
+    config_maps, job = written(folder)
+    namespace = job["metadata"].get("namespace") or _default_namespace(client)
+    name = job["metadata"]["name"]
     objects, core = client.client.CustomObjectsApi(), client.client.CoreV1Api()
     strict = {"field_validation": "Strict", "_request_timeout": TIMEOUT}  # an old operator's CRD would drop fields
     with _Answers():
         found = _get(objects, namespace, name)
+        if found and _is_done_checking(found):
+            found = _remove(objects, namespace, name)
         if found is None:
-            new = _put_config_map(core, namespace, config_map)
+            new = [row["metadata"]["name"] for row in config_maps if _put_config_map(core, namespace, row)]
             try:
                 found = objects.create_namespaced_custom_object(GROUP, VERSION, namespace, PLURAL, job, **strict)
             except client.client.ApiException as error:
                 if error.status != 409:
-                    if new and 400 <= (error.status or 0) < 500:
+                    for bundle in new if 400 <= (error.status or 0) < 500 else ():
                         with contextlib.suppress(client.client.ApiException):
-                            core.delete_namespaced_config_map(_bundle(name), namespace, _request_timeout=TIMEOUT)
+                            core.delete_namespaced_config_map(bundle, namespace, _request_timeout=TIMEOUT)
                     raise
                 found = _get(objects, namespace, name)
     _is_this(found or {}, job, namespace)
     bundles.write_private(folder / UID, str(found["metadata"].get("uid", "")) if found else "")
     return f"{namespace}/{name}"
+
+
+def _is_done_checking(found: dict[str, Any]) -> bool:
+    """An earlier preflight of ours: its verdict is told, and nodes are checked more than once."""
+    labels = found["metadata"].get("labels") or {}
+    ours = labels.get(MANAGED_BY) == "dslaunch" and labels.get(COMPONENT) == "preflight"
+    return ours and parse_conditions(found.get("status") or {}).state.over
+
+
+def _remove(objects: Any, namespace: str, name: str) -> dict[str, Any] | None:
+    """Delete the job and wait for its pods to go, whose names the next one's will have. What is left of it."""
+    objects.delete_namespaced_custom_object(
+        GROUP, VERSION, namespace, PLURAL, name, propagation_policy="Foreground", _request_timeout=TIMEOUT
+    )
+    until = time.monotonic() + 60
+    while (found := _get(objects, namespace, name)) and time.monotonic() < until:
+        time.sleep(1)
+    return found
 
 
 def _is_this(found: dict[str, Any], job: dict[str, Any], namespace: str) -> None:
@@ -364,8 +474,8 @@ def _is_this(found: dict[str, Any], job: dict[str, Any], namespace: str) -> None
         raise UserError(Problem(message, f"to run it again, {delete}", ("name",)))
 
 
-def _bundle(name: str) -> str:
-    return f"{name}-bundle"
+def _bundle(name: str, number: int = 1) -> str:
+    return f"{name}-bundle" if number == 1 else f"{name}-bundle-{number}"
 
 
 def _put_config_map(core: Any, namespace: str, config_map: dict[str, Any]) -> bool:
@@ -453,10 +563,35 @@ def state(record: runs.Record, run: Run) -> Status:
     except Unreachable as error:
         return Status(State.UNKNOWN, str(error))
     if found:
-        return parse_conditions(found.get("status") or {})
+        status = parse_conditions(found.get("status") or {})
+        return _explained(status, client, record) if status.state is State.FAILED else status
     if (record.folder / CANCELLED).exists():
         return Status(State.CANCELLED, "cancelled: the PyTorchJob is deleted")
     return Status(State.UNKNOWN, why)
+
+
+def _explained(status: Status, client: Any, record: runs.Record) -> Status:
+    """With the exit code and the last words of the pod that failed first, where it is still there."""
+    namespace, _, name = record.job.partition("/")
+    try:
+        with _Answers():
+            found = client.client.CoreV1Api().list_namespaced_pod(
+                namespace, label_selector=f"training.kubeflow.org/job-name={name}", _request_timeout=TIMEOUT
+            )
+    except UserError:  # the job's own condition is what is left
+        return status
+    ended = [
+        (row.state.terminated, pod.metadata.name)
+        for pod in found.items
+        for row in pod.status.container_statuses or ()
+        if row.state.terminated and row.state.terminated.exit_code
+    ]
+    if not ended:
+        return status
+    # a code of dslaunch's own says more than that of a pod which was ended because another one had failed
+    last, pod = min(ended, key=lambda end: (end[0].exit_code > 128, str(end[0].finished_at or "unknown"), end[1]))
+    words = (last.message or last.reason or "").strip().partition("\n")[0]
+    return replace(status, detail=f"{status.detail}; {pod} ended with {last.exit_code}: {words}", code=last.exit_code)
 
 
 def logs(record: runs.Record, *, rank: int | None, follow: bool, run: Run) -> Iterator[str]:
@@ -505,18 +640,92 @@ def _lines(stream: Any) -> Iterator[bytes]:
         yield rest
 
 
+def events(record: runs.Record, run: Run) -> Iterator[dict[str, Any]]:
+    """What the preflight tells on its way, and where its job stands, every two seconds. Ends when it is over."""
+    client = _client()
+    told = 0
+    while True:
+        try:
+            with _Answers():
+                found, words = _look(client.client.CustomObjectsApi(), record)
+            status = parse_conditions(found.get("status") or {}) if found else Status(State.CANCELLED, words)
+        except Unreachable as error:
+            status = Status(State.UNKNOWN, str(error))
+        yield {"event": "state", "detail": status.detail}
+        lines = _first_log(record, run)
+        progress = [line for line in lines if line.startswith(pods.PROGRESS)]
+        for line in progress[told:]:
+            try:
+                event = json.loads(line.removeprefix(pods.PROGRESS))
+            except ValueError:
+                if line is lines[-1]:  # the rest of it is still on its way
+                    break
+            else:
+                yield event
+            told += 1
+        if _keep_verdict(record, lines) or status.state.over:
+            return
+        time.sleep(2)
+
+
+def verdict(record: runs.Record, run: Run) -> dict[str, Any] | None:
+    """Out of the first pod's log, once; the run directory has it from then on."""
+    return runs.verdict(record) or _keep_verdict(record, _first_log(record, run))
+
+
+def _first_log(record: runs.Record, run: Run) -> list[str]:
+    """As far as there is one: a pod that waits for its image has none, and one that is deleted neither."""
+    with contextlib.suppress(UserError):
+        return list(logs(record, rank=None, follow=False, run=run))
+    return []
+
+
+def _keep_verdict(record: runs.Record, lines: Sequence[str]) -> dict[str, Any] | None:
+    for line in lines:
+        if line.startswith(pods.VERDICT):
+            with contextlib.suppress(ValueError):
+                found: dict[str, Any] = json.loads(line.removeprefix(pods.VERDICT))
+                path = record.folder / "preflight" / "verdict.json"
+                path.parent.mkdir(mode=0o700, exist_ok=True)
+                bundles.write_text(path, json.dumps(found, indent=1) + "\n")
+                return found
+    return None
+
+
+def drain(nodes: Mapping[str, str], run: Run) -> list[str]:
+    """Cordon these nodes, each with its reason: no new pods, those that run stay. What did not work, as sentences."""
+    client = _client()
+    core = client.client.CoreV1Api()
+    reasons: dict[str, str] = {}
+    said = []
+    for name, reason in nodes.items():
+        if node := pods.node(name):
+            reasons.setdefault(node, reason)
+        else:
+            said.append(f"{name} never said on which node it runs: nothing is cordoned for it")
+    for node, reason in reasons.items():
+        why = {"annotations": {REASON: f"dslaunch preflight: {reason}"}}
+        try:
+            with _Answers():
+                core.patch_node(node, {"metadata": why, "spec": {"unschedulable": True}}, _request_timeout=TIMEOUT)
+        except UserError as error:
+            said += [f"{node} is not cordoned: {problem.message}" for problem in error.problems]
+    return said
+
+
 def cancel(record: runs.Record, run: Run) -> None:
-    """Both objects go; what is gone already is no mistake."""
+    """All objects go; what is gone already is no mistake."""
     client = _client()
     objects, core = client.client.CustomObjectsApi(), client.client.CoreV1Api()
     namespace, _, name = record.job.partition("/")
+    config_maps, _ = written(record.folder)
     with _Answers():
         found = _get(objects, namespace, name)
         if found and not _ours(record, found):
             raise UserError(Problem(f"the PyTorchJob {name} in {namespace} is another run's: nothing was deleted"))
         for delete, where in (
             (objects.delete_namespaced_custom_object, (GROUP, VERSION, namespace, PLURAL, name)),
-            (core.delete_namespaced_config_map, (_bundle(name), namespace)),
+            *((core.delete_namespaced_config_map, (row["metadata"]["name"], namespace)) for row in config_maps),
         ):
             try:
                 delete(*where, _request_timeout=TIMEOUT)

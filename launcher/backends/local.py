@@ -8,16 +8,19 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from launcher import bundle as bundles
-from launcher import runs
+from launcher import nccl, runs, setting
 from launcher.backends import State, Status
 from launcher.bundle import Bundle, File
 from launcher.errors import Problem, UserError
 from launcher.plan import Plan
 from launcher.run import Run, spawn
+from launcher.spec import JobSpec
 
 ENTRY = "local.sh"
 GRACE = 40.0  # seconds for ranks to save; local.sh itself kills after 30
@@ -88,16 +91,62 @@ def render(plan: Plan) -> Bundle:
         if spec.resources.gpus_per_node and spec.resources.nodes > 1
         else "",
     )
-    common = bundles.common(plan, flags=["--same-host", "--shared-logs"])
+    common = bundles.common(plan, None, flags=["--same-host", "--shared-logs"])
     return Bundle((File(ENTRY, script), *common, bundles.node_file("port.py")), ENTRY)
 
 
-def submit(folder: Path, plan: Plan, run: Run) -> str:
+PREFLIGHT = """\
+#!/usr/bin/env bash
+# {name}: checks {nodes} nodes that are all this machine, each with an agent of its own.
+set -uo pipefail
+run=$(cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")" && pwd)
+mkdir -p -- "$run/preflight"
+port=$(python3 "$run/node/port.py" "$(basename -- "$run")" preflight) || exit 69
+DSLAUNCH_PREFLIGHT_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')  # of this job's agents alone
+DSLAUNCH_NODES={names}
+DSLAUNCH_COORDINATOR=127.0.0.1:$port
+DSLAUNCH_PREFLIGHT_OUT=$run/preflight
+export DSLAUNCH_PREFLIGHT_TOKEN DSLAUNCH_NODES DSLAUNCH_COORDINATOR DSLAUNCH_PREFLIGHT_OUT
+pids=()
+for ((node = 0; node < {nodes}; node++)); do
+{gpus}  NODE_RANK=$node DSLAUNCH_NODE=local$node bash "$run/preflight.sh" >>"$run/logs/node-$node.out" 2>&1 &
+  pids+=("$!")
+done
+tell() {{ kill "-$1" "${{pids[@]}}" 2>/dev/null; }}
+trap 'tell TERM' TERM INT
+alive() {{ kill -0 "${{pids[@]}}" 2>/dev/null; }}
+while alive && [ ! -s "$run/preflight/code" ]; do sleep 0.2; done
+for ((i = 0; i < 50; i++)); do alive || break; sleep 0.2; done
+tell KILL
+rc=30
+[ ! -s "$run/preflight/code" ] || read -r rc <"$run/preflight/code"
+echo "$rc" >"$run/exit-code"
+exit "$rc"
+"""
+
+
+def preflight(spec: JobSpec, plan: Plan | None) -> Bundle:
+    """Agents of as many nodes as asked for, all on this machine."""
+    nodes = spec.resources.nodes
+    if spec.resources.spares:
+        raise UserError(Problem("one machine has no spare nodes", "spares: 0", ("resources", "spares")))
+    script = PREFLIGHT.format(
+        name=spec.name,
+        nodes=nodes,
+        names=",".join(f"local{node}" for node in range(nodes)),
+        gpus=SLICE.format(per_node=spec.per_node) if spec.resources.gpus_per_node and nodes > 1 else "",
+    )
+    told = replace(setting.make(spec, plan), same_host=True)
+    files = bundles.preflight_files(spec, nccl.variables(spec), told)
+    return Bundle((File(ENTRY, script), *files, bundles.node_file("port.py")), ENTRY)
+
+
+def submit(folder: Path, spec: JobSpec, run: Run, *, entry: str = ENTRY) -> str:
     """ "PID:START", so that a pid used again by somebody else is not taken for ours."""
     env = dict(os.environ)
     if importlib.util.find_spec("torch"):  # .venv/bin/dslaunch without an activated venv trains with that venv
         env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
-    pid = spawn(["bash", str(folder / ENTRY)], log=str(folder / "logs" / "local.out"), cwd=str(folder), env=env)
+    pid = spawn(["bash", str(folder / entry)], log=str(folder / "logs" / "local.out"), cwd=str(folder), env=env)
     return f"{pid}:{_started(pid) or ''}"
 
 
@@ -134,11 +183,27 @@ def state(record: runs.Record, run: Run) -> Status:
     return Status(State.FAILED, stopped, code)
 
 
+def events(record: runs.Record, run: Run) -> Iterator[dict[str, Any]]:
+    def ask() -> tuple[bool, str]:
+        found = state(record, run)
+        return found.state.over, found.detail
+
+    yield from runs.events(record, ask)
+
+
+def verdict(record: runs.Record, run: Run) -> dict[str, Any] | None:
+    return runs.verdict(record)
+
+
 def logs(record: runs.Record, *, rank: int | None, follow: bool, run: Run) -> Iterator[str]:
     def over() -> bool:
         return state(record, run).state.over
 
     yield from runs.read_logs(record, rank=rank, follow=follow, over=over, main="logs/node-*.out")
+
+
+def drain(nodes: Mapping[str, str], run: Run) -> list[str]:
+    return [f"{node} is this machine: nothing to drain" for node in nodes]
 
 
 def cancel(record: runs.Record, run: Run) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import bundle as bundles
-from launcher import runs
+from launcher import nccl, runs, setting
 from launcher.backends import State, Status
 from launcher.bundle import STOPPED_EARLY, Bundle, File
 from launcher.errors import Problem, Unreachable, UserError
@@ -50,9 +50,19 @@ def render(plan: Plan) -> Bundle:
     """The script with everything it needs. Its size does not depend on the number of nodes."""
     spec = plan.spec
     _check(spec)
-    script = File(ENTRY, _script(plan))
-    files = (script, *bundles.common(plan, flags=["--shared-logs"]), bundles.node_file("port.py"))
+    told = setting.make(spec, plan) if spec.checks_nodes else None
+    script = File(ENTRY, _script(spec, _body(plan)))
+    files = (script, *bundles.common(plan, told, flags=["--shared-logs"]), bundles.node_file("port.py"))
     return Bundle(files, ENTRY)
+
+
+def preflight(spec: JobSpec, plan: Plan | None) -> Bundle:
+    """A job that checks its nodes and ends. Its `plan`, where there is one, says what has to fit."""
+    _check(spec)
+    script = File(ENTRY, _script(spec, _head(spec) + LET_GO + _preflight(spec, training=False) + ALONE))
+    told = setting.make(spec, plan)
+    files = bundles.preflight_files(spec, nccl.variables(spec), told)
+    return Bundle((script, *files, bundles.node_file("port.py")), ENTRY)
 
 
 def _check(spec: JobSpec) -> None:
@@ -104,10 +114,10 @@ def _tasks(spec: JobSpec) -> int:
     return spec.per_node if spec.train.launcher == "srun" else 1
 
 
-def _script(plan: Plan) -> str:
+def _script(spec: JobSpec, body: str) -> str:
     from submitit.slurm.slurm import _make_sbatch_string  # its executor wants srun on PATH to write text
 
-    spec, slurm, resources = plan.spec, plan.spec.slurm, plan.spec.resources
+    slurm, resources = spec.slurm, spec.resources
     tasks = _tasks(spec)
     more: dict[str, Any] = {
         "output": "logs/slurm-%j.out",
@@ -126,7 +136,7 @@ def _script(plan: Plan) -> str:
         else:
             more["gpus-per-node"] = f"{kind}{resources.gpus_per_node}"
     text: str = _make_sbatch_string(
-        command=_body(plan),
+        command=body,
         folder="logs",
         job_name=spec.name,
         partition=slurm.partition,
@@ -168,23 +178,72 @@ if ((${{#hosts[@]}} < {nodes})); then
   exit 78
 fi"""
 
-SPARES = """
-# {spares} spare: a node that cannot see the run directory{gpus} is left out
+PREFLIGHT = """
+# --- preflight: {all} nodes are checked in the environment that trains; {nodes} healthy ones are needed
+mkdir -p -- "$run/preflight"
+rm -f -- "$run/preflight/code" "$run/preflight/train" "$run/preflight/verdict.json" "$run/preflight/progress.jsonl"
+port=$(python3 "$run/node/port.py" "$SLURM_JOB_ID" "preflight-$attempt") || exit 69
+DSLAUNCH_PREFLIGHT_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')  # of this job's agents alone
+DSLAUNCH_NODES=$(IFS=,; echo "${{hosts[*]}}")
+DSLAUNCH_COORDINATOR=${{hosts[0]}}:$port
+DSLAUNCH_PREFLIGHT_OUT=$run/preflight
+export DSLAUNCH_PREFLIGHT_TOKEN DSLAUNCH_NODES DSLAUNCH_COORDINATOR DSLAUNCH_PREFLIGHT_OUT
 # shellcheck disable=SC2016  # every task expands this for itself
-mapfile -t healthy < <(timeout 120 \\
-  srun --nodes={all} --ntasks={all} --ntasks-per-node=1 --export=ALL --kill-on-bad-exit=0 --wait=0 \\
-  bash -c '[ -r "$1/node.sh" ]{test} && echo "$SLURMD_NODENAME"' check "$run")
-left_out=()
-train=()
-for host in "${{hosts[@]}}"; do
-  if [[ " ${{healthy[*]}} " == *" $host "* ]]; then train+=("$host"); else left_out+=("$host"); fi
-done
-if ((${{#train[@]}} < {nodes})); then
-  echo "dslaunch: {nodes} nodes train, only ${{#train[@]}} are healthy; not: ${{left_out[*]}}" >&2
-  exit 20
-fi
-((${{#left_out[@]}} == 0)) || echo "dslaunch: left out: ${{left_out[*]}}" >&2
-hosts=("${{train[@]:0:{nodes}}}")"""
+srun {srun} \\
+  bash -c 'trap "" USR2; export NODE_RANK=$SLURM_NODEID DSLAUNCH_NODE=$SLURMD_NODENAME; exec bash "$0/preflight.sh"' \\
+  "$run" &
+step=$!
+while kill -0 "$step" 2>/dev/null && [ ! -s "$run/preflight/code" ]; do sleep 0.5; done
+for ((i = 0; i < 20; i++)); do kill -0 "$step" 2>/dev/null || break; sleep 0.5; done
+kill -TERM "$step" 2>/dev/null  # a node that hangs would keep it
+wait "$step"
+step=
+unset DSLAUNCH_PREFLIGHT_TOKEN DSLAUNCH_NODES DSLAUNCH_COORDINATOR DSLAUNCH_PREFLIGHT_OUT
+rc=30
+[ ! -s "$run/preflight/code" ] || read -r rc <"$run/preflight/code"
+case $rc in
+  0 | 10) ;;
+  *)
+    echo "dslaunch: the preflight ends this job with $rc before any of your code ran: $run/preflight/verdict.json" >&2
+    {resubmit}echo "$rc" >"$run/exit-code"
+    exit "$rc"
+    ;;
+esac
+"""
+
+CHOSEN = """\
+mapfile -t hosts <"$run/preflight/train"
+DSLAUNCH_BUS_BANDWIDTH=$(cat -- "$run/preflight/bandwidth")  # GB/s between nodes, as measured just now
+export DSLAUNCH_BUS_BANDWIDTH"""
+
+# A checkpoint is of one ZeRO stage: a run that has one goes on as it began.
+SUITED = """
+read -r config <"$run/preflight/config"  # which the planner chose for that bandwidth
+if [ "$config" != ds_config.json ] && [ ! -e {latest} ]; then cp -- "$run/$config" "$run/ds_config.json"; fi"""
+
+LET_GO = """
+trap '[ -z "$step" ] || kill -TERM "$step" 2>/dev/null' TERM INT  # agents have nothing to save"""
+
+ALONE = """\
+echo "$rc" >"$run/exit-code"
+exit "$rc\""""
+
+# The controller takes no new --exclude for a job that runs: a second one with the same run directory follows.
+RESUBMIT = """\
+if [ -s "$run/preflight/exclude" ] && ((${{DSLAUNCH_RESUBMITTED:-0}} < {times})); then
+      export DSLAUNCH_RESUBMITTED=$((${{DSLAUNCH_RESUBMITTED:-0}} + 1))
+      DSLAUNCH_EXCLUDED=${{DSLAUNCH_EXCLUDED:+$DSLAUNCH_EXCLUDED,}}{already}$(paste -sd, "$run/preflight/exclude")
+      export DSLAUNCH_EXCLUDED
+      if next=$(sbatch --parsable --chdir="$run" --comment="dslaunch:${{run##*/}}" \\
+        --exclude="$DSLAUNCH_EXCLUDED" "$run/{entry}"); then
+        trap - EXIT  # it needs what this one would clear away
+        printf '{{"time": %s, "event": "submitted", "job": "%s", "exclude": "%s"}}\\n' \\
+          "$(date +%s)" "${{next%%;*}}" "$DSLAUNCH_EXCLUDED" >>"$run/journal.jsonl"
+        echo "dslaunch: submitted again as job ${{next%%;*}}, without $DSLAUNCH_EXCLUDED" >&2
+        exit "$rc"
+      fi
+    fi
+    """
 
 TAIL = """
 printf '%s slots={per_node}\\n' "${{hosts[@]:0:{nodes}}}" >"$run/hostfile"
@@ -219,32 +278,16 @@ fi
 
 
 def _body(plan: Plan) -> str:
-    spec, resources = plan.spec, plan.spec.resources
-    nodes, per_node = resources.nodes, spec.per_node
+    spec, nodes = plan.spec, plan.spec.resources.nodes
     tasks = _tasks(spec)
-    text = HEAD.format(
-        nodes=nodes,
-        secrets=bundles.FORGET if spec.secrets and not spec.slurm.requeue else "",
-        warned="warned=1 " if spec.slurm.requeue else "",
-    )
-    if resources.spares:
-        gpus = resources.gpus_per_node
-        text += SPARES.format(
-            spares=resources.spares,
-            all=nodes + resources.spares,
-            nodes=nodes,
-            gpus=f" or misses one of {gpus} GPUs" if gpus else "",
-            test=f' && [ "$(nvidia-smi -L | grep -c ^GPU)" -ge {gpus} ]' if gpus else "",
-        )
-    flags = [
-        f"--nodes={nodes}", f"--ntasks={nodes * tasks}", f"--ntasks-per-node={tasks}",
-        "--export=ALL", "--kill-on-bad-exit=1", "--wait=0", "--unbuffered",
-    ]  # fmt: skip
-    words = [*flags, *(bundles.quote(word) for word in spec.slurm.srun)]
-    if resources.spares:
+    text = _head(spec)
+    if spec.checks_nodes:
+        text += _preflight(spec, training=True) + CHOSEN
+        if setting.configs(plan):
+            text += SUITED.format(latest=_latest(plan))
+    words = [*_srun(nodes, tasks), "--kill-on-bad-exit=1", "--wait=0", "--unbuffered", *_more(spec)]
+    if spec.resources.spares:
         words.append('--nodelist="$(IFS=,; echo "${hosts[*]}")"')
-    if spec.box:
-        words += _pyxis(spec)
     exports = "export NODE_RANK=$SLURM_NODEID;"
     if spec.train.launcher == "srun":
         exports += " export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS;"
@@ -253,12 +296,46 @@ def _body(plan: Plan) -> str:
         end += '[ "$rc" != 0 ] || rm -rf -- "$run/secrets"\n'
     return text + TAIL.format(
         nodes=nodes,
-        per_node=per_node,
+        per_node=spec.per_node,
         verdict=bundles.VERDICT,
         srun=bundles.wrap(words),
         exports=exports,
         end=end,
     )
+
+
+def _latest(plan: Plan) -> str:
+    """Where DeepSpeed names the newest checkpoint, as a word of the batch script."""
+    folder, workdir = plan.checkpoint_dir, plan.spec.train.workdir
+    path = f"{folder}/latest" if folder.startswith("/") else f"{workdir}/{folder}/latest"
+    return bundles.quote(path) if path.startswith("/") else '"$run/submitted-from"/' + bundles.quote(path)
+
+
+def _head(spec: JobSpec) -> str:
+    return HEAD.format(
+        nodes=spec.resources.nodes,
+        secrets=bundles.FORGET if spec.secrets and not spec.slurm.requeue else "",
+        warned="warned=1 " if spec.slurm.requeue else "",
+    )
+
+
+def _preflight(spec: JobSpec, *, training: bool) -> str:
+    """Agents on every node, one task each. The first node's judges; a node that dies ends nobody else's."""
+    everywhere = spec.resources.nodes + spec.resources.spares
+    words = [*_srun(everywhere, 1), "--kill-on-bad-exit=0", "--wait=0", "--no-kill", "--unbuffered", *_more(spec)]
+    again = ""
+    if training and spec.preflight.resubmit:
+        already = f"{spec.slurm.exclude}," if spec.slurm.exclude else ""
+        again = RESUBMIT.format(times=spec.preflight.resubmit, entry=ENTRY, already=already)
+    return PREFLIGHT.format(all=everywhere, nodes=spec.resources.nodes, srun=bundles.wrap(words), resubmit=again)
+
+
+def _srun(nodes: int, tasks: int) -> list[str]:
+    return [f"--nodes={nodes}", f"--ntasks={nodes * tasks}", f"--ntasks-per-node={tasks}", "--export=ALL"]
+
+
+def _more(spec: JobSpec) -> list[str]:
+    return [*(bundles.quote(word) for word in spec.slurm.srun), *(_pyxis(spec) if spec.box else ())]
 
 
 def _pyxis(spec: JobSpec) -> list[str]:
@@ -272,18 +349,18 @@ def _pyxis(spec: JobSpec) -> list[str]:
 # --- the controller ---------------------------------------------------------------------------------
 
 
-def submit(folder: Path, plan: Plan, run: Run) -> str:
+def submit(folder: Path, spec: JobSpec, run: Run) -> str:
     """The job id. Raises UserError with Slurm's own words, Unreachable when there was no answer."""
     places = [str(folder), str((folder / "submitted-from").resolve())]
     odd = [place for place in places if any(c in place for c in ',: "')]
-    if plan.spec.box and odd:
+    if spec.box and odd:
         raise UserError(Problem(f"{odd[0]} holds a comma, colon, quote or space, which container mounts cannot"))
-    return parse_submitted(run(_sbatch(folder, "--parsable"), env=environment(os.environ, plan.spec)))
+    return parse_submitted(run(_sbatch(folder, "--parsable"), env=environment(os.environ, spec)))
 
 
-def test_only(folder: Path, plan: Plan, run: Run) -> str:
+def test_only(folder: Path, spec: JobSpec, run: Run) -> str:
     """What the controller would do with it, in its own words."""
-    result = run(_sbatch(folder, "--test-only"), env=environment(os.environ, plan.spec))
+    result = run(_sbatch(folder, "--test-only"), env=environment(os.environ, spec))
     _refuse_failure(result)
     return result.err.strip() or result.out.strip()
 
@@ -427,6 +504,29 @@ def _with_marker(record: runs.Record, word: str, exit_code: str) -> Status:
     if marker == STOPPED_EARLY and found.over:
         detail += "; stopped early, checkpoint saved: submit again to go on"
     return Status(found, detail, code)
+
+
+def events(record: runs.Record, run: Run) -> Iterator[dict[str, Any]]:
+    def ask() -> tuple[bool, str]:
+        found = state(record, run)
+        return found.state.over, found.detail
+
+    yield from runs.events(record, ask)
+
+
+def verdict(record: runs.Record, run: Run) -> dict[str, Any] | None:
+    return runs.verdict(record)
+
+
+def drain(nodes: Mapping[str, str], run: Run) -> list[str]:
+    """Nodes with the reason that Slurm will show; what the controller answers, a sentence each."""
+    told = []
+    for node, why in nodes.items():
+        reason = f"dslaunch: {' '.join(why.split())[:200]}"
+        done = run(["scontrol", "update", f"NodeName={node}", "State=DRAIN", f"Reason={reason}"])
+        answer = " ".join((done.err or done.out).split())
+        told.append(f"{node} is drained" if done.code == 0 else f"{node} is not drained: {answer}")
+    return told
 
 
 def logs(record: runs.Record, *, rank: int | None, follow: bool, run: Run) -> Iterator[str]:

@@ -522,15 +522,13 @@ def bandwidth(resources: Resources, gpu: facts.Gpu, fabric: facts.Fabric | None)
     """
     if resources.bandwidth is not None:
         return resources.bandwidth, True, f"{resources.bandwidth:g} GB/s per node, as measured (resources.bandwidth)"
-    rows = facts.fabrics()
-    row = fabric or (
-        rows["infiniband"] if gpu.arch in rows["infiniband"].nominal and gpu.bus >= 100 else rows["ethernet"]
-    )
+    usual = facts.fabric("infiniband")
+    row = fabric or (usual if gpu.arch in usual.nominal and gpu.bus >= 100 else facts.fabric("ethernet"))
     share = row.efficiency
     if resources.network is not None:
         found = resources.network / 8 * share
         return found, False, f"{resources.network:g} Gbit/s per node x {share:g} = {found:.4g} GB/s"
-    gbit = row.nominal.get(gpu.arch, row.nominal["other"])
+    gbit = row.gbits(gpu)
     found = gbit / 8 * share
     named = row.title if fabric else f"{row.title}, since resources.fabric is not given"
     return found, False, f"assumed {gbit:g} Gbit/s per node ({named}) x {share:g} = {found:.4g} GB/s"

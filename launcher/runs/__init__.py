@@ -111,6 +111,43 @@ def progress(record: Record) -> dict[str, Any] | None:
     return None
 
 
+def verdict(record: Record) -> dict[str, Any] | None:
+    """What the preflight of this run said; None while it has not."""
+    try:
+        found = json.loads((record.folder / "preflight" / "verdict.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def events(record: Record, state: Callable[[], tuple[bool, str]]) -> Iterator[dict[str, Any]]:
+    """What the preflight tells on its way, as it does, and what `state` says (over, in words) every two seconds."""
+    path = record.folder / "preflight" / "progress.jsonl"
+    read, asked, over = 0, 0.0, False
+    while True:
+        last = over
+        try:
+            with path.open("rb") as file:
+                file.seek(read)
+                text = file.read()
+        except OSError:
+            text = b""
+        whole, newline, _ = text.rpartition(b"\n")
+        read += len(whole) + len(newline)
+        for line in whole.split(b"\n") if whole else ():
+            try:
+                yield json.loads(line)
+            except ValueError:
+                continue
+        if last or ((record.folder / "preflight" / "code").exists() and verdict(record) is not None):
+            return
+        if time.monotonic() - asked > 2:
+            asked = time.monotonic()
+            over, words = state()
+            yield {"event": "state", "detail": words}
+        time.sleep(0.2)
+
+
 def forget_secrets(record: Record) -> None:
     """The job's script does that itself, unless it never ran or was killed."""
     shutil.rmtree(record.folder / "secrets", ignore_errors=True)

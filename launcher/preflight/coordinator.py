@@ -1,0 +1,571 @@
+"""One preflight: wait for every node's agent, ask them stage by stage, say who trains.
+
+    python3 -m launcher.preflight.coordinator --port 20957 --setting preflight.json --out DIR --names n1,n2
+
+Ends with the verdict's exit code; DIR gets progress.jsonl as it goes, verdict.json and `train`, one node a line.
+Standard library only: torch lives in the agents' workers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from launcher import checks
+from launcher.preflight import (
+    COULD_NOT,
+    OK_WITHOUT,
+    Curve,
+    Finding,
+    Setting,
+    Verdict,
+    decision,
+    history,
+    pods,
+    speed,
+    to_json,
+)
+from launcher.preflight.agent import LINE, setting_of, write_whole
+from launcher.preflight.tournament import Tournament
+
+BEAT = 2.0  # seconds between two questions whether a node is still there
+SILENT = 15.0  # seconds without an answer after which it is not
+IMPORT = 600.0  # seconds for a worker to import torch: a cold shared file system takes minutes
+OPS = ("all_gather", "reduce_scatter", "all_to_all", "sendrecv")  # beside all_reduce, at one size
+
+
+class Gone(Exception):
+    """A node that does not answer any more. Its reason is a finding already."""
+
+
+@dataclass
+class Peer:
+    """A node, as the coordinator sees it."""
+
+    name: str
+    index: int
+    address: str
+    boot: str
+    cpus: int
+    switch: str
+    writer: asyncio.StreamWriter
+    heard: float
+    gone: str = ""
+    waiting: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
+
+    def lose(self, why: str) -> None:
+        if not self.gone:
+            self.gone = why
+            for future in self.waiting.values():
+                if not future.done():
+                    future.set_exception(Gone(why))
+            self.waiting.clear()
+            self.writer.close()
+
+
+class Coordinator:
+    def __init__(self, setting: Setting, names: Sequence[str], out: str, token: str) -> None:
+        self.setting, self.out, self.token = setting, out, token
+        everyone = range(setting.nodes + setting.spares)
+        self.names = list(names) or [pods.waiting(setting.name, index) for index in everyone]
+        self.named = bool(names)
+        self.peers: dict[str, Peer] = {}
+        self.findings: list[Finding] = []
+        self.all_here = asyncio.Event()
+        self.count = 0
+        self.stages: dict[str, float] = {}
+        self.verdict: dict[str, Any] = {}  # what stages add to it
+        self.inventory: dict[str, dict[str, Any]] = {}
+        self.over = False
+
+    # --- the nodes
+
+    async def welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(json.dumps({"coordinator": self.setting.name}).encode() + b"\n")
+        peer: Peer | None = None
+        with contextlib.suppress(OSError, ValueError, KeyError, asyncio.TimeoutError, asyncio.CancelledError):
+            hello = json.loads(await asyncio.wait_for(reader.readline(), 30))
+            peer = self.admit(hello, writer)
+            while peer and (line := await reader.readline()):
+                peer.heard = time.monotonic()
+                message = json.loads(line)
+                number = message.get("id", message.get("pong"))
+                future = peer.waiting.pop(number, None)
+                if future and not future.done():
+                    future.set_result(message.get("value"))
+        writer.close()
+        if peer and not self.over:
+            self.lose(peer, "its agent ended in the middle of the preflight: killed, or the node went down")
+
+    def admit(self, hello: Mapping[str, Any], writer: asyncio.StreamWriter) -> Peer | None:
+        index = int(hello["index"])
+        if hello.get("token", "") != self.token or not 0 <= index < len(self.names):
+            return None
+        if any(peer.index == index for peer in self.peers.values()):
+            return None
+        name = str(hello["hello"])
+        if not self.named:  # pods are known by rank until they say where they run
+            self.names[index] = name = pods.named(name, index, self.names)
+        if name not in self.names or name in self.peers:
+            return None
+        peer = Peer(
+            name, index, hello["address"], hello["boot"], hello["cpus"], hello["switch"], writer, time.monotonic()
+        )
+        self.peers[name] = peer
+        self.event("joined", node=name, count=len(self.peers), of=len(self.names))
+        if len(self.peers) == len(self.names):
+            self.all_here.set()
+        return peer
+
+    def lose(self, peer: Peer, why: str) -> None:
+        if not peer.gone:
+            peer.lose(why)
+            fix = "look at the node's console and kernel log; leave it out until it is known why"
+            self.find(Finding("agent", "exclude", why, node=peer.name, fix=fix))
+
+    async def watch(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT)
+            now = time.monotonic()
+            for peer in self.alive():
+                if now - peer.heard > SILENT:
+                    what = f"it has not answered for {SILENT:g} s: its agent is stopped, or the node hangs"
+                    self.lose(peer, what)
+                else:
+                    self.count += 1
+                    self.send(peer, do="ping", id=-self.count)
+
+    def alive(self) -> list[Peer]:
+        return [self.peers[name] for name in self.names if name in self.peers and not self.peers[name].gone]
+
+    def healthy(self) -> list[Peer]:
+        bad = {one.node for one in self.findings if one.level == "exclude"}
+        return [peer for peer in self.alive() if peer.name not in bad]
+
+    def send(self, peer: Peer, **message: Any) -> None:
+        with contextlib.suppress(OSError, RuntimeError):
+            peer.writer.write(json.dumps(message).encode() + b"\n")
+
+    async def ask(self, peer: Peer, patience: float, **message: Any) -> Any:
+        """The agent's answer. Raises Gone when the node is lost, or silent on this for `patience` seconds."""
+        if peer.gone:
+            raise Gone(peer.gone)
+        self.count += 1
+        number = self.count
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        peer.waiting[number] = future
+        self.send(peer, id=number, **message)
+        try:
+            return await asyncio.wait_for(future, patience)
+        except asyncio.TimeoutError:
+            self.lose(peer, f"no answer to `{message['do']}` within {patience:g} s")
+            raise Gone(peer.gone) from None
+
+    async def work(self, peer: Peer, rank: int, command: Mapping[str, Any] | None, timeout: float) -> dict[str, Any]:
+        """What a worker answers; {"error": ...} when it, or its node, does not."""
+        try:
+            answer: dict[str, Any] = await self.ask(
+                peer, timeout + 10, do="work", rank=rank, command=command, timeout=timeout
+            )
+        except Gone as gone:
+            return {"error": str(gone), "gone": True}
+        return answer
+
+    # --- the stages
+
+    async def run(self) -> Verdict:
+        watcher = asyncio.create_task(self.watch())
+        steps = {
+            "inventory": lambda: self.look("inventory"),
+            "host": lambda: self.look("host"),
+            "node": self.node_stage,
+            "pairs": self.pairs,
+            "whole": self.whole,
+            "deep": self.deep,
+        }
+        try:
+            await self.join()
+            for stage, step in steps.items():
+                if stage not in self.setting.stages:
+                    continue
+                if self.decide().code not in (0, OK_WITHOUT) and stage != "deep":
+                    self.find(Finding(stage, "note", f"the stage `{stage}` was left out: nothing can start anyway"))
+                    continue
+                started = time.monotonic()
+                before = len(self.findings)
+                self.event("stage", stage=stage, nodes=len(self.healthy()))
+                await step()
+                self.stages[stage] = round(time.monotonic() - started, 2)
+                found = sum(one.level in ("warn", "exclude", "block") for one in self.findings[before:])
+                self.event("checked", stage=stage, seconds=self.stages[stage], findings=found)
+        finally:
+            watcher.cancel()
+        return self.conclude()
+
+    async def join(self) -> None:
+        """All of them start together: once most are here, the last ones get four times as long, at least 45 s."""
+        started = time.monotonic()
+        until = started + self.setting.join_timeout
+        most = False
+        while len(self.peers) < len(self.names) and time.monotonic() < until:
+            if not most and len(self.peers) * 2 > len(self.names):
+                most = True
+                until = min(until, started + max(self.setting.late, 4 * (time.monotonic() - started)))
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self.all_here.wait(), 0.5)
+        waited = round(time.monotonic() - started)
+        self.stages["join"] = float(waited)
+        for name in self.names:
+            if name not in self.peers:
+                what = f"it did not report within {waited} s"
+                fix = "is the node up, does it see the run directory, and can it reach the first node's address?"
+                self.find(Finding("agent", "exclude", what, node=name, fix=fix))
+
+    async def look(self, stage: str, peers: Sequence[Peer] | None = None) -> None:
+        """Every check of a stage, on every node at the same time."""
+        peers = self.healthy() if peers is None else peers
+        # a clock is compared with ours, so its question goes alone; imports are timed on one node, then on all
+        names = [name for name in checks.of(stage) if name not in ("clock", "imports")]
+        found: dict[str, dict[str, dict[str, Any]]] = {name: {} for name in checks.of(stage)}
+        longest = max([getattr(checks.load(name), "SECONDS", 0.0) for name in found], default=0.0)
+        patience = max(longest, self.setting.stage_timeout * 2) + 30
+
+        async def one(peer: Peer, names: Sequence[str]) -> None:
+            asked = time.time()
+            try:
+                answers = await self.ask(peer, patience, do="stage", stage=stage, checks=names)
+            except Gone:
+                return
+            for name, answer in answers.items() if "error" not in answers else ():
+                times = {"asked": asked, "answered": time.time()} if name == "clock" else {}
+                found[name][peer.name] = {**answer, **times}
+            if "error" in answers:
+                self.find(Finding(stage, "unknown", f"could not look: {answers['error']}", node=peer.name))
+
+        if stage == "inventory" and peers:
+            await asyncio.gather(*(one(peer, ["clock"]) for peer in peers))
+            await one(peers[0], ["imports"])
+            alone = found["imports"].get(peers[0].name, {}).get("seconds")
+            await asyncio.gather(*(one(peer, ["imports"]) for peer in peers))
+            for answer in found["imports"].values():
+                answer["alone"] = alone
+        await asyncio.gather(*(one(peer, names) for peer in peers))
+        for name, answers in found.items():
+            check = checks.load(name)
+            for node, answer in answers.items():
+                if hasattr(check, "facts") and "unknown" not in answer and "skipped" not in answer:
+                    self.inventory.setdefault(node, {}).update(check.facts(answer))
+            for finding in check.judge(answers, self.setting):
+                self.find(finding)
+
+    async def start_workers(self) -> None:
+        """One process with torch for each GPU, for the rest of the preflight."""
+        ranks = self.ranks()
+
+        async def one(peer: Peer, rank: int) -> None:
+            ready = await self.work(peer, rank, None, IMPORT)
+            if "error" in ready and not ready.get("gone"):
+                what = f"torch does not start for rank {rank}: {ready['error']}"
+                self.find(Finding("worker", "exclude", what, node=peer.name, fix="python3 -c 'import torch' there"))
+
+        await asyncio.gather(*(one(peer, rank) for peer in self.healthy() for rank in range(ranks)))
+
+    def ranks(self) -> int:
+        """Workers on a node: one for each GPU, one on CPU."""
+        return self.setting.gpus or 1
+
+    def shared(self) -> bool:
+        """Whether nodes are one machine: they would measure each other's load."""
+        boots = [peer.boot for peer in self.alive()]
+        return len(set(boots)) < len(boots)
+
+    async def node_stage(self) -> None:
+        await self.start_workers()
+        room = asyncio.Semaphore(1 if self.shared() else 10_000)
+        compute: dict[str, list[dict[str, Any]]] = {}
+        inside: dict[str, dict[str, Any]] = {}
+
+        async def one(peer: Peer) -> None:
+            async with room:
+                command = {"do": "matmul", "seconds": self.setting.seconds}
+                patience = self.setting.round_timeout
+                ranks = range(self.ranks())
+                answers = await asyncio.gather(*(self.work(peer, rank, command, patience) for rank in ranks))
+                compute[peer.name] = list(answers)
+                if self.ranks() > 1:
+                    size = self.setting.node.bytes if self.setting.node else 1 << 30
+                    measure = [{"op": "all_reduce", "bytes": size, "seconds": self.setting.seconds, "check": True}]
+                    inside[peer.name] = await self.group([peer], measure)
+
+        await asyncio.gather(*(one(peer) for peer in self.healthy()))
+        for finding in speed.judge_node(compute, inside, self.setting, shared=self.shared()):
+            self.find(finding)
+
+    async def group(self, peers: Sequence[Peer], measure: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """These measurements by all workers of these nodes: {"results": [...]} or {"error": ...}."""
+        ranks, leader, patience = self.ranks(), peers[0], self.setting.round_timeout
+        size = ranks * len(peers)
+        host = {"do": "host", "address": leader.address, "size": size}
+        opened = await self.work(leader, 0, host, 30)
+        if "error" in opened:
+            return {**opened, "node": leader.name}
+        command = {
+            "do": "group", "address": leader.address, "port": opened["port"], "size": size,
+            "timeout": patience, "measure": list(measure),
+        }  # fmt: skip
+        answers = await asyncio.gather(
+            *(
+                self.work(peer, rank, {**command, "rank": place * ranks + rank}, patience + 10)
+                for place, peer in enumerate(peers)
+                for rank in range(ranks)
+            )
+        )
+        errors = [(answer, peers[number // ranks].name) for number, answer in enumerate(answers) if "error" in answer]
+        if errors:
+            # who was cut off knows less than who ran into the time-out or died
+            answer, node = min(errors, key=lambda error: (not error[0].get("gone"), not error[0].get("timeout")))
+            return {"error": answer["error"], "node": node, "answers": answers}
+        return {"results": answers[0]["results"], "answers": answers}
+
+    async def pairs(self) -> None:
+        names = [peer.name for peer in self.healthy()]
+        if len(names) < 2:
+            return
+        if "node" not in self.setting.stages:
+            await self.start_workers()
+        tournament = Tournament(names, limit=self.setting.pair, history=self.setting.history)
+        at_once = self.setting.at_once or (1 if self.shared() else len(names))
+        room = asyncio.Semaphore(at_once)
+        wrong: list[speed.Corruption] = []
+        errors: dict[tuple[str, str], str] = {}
+
+        async def one(left: str, right: str) -> dict[tuple[str, str], float | None]:
+            async with room:
+                return await self.pair(left, right, wrong, errors)
+
+        number = 0
+        while pairs := tournament.next():
+            number += 1
+            cells: dict[tuple[str, str], float | None] = {}
+            for measured in await asyncio.gather(*(one(left, right) for left, right in pairs)):
+                cells |= measured
+            for name in names:
+                if self.peers[name].gone:
+                    tournament.drop(name)
+                    cells = {pair: value for pair, value in cells.items() if name not in pair}
+            tournament.record(cells)
+            rates = [value for value in cells.values() if value is not None]
+            self.event(
+                "round", round=number, of=max(number, tournament.total()), pairs=len(pairs),
+                slowest=min(rates, default=0.0), best=max(rates, default=0.0),
+            )  # fmt: skip
+        result = tournament.result()
+        for finding in (*result.findings, *speed.judge_corruption(wrong, "pairs")):
+            reason = errors.get((finding.node, finding.peer)) or errors.get((finding.peer, finding.node))
+            self.find(replace(finding, what=f"{finding.what} ({reason})") if reason else finding)
+        self.verdict |= {"matrix": result.matrix, "rounds": number}
+
+    async def pair(
+        self, left: str, right: str, wrong: list[speed.Corruption], errors: dict[tuple[str, str], str]
+    ) -> dict[tuple[str, str], float | None]:
+        """GB/s in both directions, one after the other, over all rails at the same time."""
+        one, other = self.peers[left], self.peers[right]
+        ranks = self.ranks()
+        mine, theirs = list(range(ranks)), list(range(ranks, 2 * ranks))
+        base = {"op": "sendrecv", "bytes": 0, "seconds": self.setting.seconds, "check": True}
+        directions = [((left, right), mine, theirs), ((right, left), theirs, mine)]
+        answer = await self.group(
+            [one, other], [{**base, "from": sender, "to": receiver} for _, sender, receiver in directions]
+        )
+        if "error" in answer:
+            # a node that hangs is found by its silence; only then can the other one be cleared
+            asked = time.monotonic()
+            while not (one.gone or other.gone) and min(one.heard, other.heard) < asked:
+                await asyncio.sleep(0.2)
+            if one.gone or other.gone:
+                return {}
+            errors[left, right] = answer["error"]
+            return {(left, right): 0.0, (right, left): 0.0}
+        cells: dict[tuple[str, str], float | None] = {}
+        for (link, _, _), result in zip(directions, answer["results"], strict=True):
+            cells[link] = result["busbw"]
+            if spoiled := speed.corruption(result, (left, right), ranks):
+                wrong.append(spoiled)
+        return cells
+
+    async def whole(self) -> None:
+        """All healthy nodes together: what the plan may count on, over message sizes."""
+        peers = self.healthy()
+        if len(peers) * self.ranks() < 2:
+            return
+        if not {"node", "pairs"} & set(self.setting.stages):
+            await self.start_workers()
+        matrix = self.verdict.get("matrix")
+        rates = [cell for row in matrix.cells for cell in row if cell] if matrix else []
+        slowest = min(rates, default=1.0)
+        sizes = speed.sizes(self.setting, slowest)
+        base = {"seconds": self.setting.seconds, "check": True}
+        measure = [{**base, "op": "all_reduce", "bytes": size} for size in sizes]
+        measure += [{**base, "op": op, "bytes": sizes[-1]} for op in OPS]
+        answer = await self.group(peers, measure)
+        if "error" in answer:
+            self.find(
+                Finding(
+                    "whole", "block", f"all nodes together do not finish: {answer['error']}",
+                    node=answer.get("node", ""), code=COULD_NOT,
+                    fix="every pair works, so it is what they share: switches above them, a limit of connections",
+                )
+            )  # fmt: skip
+            return
+        results = [result for result in answer["results"] if "unsupported" not in result]
+        self.verdict["curves"] = tuple(
+            Curve(
+                op,
+                tuple(one["bytes"] for one in results if one["op"] == op),
+                tuple(one["busbw"] for one in results if one["op"] == op),
+                tuple(speed.tail(one) for one in results if one["op"] == op),
+            )
+            for op in dict.fromkeys(one["op"] for one in results)
+        )
+        self.verdict["bandwidth"] = speed.planned(results, self.setting.backend)
+        nodes = [peer.name for peer in peers]
+        for finding in speed.judge_whole(results, nodes, self.setting, slowest_pair=slowest if rates else 0.0):
+            self.find(finding)
+        if self.setting.nccl_tests:
+            found = await self.work(peers[0], 0, {"do": "nccl_tests", "directory": self.setting.nccl_tests}, IMPORT)
+            for finding in speed.judge_nccl_tests(found, self.setting):
+                self.find(finding)
+
+    async def deep(self) -> None:
+        """Long tests, only of nodes that something speaks against."""
+        suspects = {one.node for one in self.findings if one.level in ("warn", "exclude") and one.node}
+        suspects |= {node for node, score in self.setting.history.items() if score >= 1}
+        peers = [peer for peer in self.alive() if peer.name in suspects]
+        if peers:
+            await self.look("deep", peers)
+
+    # --- the end
+
+    def find(self, finding: Finding) -> None:
+        self.findings.append(finding)
+        self.event("finding", finding=to_json(finding))
+
+    def event(self, event: str, **fields: Any) -> None:
+        line = json.dumps({"time": round(time.time(), 3), "event": event, **fields})
+        with contextlib.suppress(OSError), open(os.path.join(self.out, "progress.jsonl"), "a") as file:
+            file.write(line + "\n")
+        if os.environ.get(pods.TO_LOG):
+            print(pods.PROGRESS + line, flush=True)
+
+    def decide(self) -> decision.Decision:
+        switches = {peer.name: peer.switch for peer in self.peers.values() if peer.switch}
+        return decision.decide(self.setting, self.names, self.findings, switches)
+
+    def conclude(self) -> Verdict:
+        bandwidth = self.verdict.get("bandwidth", 0.0)
+        if told := speed.told(bandwidth, self.setting):
+            self.find(told)
+        made = self.decide()
+        return Verdict(
+            made.code, made.headline, made.train, made.excluded, tuple(self.findings), tuple(self.names),
+            stages=self.stages, inventory=self.inventory, **self.verdict,
+        )  # fmt: skip
+
+    async def dismiss(self, verdict: Verdict) -> None:
+        self.over = True
+        self.event("verdict", code=verdict.code, headline=verdict.headline)
+        for peer in self.alive():
+            self.send(peer, do="end", id=0, code=verdict.code, verdict=to_json(verdict))
+        drained: Iterable[Awaitable[None]] = (peer.writer.drain() for peer in self.alive())
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.gather(*drained, return_exceptions=True), 5)
+        until = time.monotonic() + 5  # they close; a hung one does not
+        while any(not peer.writer.is_closing() for peer in self.alive()) and time.monotonic() < until:
+            await asyncio.sleep(0.1)
+
+
+async def coordinate(setting: Setting, *, port: int, names: Sequence[str], out: str, token: str) -> Verdict:
+    coordinator = Coordinator(setting, names, out, token)
+    server = await asyncio.start_server(coordinator.welcome, None, port, limit=LINE)
+    main = asyncio.create_task(coordinator.run())
+    loop = asyncio.get_running_loop()
+    stopped: list[str] = []
+
+    def stop(number: int) -> None:
+        stopped.append(signal.Signals(number).name)
+        main.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        verdict = await main
+    except asyncio.CancelledError:
+        what = f"stopped by {stopped[0] if stopped else 'cancellation'} before it was done"
+        coordinator.find(Finding("coordinator", "block", what, code=COULD_NOT))
+        verdict = coordinator.conclude()
+    except Exception as error:  # whatever it is, it is no pass
+        coordinator.find(Finding("coordinator", "block", f"{type(error).__name__}: {error}", code=COULD_NOT))
+        verdict = coordinator.conclude()
+    await coordinator.dismiss(verdict)
+    server.close()
+    return verdict
+
+
+def plain(verdict: Verdict) -> list[str]:
+    """The verdict for a job's log, one line each."""
+    lines = [f"dslaunch preflight: {verdict.headline} (exit code {verdict.code})"]
+    for one in verdict.findings:
+        if one.level == "note":
+            continue
+        where = f"{one.node} -> {one.peer}" if one.peer else one.node or "all nodes"
+        values = [
+            f"measured {one.measured}" if one.measured else "",
+            f"expected {one.expected}" if one.expected else "",
+        ]
+        said = ", ".join(filter(None, values))
+        lines.append(
+            f"  {one.level:8}{where}: {one.what}{f' ({said})' if said else ''}{f'; {one.fix}' if one.fix else ''}"
+        )
+    return lines
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="coordinator.py", allow_abbrev=False)
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--setting", required=True, metavar="FILE")
+    parser.add_argument("--out", required=True, metavar="DIR")
+    parser.add_argument("--names", default="", help="of the nodes, with commas, in the scheduler's order")
+    options = parser.parse_args(arguments)
+    setting = setting_of(options.setting)
+    os.makedirs(options.out, exist_ok=True)
+    lemons = history.default(os.environ)
+    now = time.time()
+    setting = replace(setting, history={**history.load(lemons, now), **setting.history})
+    names = [name for name in options.names.split(",") if name]
+    token = os.environ.get("DSLAUNCH_PREFLIGHT_TOKEN", "")
+    verdict = asyncio.run(coordinate(setting, port=options.port, names=names, out=options.out, token=token))
+    write_whole(os.path.join(options.out, "train"), "".join(f"{name}\n" for name in verdict.train))
+    write_whole(os.path.join(options.out, "exclude"), "".join(f"{name}\n" for name in verdict.excluded))
+    write_whole(os.path.join(options.out, "bandwidth"), f"{verdict.bandwidth:g}\n")
+    rung = speed.rung(verdict.bandwidth, setting)
+    write_whole(os.path.join(options.out, "config"), f"{rung.config if rung else 'ds_config.json'}\n")
+    write_whole(os.path.join(options.out, "verdict.json"), json.dumps(to_json(verdict), indent=1) + "\n")
+    history.append(lemons, verdict.findings, now)
+    print("\n".join(plain(verdict)), file=sys.stderr, flush=True)
+    if os.environ.get(pods.TO_LOG):
+        print(pods.VERDICT + json.dumps(to_json(verdict), separators=(",", ":")), flush=True)
+    write_whole(os.path.join(options.out, "code"), f"{verdict.code}\n")  # last: whoever sees it finds the rest
+    return verdict.code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,228 @@
+"""What the workers measured, judged: matrix products and bandwidth inside a node, and the whole set. Pure."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from launcher.preflight import FABRIC, TOO_FEW, Finding, Level, Rung, Setting
+
+GEMM_WARN, GEMM_EXCLUDE = 0.93, 0.88  # of the node's median GPU: 7 % slower is worth a look, 12 % is out
+GEMM_SOURCE = "7 % / 12 % below the median of the GPUs"
+SHARE = 0.5  # of the slowest pair that the whole set reaches at least, else links are shared further up
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """Values that changed between these nodes. `guilty` where the transfer itself told who."""
+
+    nodes: tuple[str, ...]
+    guilty: tuple[str, ...]
+    why: str
+
+
+def corruption(result: Mapping[str, Any], nodes: Sequence[str], ranks: int) -> Corruption | None:
+    """Of one measurement over these nodes, with so many ranks on each; None where all values arrived."""
+    if result.get("correct") is not False:
+        return None
+    guilty = tuple(dict.fromkeys(nodes[rank // ranks] for rank in result.get("wrong", ())))
+    return Corruption(tuple(nodes), guilty, str(result.get("why") or "values arrive wrong"))
+
+
+def judge_corruption(found: Sequence[Corruption], check: str) -> list[Finding]:
+    """A node is guilty when a transfer names it, or when it is an end of two that fail without naming anybody."""
+    fix = "silent corruption: test the memory of its GPUs, and its NICs, before anything trains there"
+    guilty = {node: one.why for one in found for node in one.guilty}
+    unclear = [one for one in found if not one.guilty and not set(one.nodes) & set(guilty)]
+    ends = Counter(node for nodes in {one.nodes for one in unclear} for node in nodes)
+    for one in unclear:
+        guilty |= {node: one.why for node in one.nodes if len(one.nodes) == 2 and ends[node] > 1}
+    findings = [Finding(check, "exclude", why, node=node, fix=fix) for node, why in guilty.items()]
+    for one in unclear:
+        if not set(one.nodes) & set(guilty):
+            what = f"{one.why} between {' and '.join(one.nodes)}"
+            findings.append(Finding(check, "block", what, code=TOO_FEW, fix=fix))
+    return findings
+
+
+def judge_node(
+    compute: Mapping[str, Sequence[Mapping[str, Any]]],
+    inside: Mapping[str, Mapping[str, Any]],
+    setting: Setting,
+    *,
+    shared: bool,
+) -> list[Finding]:
+    """`compute`: node -> an answer of each GPU; `inside`: node -> all_reduce over the node's own GPUs."""
+    findings: list[Finding] = []
+    rates = {
+        (node, rank): float(answer["tflops"])
+        for node, answers in compute.items()
+        for rank, answer in enumerate(answers)
+        if "tflops" in answer
+    }
+    for node, answers in compute.items():
+        for rank, answer in enumerate(answers):
+            device = f"GPU {rank}" if setting.gpus else "its CPU"
+            if "error" in answer and not answer.get("gone"):
+                findings.append(
+                    Finding(
+                        "gemm", "exclude", f"{device} does not finish a matrix product: {answer['error']}", node=node
+                    )
+                )
+            elif answer.get("repeatable") is False:
+                fix = "silent corruption: replace it before anything trains there"
+                findings.append(
+                    Finding("gemm", "exclude", f"{device} gives two results for one product", node=node, fix=fix)
+                )
+    for (node, rank), rate in rates.items():
+        device = f"GPU {rank}" if setting.gpus else "its CPU"
+        peers = [value for (other, _), value in rates.items() if other == node] if setting.gpus > 1 else []
+        middle = statistics.median(peers or rates.values())
+        if setting.gpus and rate < GEMM_WARN * middle:
+            level: Level = "exclude" if rate < GEMM_EXCLUDE * middle else "warn"
+            findings.append(
+                Finding(
+                    "gemm", level, f"{device} computes slower than the others", node=node,
+                    measured=f"{rate:.3g} TFLOP/s", expected=f">= {GEMM_WARN * middle:.3g} TFLOP/s",
+                    source=GEMM_SOURCE,
+                    fix="nvidia-smi -q -d PERFORMANCE,POWER: throttled, or its power limit lowered?",
+                )
+            )  # fmt: skip
+        elif not setting.gpus and len(rates) > 2 and not shared and rate < 0.5 * middle:
+            findings.append(
+                Finding(
+                    "gemm", "warn", f"{device} computes at less than half of the others' rate", node=node,
+                    measured=f"{rate:.3g} TFLOP/s", expected=f"about {middle:.3g} TFLOP/s",
+                    source="median of this run", fix="what else runs there?",
+                )
+            )  # fmt: skip
+    if setting.matmul_tflops and rates and max(rates.values()) < GEMM_EXCLUDE * setting.matmul_tflops:
+        findings.append(
+            Finding(
+                "gemm", "warn", "every GPU computes slower than its type does elsewhere",
+                measured=f"{max(rates.values()):.3g} TFLOP/s at best",
+                expected=f"{setting.matmul_tflops:.3g} TFLOP/s",
+                source=f"the table's share of peak for {setting.gpu}",
+                fix="power limit or clocks lowered on all nodes?",
+            )
+        )  # fmt: skip
+    for node, answer in inside.items():
+        findings += _inside(node, answer, setting)
+    return findings
+
+
+def _inside(node: str, answer: Mapping[str, Any], setting: Setting) -> list[Finding]:
+    if "error" in answer:
+        what = f"its own GPUs do not finish an all-reduce: {answer['error']}"
+        return [
+            Finding("nvlink-bandwidth", "exclude", what, node=node, fix="nvidia-smi nvlink --status; fabric manager")
+        ]
+    result = answer["results"][0]
+    spoiled = corruption(result, [node], max(1, setting.gpus))
+    findings = judge_corruption([replace(spoiled, guilty=(node,))] if spoiled else [], "nvlink-bandwidth")
+    limit = setting.node
+    if limit and result["busbw"] < limit.passes:
+        findings.append(
+            Finding(
+                "nvlink-bandwidth", "exclude" if result["busbw"] < limit.excludes else "warn",
+                "its GPUs reach each other slowly", node=node, measured=f"{result['busbw']:.4g} GB/s",
+                expected=f">= {limit.passes:.4g} GB/s, all_reduce of {limit.bytes >> 20} MiB", source=limit.source,
+                fix="nvidia-smi nvlink --status; is NVLS off (NCCL_NVLS_ENABLE=0)?",
+            )
+        )  # fmt: skip
+    return findings
+
+
+def sizes(setting: Setting, slowest: float) -> list[int]:
+    """Bytes of the whole set's messages, each eight times the one before; the largest takes about half a second.
+
+    8 GiB on a fabric whose table says so, 64 MiB where the slowest pair has 0.125 GB/s.
+    """
+    top = setting.whole.bytes if setting.whole and setting.backend == "nccl" else 256 << 20
+    if setting.backend == "gloo":
+        while top > 1 << 20 and top / GB > 0.5 * max(slowest, 1e-6):
+            top >>= 1
+    return [size for size in (top >> shift for shift in (12, 9, 6, 3, 0)) if size >= 1024]
+
+
+def planned(results: Sequence[Mapping[str, Any]], backend: str) -> float:
+    """GB/s of bus bandwidth that the plan may count on, at the largest size.
+
+    On NCCL the slowest of the collectives that training uses: two nodes all_reduce by trees, 487 GB/s of busbw over
+    400 of wire. gloo's other collectives are limited by its copies, and training on CPU takes all_reduce.
+    """
+    used = ("all_reduce", "all_gather", "reduce_scatter") if backend == "nccl" else ("all_reduce",)
+    found = [rates[-1] for op in used if (rates := [one["busbw"] for one in results if one["op"] == op])]
+    return float(f"{min(found):.3g}") if found else 0.0
+
+
+def rung(bandwidth: float, setting: Setting) -> Rung | None:
+    """The one nearest to what was measured, by ratio: 90 GB/s is nearer to 80 than to 160."""
+    if not bandwidth or not setting.ladder:
+        return None
+    return min(setting.ladder, key=lambda one: abs(math.log(one.bandwidth / bandwidth)))
+
+
+def told(bandwidth: float, setting: Setting) -> Finding | None:
+    """What the measured bandwidth means for the plan, where it differs by a fifth or more from what it counts on."""
+    near = rung(bandwidth, setting)
+    if near is None or not setting.assumed or 0.8 <= bandwidth / setting.assumed <= 1.25:
+        return None
+    takes = f": a step takes about {near.seconds:.3g} s" if near.seconds else ""
+    base = next((one.seconds for one in setting.ladder if one.bandwidth == setting.assumed), 0.0)
+    takes += f" instead of {base:.3g}" if takes and base and abs(base - near.seconds) > 0.02 * base else ""
+    other = f"; {near.config} suits that better and is used" if near.config != "ds_config.json" else ""
+    return Finding(
+        "plan", "note", f"the plan counts on other bandwidth between nodes{takes}{other}",
+        measured=f"{bandwidth:.3g} GB/s", expected=f"{setting.assumed:.3g} GB/s",
+        fix=f"resources.bandwidth: {bandwidth:.3g} plans with what was measured",
+    )  # fmt: skip
+
+
+def tail(result: Mapping[str, Any]) -> float:
+    """GB/s in the slowest iteration of a hundred."""
+    return float(result["busbw"] * result["median"] / result["p99"]) if result.get("p99") else 0.0
+
+
+def judge_whole(
+    results: Sequence[Mapping[str, Any]], nodes: Sequence[str], setting: Setting, *, slowest_pair: float
+) -> list[Finding]:
+    spoiled = [corruption(one, nodes, max(1, setting.gpus)) for one in results]
+    findings = judge_corruption([one for one in spoiled if one], "whole")
+    rates = [one for one in results if one["op"] == "all_reduce"]
+    if not rates:
+        return findings
+    last = rates[-1]
+    measured, size = float(last["busbw"]), f"all_reduce of {last['bytes'] >> 20} MiB"
+    limit = setting.whole
+    if limit and measured < limit.passes:
+        bad = measured < limit.excludes
+        findings.append(
+            Finding(
+                "whole", "block" if bad else "warn", "all nodes together are slower than this fabric is",
+                measured=f"{measured:.4g} GB/s", expected=f">= {limit.passes:.4g} GB/s, {size}", source=limit.source,
+                code=FABRIC if bad else 0,
+                fix="every pair passed: shared links above them, a rail missing, or NCCL on TCP",
+            )
+        )  # fmt: skip
+    elif not limit and slowest_pair and measured < SHARE * slowest_pair:
+        findings.append(
+            Finding(
+                "whole", "warn", "all nodes together are much slower than any two of them",
+                measured=f"{measured:.3g} GB/s", expected=f">= {SHARE * slowest_pair:.3g} GB/s, {size}",
+                source=f"half of the slowest pair's {slowest_pair:.3g} GB/s",
+                fix="links that the nodes share are oversubscribed; nodes closer together would train faster",
+            )
+        )  # fmt: skip
+    return findings
+
+
+def judge_nccl_tests(found: Mapping[str, Any], setting: Setting) -> list[Finding]:
+    if "error" in found:
+        return [Finding("nccl-tests", "unknown", f"nccl-tests gave no answer: {found['error']}")]
+    return [Finding("nccl-tests", "note", f"all_reduce_perf on one node: {found['busbw']:.4g} GB/s")]

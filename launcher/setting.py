@@ -1,0 +1,120 @@
+"""A job file, the tables and, where there is one, the plan -> what a preflight is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from launcher import expected, facts
+from launcher import plan as plans
+from launcher.errors import UserError
+from launcher.plan import Plan
+from launcher.preflight import Rung, Setting, Xid
+from launcher.spec import JobSpec
+
+RECOMMENDED_SHM = 8 << 30  # NCCL and data loaders on a node of 8 GPUs; the Kubernetes default in `shm` is 16Gi
+
+
+def make(spec: JobSpec, plan: Plan | None = None) -> Setting:
+    """Raises UserError for a GPU or fabric that no table has."""
+    resources, asked = spec.resources, spec.preflight
+    gpus = resources.gpus_per_node
+    gpu = facts.gpu(resources.gpu) if gpus and resources.gpu else None
+    several = resources.nodes + resources.spares > 1
+    fabric = facts.fabric(resources.fabric) if gpus and resources.fabric and several else None
+    limits = expected.limits(spec)
+    saving = plan.saving if plan else None
+    return Setting(
+        name=spec.name,
+        nodes=resources.nodes,
+        spares=resources.spares,
+        per_node=spec.per_node,
+        gpus=gpus,
+        gpu=gpu.name if gpu else "",
+        gpu_names=product_words(gpu.name) if gpu else (),
+        fabric=fabric.name if fabric else "",
+        backend="nccl" if gpus else "gloo",
+        stages=asked.stages,
+        deepspeed=spec.environment.deepspeed or "",
+        checkpoint_dir=plan.checkpoint_dir if plan else "",
+        checkpoint_bytes=round(saving.bytes) if saving else 0,
+        files=(spec.train.script,) if plan and spec.train.script else (),
+        ops=needed_ops(plan) if plan else (),
+        shm_bytes=RECOMMENDED_SHM if gpus else 0,
+        link_gbits=limits.link_gbits,
+        ports=limits.ports,
+        node=limits.node,
+        pair=limits.pair,
+        whole=limits.whole,
+        assumed=plan.machine.node if plan and plan.machine and several else 0.0,
+        ladder=tuple(rung for rung, _ in ladder(plan)) if plan else (),
+        matmul_tflops=gpu.peak * gpu.matmul if gpu else 0.0,
+        seconds=asked.seconds,
+        join_timeout=asked.join_timeout,
+        nccl_tests=asked.nccl_tests or "",
+    )
+
+
+def product_words(gpu: str) -> tuple[str, ...]:
+    """h100-80gb -> ("H100",): the word of nvidia-smi's product name that tells the type."""
+    return (gpu.split("-")[0].upper(),)
+
+
+def needed_ops(plan: Plan) -> tuple[str, ...]:
+    """The compiled operators that DeepSpeed loads for this plan, as ds_report names them."""
+    setup, optimizer = plan.setup, str((plan.config.get("optimizer") or {}).get("type", "")).lower()
+    adam = optimizer in ("adam", "adamw")
+    found = []
+    if "nvme" in (setup.offload_optimizer, setup.offload_parameters):
+        found.append("async_io")
+    if adam and setup.offload_optimizer != "none":
+        found.append("cpu_adam")
+    elif adam and plan.spec.resources.gpus_per_node:
+        found.append("fused_adam")
+    elif optimizer == "lamb" and plan.spec.resources.gpus_per_node:
+        found.append("fused_lamb")
+    return tuple(found)
+
+
+def xids() -> dict[str, Xid]:
+    """What a check makes of the numbers that say anything against a node."""
+    rows = facts.xids()
+    return {
+        str(number): Xid(row.means or row.name, row.action, row.level)
+        for number, row in rows.items()
+        if row.level != "note"
+    }
+
+
+STEPS = (2.0, 1.0, 0.5, 0.25, 0.1, 0.03)  # of the bandwidth that the plan counts on
+
+
+def ladder(plan: Plan) -> list[tuple[Rung, dict[str, Any]]]:
+    """What the same job file becomes for more and less bandwidth, with the DeepSpeed config of each.
+
+    Only what can be exchanged in place: the same batch, command and environment. Two rungs with one config share
+    its file. Nothing on one node, where the job file says what was measured, or where no step time is known.
+    """
+    resources = plan.spec.resources
+    if plan.machine is None or plan.time is None or resources.nodes < 2 or resources.bandwidth:
+        return []
+    found: list[tuple[Rung, dict[str, Any]]] = []
+    files = {repr(plan.config): "ds_config.json"}
+    for share in STEPS:
+        bandwidth = float(f"{share * plan.machine.node:.3g}")
+        spec = replace(plan.spec, resources=replace(resources, bandwidth=bandwidth))
+        try:
+            made = plan if share == 1 else plans.make(spec, others=False)
+        except UserError:
+            continue  # refused there: the plan as it is stays
+        same = (made.batch.total, made.command, made.variables) == (plan.batch.total, plan.command, plan.variables)
+        config = made.config if same else plan.config
+        seconds = made.time.seconds if same and made.time else 0.0
+        name = files.setdefault(repr(config), f"ds_config.{len(files)}.json")
+        found.append((Rung(bandwidth, round(seconds, 3), name), config))
+    return found
+
+
+def configs(plan: Plan) -> dict[str, dict[str, Any]]:
+    """The DeepSpeed configs beside the plan's own, by file."""
+    return {rung.config: config for rung, config in ladder(plan) if rung.config != "ds_config.json"}

@@ -1,0 +1,163 @@
+"""The preflight from end to end: coordinator and agents as processes, and on a real Slurm of four nodes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from launcher.preflight import COULD_NOT, OK, OK_WITHOUT, TOO_FEW, Setting, Verdict, from_json, to_json
+
+ROOT = Path(__file__).parents[1]
+
+
+class Processes:
+    """A coordinator and agents on this machine, without a job around them."""
+
+    def __init__(self, folder: Path, setting: Setting) -> None:
+        self.folder, self.setting = folder, setting
+        self.names = [f"n{index}" for index in range(setting.nodes + setting.spares)]
+        (folder / "preflight.json").write_text(json.dumps(to_json(setting)))
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            self.port = probe.getsockname()[1]
+        self.env = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "XDG_STATE_HOME": str(folder / "state"),
+            "DSLAUNCH_PREFLIGHT_TOKEN": secrets.token_hex(8),
+            "DS_ACCELERATOR": "cpu",
+        }
+        self.children: list[subprocess.Popen[bytes]] = []
+        self.judge = self.start(
+            "coordinator", "--port", str(self.port), "--setting", "preflight.json", "--out", "out",
+            "--names", ",".join(self.names),
+        )  # fmt: skip
+
+    def start(self, module: str, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", f"launcher.preflight.{module}", *arguments]
+        with (self.folder / "errors").open("ab") as errors:
+            child = subprocess.Popen(
+                command, cwd=self.folder, env={**self.env, **env}, stderr=errors, start_new_session=True
+            )
+        self.children.append(child)
+        return child
+
+    def agent(self, index: int, **env: str) -> subprocess.Popen[bytes]:
+        return self.start(
+            "agent", "--setting", "preflight.json", "--connect", f"127.0.0.1:{self.port}",
+            "--name", self.names[index], "--index", str(index), "--logs", "logs", **env,
+        )  # fmt: skip
+
+    def events(self) -> list[dict]:
+        path = self.folder / "out" / "progress.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def until(self, seen: Callable[[dict], bool], seconds: float = 60) -> None:
+        deadline = time.monotonic() + seconds
+        while not any(map(seen, self.events())):
+            assert time.monotonic() < deadline, (self.events(), (self.folder / "errors").read_text())
+            time.sleep(0.05)
+
+    def verdict(self, seconds: float = 120) -> Verdict:
+        code = self.judge.wait(seconds)
+        found = from_json(Verdict, json.loads((self.folder / "out" / "verdict.json").read_text()))
+        assert code == found.code == int((self.folder / "out" / "code").read_text())
+        return found
+
+    def end(self) -> None:
+        for child in self.children:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+
+
+@pytest.fixture
+def processes(tmp_path) -> Iterator[Callable[..., Processes]]:
+    started: list[Processes] = []
+
+    def make(**setting: object) -> Processes:
+        told = {"seconds": 0.2, "same_host": True, "join_timeout": 30, **setting}
+        started.append(Processes(tmp_path, Setting(**told)))
+        return started[-1]
+
+    yield make
+    for one in started:
+        one.end()
+
+
+def excluded(verdict: Verdict) -> dict[str, str]:
+    return {one.node: one.what for one in verdict.findings if one.level == "exclude"}
+
+
+def test_a_killed_agent_is_named_and_its_spare_steps_in(processes):
+    all_of_them = processes(nodes=2, spares=1, stages=("host",))
+    agents = [all_of_them.agent(index) for index in range(3)]
+    all_of_them.until(lambda event: event["event"] == "stage")
+    os.killpg(agents[1].pid, signal.SIGKILL)
+    verdict = all_of_them.verdict()
+    assert (verdict.code, verdict.train) == (OK_WITHOUT, ("n0", "n2"))
+    assert "killed" in excluded(verdict)["n1"]
+    assert [agent.wait(10) for agent in agents] == [OK_WITHOUT, -signal.SIGKILL, OK_WITHOUT]
+
+
+@pytest.mark.slow
+def test_a_stopped_agent_is_named_within_the_time_out(processes):
+    all_of_them = processes(nodes=3, stages=("inventory",))
+    agents = [all_of_them.agent(index) for index in range(3)]
+    all_of_them.until(lambda event: event["event"] == "stage")
+    os.kill(agents[2].pid, signal.SIGSTOP)
+    stopped = time.monotonic()
+    verdict = all_of_them.verdict()
+    assert time.monotonic() - stopped < 60
+    assert (verdict.code, verdict.excluded) == (TOO_FEW, ("n2",))
+    assert "stopped, or the node hangs" in excluded(verdict)["n2"]
+
+
+@pytest.mark.slow
+def test_an_agent_that_stops_between_two_rounds_of_pairs_is_told_from_its_partner(processes):
+    all_of_them = processes(nodes=3, spares=1, stages=("pairs", "whole"), round_timeout=20)
+    agents = [all_of_them.agent(index) for index in range(4)]
+    all_of_them.until(lambda event: event["event"] == "round", 120)
+    os.kill(agents[3].pid, signal.SIGSTOP)
+    verdict = all_of_them.verdict(240)
+    assert (verdict.code, verdict.excluded, verdict.train) == (OK_WITHOUT, ("n3",), ("n0", "n1", "n2"))
+    assert verdict.bandwidth > 0
+    assert {curve.op for curve in verdict.curves} >= {"all_reduce", "all_gather"}
+
+
+def test_a_node_that_never_reports_is_named(processes):
+    all_of_them = processes(nodes=2, stages=("host",), join_timeout=3)
+    agent = all_of_them.agent(0)
+    verdict = all_of_them.verdict()
+    assert (verdict.code, verdict.excluded) == (TOO_FEW, ("n1",))
+    assert "did not report" in excluded(verdict)["n1"]
+    assert agent.wait(10) == TOO_FEW
+
+
+def test_an_agent_without_the_jobs_token_takes_no_part(processes):
+    all_of_them = processes(nodes=1, stages=("host",))
+    stranger = all_of_them.agent(0, DSLAUNCH_PREFLIGHT_TOKEN="wrong")
+    assert stranger.wait(20) == COULD_NOT
+    all_of_them.agent(0)
+    assert all_of_them.verdict().code == OK
+
+
+def test_a_coordinator_that_is_told_to_stop_says_so_and_is_no_pass(processes):
+    all_of_them = processes(nodes=2, stages=("host",))
+    agent = all_of_them.agent(0)
+    all_of_them.until(lambda event: event["event"] == "joined")
+    all_of_them.judge.send_signal(signal.SIGTERM)
+    verdict = all_of_them.verdict()
+    assert (verdict.code, verdict.train) == (COULD_NOT, ())
+    assert "SIGTERM" in verdict.headline
+    assert agent.wait(10) == COULD_NOT
