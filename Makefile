@@ -39,7 +39,7 @@ bench: $(READY)
 accuracy: $(READY)
 	$(BIN)/python -m tests.accuracy
 
-## make detector: slow nodes and links in 10^4 simulated worlds of each kind, beside what other tools do; 5 minutes
+## make detector: slow nodes and links in 10^4 simulated worlds of each kind, beside what other tools do; 7 minutes
 detector: $(READY)
 	$(BIN)/python -m tests.detector
 
@@ -49,7 +49,7 @@ conformance: $(READY) libaio
 
 ## make bless: write the gallery's rendered files; read the diff afterwards
 bless: $(READY)
-	$(BIN)/pytest -q tests/test_gallery.py --bless
+	$(BIN)/pytest -q tests/test_gallery.py tests/test_fabrics.py --bless
 
 # A venv of our own; pip's own resolver with what was tested as constraints.
 $(READY): pyproject.toml constraints.txt

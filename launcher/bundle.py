@@ -15,11 +15,12 @@ from launcher import nccl, preflight, yamldoc
 from launcher import setting as settings
 from launcher.errors import Problem, UserError
 from launcher.plan import InBundle, Plan
-from launcher.preflight import Setting
+from launcher.preflight import START, Setting
 from launcher.spec import JobSpec
 
 HERE = Path(__file__).parent
 NODE = HERE / "node"
+CODE = "node/preflight"  # the folder in a bundle that holds the packages of the preflight
 
 
 @dataclass(frozen=True)
@@ -86,8 +87,12 @@ def preflight_files(
     return (
         File("preflight.sh", preflight_script(spec, variables, submitted_from=submitted_from)),
         File("preflight.json", told + "\n"),
-        *([File("node/xids.json", json.dumps(preflight.to_json(settings.xids())) + "\n")] if setting.gpus else []),
-        *(File(f"node/launcher/{path.relative_to(HERE)}", path.read_text(encoding="utf-8")) for path in packages),
+        *(
+            [File(f"{CODE}/launcher/preflight/xids.json", json.dumps(preflight.to_json(settings.xids())) + "\n")]
+            if setting.gpus
+            else []
+        ),
+        *(File(f"{CODE}/launcher/{path.relative_to(HERE)}", path.read_text(encoding="utf-8")) for path in packages),
     )
 
 
@@ -170,16 +175,18 @@ def preflight_script(spec: JobSpec, variables: nccl.Variables, *, submitted_from
     return "\n".join(lines)
 
 
-PREFLIGHT = """\
-out=${DSLAUNCH_PREFLIGHT_OUT:-"$logs/preflight"}
-export PYTHONPATH="$here/node${PYTHONPATH:+:$PYTHONPATH}"
+PREFLIGHT = f"""\
+start={quote(START)}
+code=$here/{CODE}
+[ -d "$code" ] || code=$code.zip  # in a pod
+out=${{DSLAUNCH_PREFLIGHT_OUT:-"$logs/preflight"}}
 if [ "$NODE_RANK" = 0 ]; then
-  python3 -m launcher.preflight.coordinator --setting "$here/preflight.json" --out "$out" \\
-    --port "${DSLAUNCH_COORDINATOR##*:}" --names "${DSLAUNCH_NODES:-}" &
+  python3 -c "$start" "$code" coordinator --setting "$here/preflight.json" --out "$out" \\
+    --port "${{DSLAUNCH_COORDINATOR##*:}}" --names "${{DSLAUNCH_NODES:-}}" &
 fi
 rc=0
-python3 -m launcher.preflight.agent --setting "$here/preflight.json" --connect "$DSLAUNCH_COORDINATOR" \\
-  --name "${DSLAUNCH_NODE:-$(hostname)}" --index "$NODE_RANK" --logs "$logs/preflight" || rc=$?
+python3 -c "$start" "$code" agent --setting "$here/preflight.json" --connect "$DSLAUNCH_COORDINATOR" \\
+  --name "${{DSLAUNCH_NODE:-$(hostname)}}" --index "$NODE_RANK" --logs "$logs/preflight" || rc=$?
 wait
 exit "$rc"
 """

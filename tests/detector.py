@@ -262,7 +262,7 @@ def wilson(hits: int, tries: int) -> tuple[float, float]:
     middle = share + z * z / (2 * tries)
     wide = z * math.sqrt(share * (1 - share) / tries + z * z / (4 * tries * tries))
     scale = 1 + z * z / tries
-    return max(0.0, (middle - wide) / scale), min(1.0, (middle + wide) / scale)
+    return (middle - wide) / scale if hits else 0.0, (middle + wide) / scale if hits < tries else 1.0
 
 
 def percentile(took: Counter[int], share: float) -> int:

@@ -3,16 +3,16 @@ import json
 import os
 import queue
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import namespaces
 import pytest
 
-from launcher.preflight import bandwidth
+from launcher.preflight import bandwidth, from_json, transport
 
 EVERY = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "sendrecv")
 
@@ -105,7 +105,7 @@ def test_figures_are_the_slowest_ranks():
 
 
 def test_rails_count_as_many_times_the_slowest_and_only_where_data_arrives():
-    found = bandwidth.figures("sendrecv", 10**9, {0: 2, 1: 3}, [9.0, 9.0, 0.02, 0.025])
+    found = bandwidth.figures("sendrecv", 10**9, {0: 2, 1: 3}, [9.0, 9.0, 0.02, 0.025], lanes=2)
     assert found["per_rail"] == [pytest.approx(50), pytest.approx(40)]
     assert (found["algbw"], found["busbw"], found["slowest_rank"]) == (pytest.approx(40), pytest.approx(80), 3)
 
@@ -201,6 +201,15 @@ def test_all_rails_send_at_once_in_one_direction(workers):
 
 
 @pytest.mark.slow
+def test_sendrecv_without_rails_is_the_ring_of_nccl_tests(workers):
+    answers = workers.group(range(3), [{"op": "sendrecv", "bytes": 1 << 20, "seconds": 0.2, "check": True}])
+    result = answers[0]["results"][0]
+    assert len(result["per_rail"]) == 3
+    assert result["busbw"] == result["algbw"] == pytest.approx(min(result["per_rail"]))
+    assert result["correct"] is True
+
+
+@pytest.mark.slow
 def test_what_is_no_operation_is_unsupported_and_what_is_no_command_an_error(workers):
     (answer, _) = workers.group([0, 1], [one("all_the_things", 100), one("all_reduce", 100)])
     assert "none of all_reduce" in answer["results"][0]["unsupported"]
@@ -234,6 +243,21 @@ def test_what_a_library_prints_is_no_answer():
 
 
 @pytest.mark.slow
+def test_a_worker_reads_nccls_own_log_when_it_keeps_one():
+    kept = Path(__file__).parent / "data" / "nccl" / "efa.log"
+    commands = b'{"id": 1, "do": "transport"}\n'
+    argv = [sys.executable, "-m", "launcher.preflight.worker"]
+    with_log = subprocess.run(
+        [*argv, "--nccl-log", kept], input=commands, capture_output=True, timeout=60, check=True
+    )
+    answer = json.loads(with_log.stdout.splitlines()[1])
+    found = from_json(transport.Transport, answer["transport"])
+    assert found == transport.read(kept.read_text())
+    without = subprocess.run(argv, input=commands, capture_output=True, timeout=60, check=True)
+    assert json.loads(without.stdout.splitlines()[1]) == {"id": 1, "skipped": "no log of NCCL is kept"}
+
+
+@pytest.mark.slow
 def test_a_worker_without_its_backend_says_so_and_ends():
     """No NCCL on a machine without GPUs."""
     argv = [sys.executable, "-m", "launcher.preflight.worker", "--backend", "nccl"]
@@ -249,7 +273,7 @@ def test_a_worker_without_its_backend_says_so_and_ends():
 def test_a_peer_that_dies_is_an_error_and_the_next_group_works():
     workers = Workers(3)
     try:
-        workers.join([0, 1, 2], [one("all_reduce", 1000), one("all_reduce", 8 << 20, seconds=50)], timeout=15)
+        workers.join([0, 1, 2], [one("all_reduce", 1000), one("all_reduce", 64 << 20, seconds=50)], timeout=15)
         time.sleep(2)
         workers.children[1].kill()
         begin = time.monotonic()
@@ -276,7 +300,7 @@ def test_a_peer_that_hangs_or_never_comes_is_a_time_out_and_the_next_group_works
         assert 2 < time.monotonic() - begin < 13
 
         workers.group([0, 1], [one("all_reduce", 1000)])
-        workers.join([0, 1], [one("all_reduce", 8 << 20, seconds=50)], timeout=10)
+        workers.join([0, 1], [one("all_reduce", 64 << 20, seconds=50)], timeout=10)
         time.sleep(3)
         workers.children[1].send_signal(signal.SIGSTOP)
         begin = time.monotonic()
@@ -293,17 +317,16 @@ def test_a_peer_that_hangs_or_never_comes_is_a_time_out_and_the_next_group_works
 
 SPOILT = """
 import json, sys
-from datetime import timedelta
 import torch, torch.distributed as dist
-from launcher.preflight import bandwidth
-rank, size, port, culprit, when, op = *map(int, sys.argv[1:5]), *sys.argv[5:]
+from launcher.preflight import bandwidth, from_json, transport
+rank, size, culprit, when, op, path = *map(int, sys.argv[1:4]), *sys.argv[4:]
 
 def spoil(now, rank, tensor):
     if now == when and rank == culprit:
         tensor.mul_(2)  # zeros stay zeros
 
-store = dist.TCPStore("127.0.0.1", port, size, is_master=rank == 0, timeout=timedelta(seconds=30))
-group = bandwidth.join(store, rank=rank, size=size, backend="gloo", device=torch.device("cpu"), timeout=30)
+here = {"rank": rank, "size": size, "backend": "gloo", "device": torch.device("cpu"), "timeout": 30}
+group = bandwidth.join(dist.FileStore(path, size), **here)
 rails = {"from": [0], "to": [1]} if op == "sendrecv" else {}
 found = bandwidth.measure(group, {"op": op, "bytes": 40000, "seconds": 0.01, "check": True, **rails}, spoil=spoil)
 dist.barrier()
@@ -327,14 +350,14 @@ if rank == 0:
         ("sendrecv", "received", [], "values arrive wrong from rank 0 to rank 1; which of the two is unclear"),
     ],
 )
-def test_a_wrong_result_names_the_rank(op, when, wrong, why):
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port = probe.getsockname()[1]
+def test_a_wrong_result_names_the_rank(op, when, wrong, why, tmp_path):
     culprit = 1 if op == "sendrecv" else 2
     argv = [sys.executable, "-c", SPOILT]
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
     children = [
-        subprocess.Popen([*argv, *map(str, (rank, 3, port, culprit)), when, op], stdout=subprocess.PIPE, env=env)
+        subprocess.Popen(
+            [*argv, str(rank), "3", str(culprit), when, op, str(tmp_path / "store")], stdout=subprocess.PIPE, env=env
+        )
         for rank in range(3)
     ]
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.preflight import COULD_NOT, OK, OK_WITHOUT, TOO_FEW, Setting, Verdict, from_json, to_json
+from launcher.preflight import COULD_NOT, OK, OK_WITHOUT, START, TOO_FEW, Setting, Verdict, from_json, to_json
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,7 +32,6 @@ class Processes:
             self.port = probe.getsockname()[1]
         self.env = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
             "XDG_STATE_HOME": str(folder / "state"),
             "DSLAUNCH_PREFLIGHT_TOKEN": secrets.token_hex(8),
             "DS_ACCELERATOR": "cpu",
@@ -44,7 +43,7 @@ class Processes:
         )  # fmt: skip
 
     def start(self, module: str, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", f"launcher.preflight.{module}", *arguments]
+        command = [sys.executable, "-c", START, str(ROOT), module, *arguments]
         with (self.folder / "errors").open("ab") as errors:
             child = subprocess.Popen(
                 command, cwd=self.folder, env={**self.env, **env}, stderr=errors, start_new_session=True

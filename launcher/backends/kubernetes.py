@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
+import io
 import json
 import logging
 import os
 import posixpath
 import time
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -30,8 +33,8 @@ LOGS = "/tmp/dslaunch-logs"  # noqa: S108 - inside the pod, which nobody shares
 PORT = 23456  # the operator's default, named so that its Service carries it
 SHM = "/dev/shm"  # noqa: S108 - where NCCL and data loaders expect it
 GRACE = 120  # seconds between a pod's SIGTERM and its end: time for a checkpoint
-CONFIG_MAP_LIMIT = 1_000_000  # bytes; the API server refuses 1 MiB with keys and metadata
-APPLY_LIMIT = 240_000  # bytes of JSON: `kubectl apply` writes it into an annotation too, and those end at 262,144
+ARCHIVE = f"{bundles.CODE}.zip"
+APPLY_LIMIT = 260_000  # bytes of JSON: `kubectl apply` writes it into an annotation too, and those end at 262,144
 JOIN = 900.0  # seconds for all pods to report: one node has the image, another pulls 20 GB at 50 MB/s in 400
 GROUP, VERSION, PLURAL = "kubeflow.org", "v1", "pytorchjobs"
 DIGEST, REASON = "dslaunch.dev/digest", "dslaunch.dev/reason"
@@ -154,7 +157,7 @@ def notes(plan: Plan) -> list[str]:
 
 
 def manifests(plan: Plan) -> list[dict[str, Any]]:
-    """The job, behind the ConfigMaps that it mounts."""
+    """The job, behind the ConfigMap that it mounts."""
     spec = plan.spec
     told = _setting(spec, plan, spec.name) if spec.checks_nodes else None
     # what the ranks get to save in; the rest is for the supervisor to kill, sweep and report
@@ -170,16 +173,21 @@ def _documents(spec: JobSpec, name: str, files: Sequence[File], *, training: boo
         COMPONENT: "training" if training else "preflight",
         MANAGED_BY: "dslaunch",
     }
-    config_maps: list[dict[str, Any]] = [
-        {
-            "apiVersion": "v1",
-            "kind": "ConfigMap",
-            "metadata": _metadata(spec, _bundle(name, number), labels, {}),
-            "data": {_key(file): file.text for file in some},
-        }
-        for number, some in enumerate(_packed(files), 1)
-    ]
-    template = _template(spec, labels, _mounted(config_maps, {_key(file): file.path for file in files}), training)
+    carried, archive = _archived(files)
+    config_map: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(spec, _bundle(name), labels, {}),
+        "data": {_key(file.path): file.text for file in carried},
+        **({"binaryData": {_key(ARCHIVE): archive}} if archive else {}),
+    }
+    text = json.dumps(config_map, ensure_ascii=False, separators=(",", ":"))
+    size = len(text.encode()) + 5 * sum(map(text.count, "<>&"))  # which kubectl writes as \u003c
+    if size > APPLY_LIMIT:
+        message = f"scripts and config have {size:,} bytes, and `kubectl apply` takes {APPLY_LIMIT:,} in a ConfigMap"
+        raise UserError(Problem(message))
+    paths = {_key(path): path for path in (*(file.path for file in carried), *([ARCHIVE] if archive else []))}
+    template = _template(spec, labels, _mounted(config_map, paths), training)
     replicas: dict[str, Any] = {"Master": {"replicas": 1, "restartPolicy": "Never", "template": template}}
     if spec.resources.nodes > 1:
         workers = spec.resources.nodes - 1
@@ -198,43 +206,35 @@ def _documents(spec: JobSpec, name: str, files: Sequence[File], *, training: boo
         "spec": {"nprocPerNode": str(spec.per_node), "runPolicy": policy, "pytorchReplicaSpecs": replicas},
     }
     # a changed script is a changed job, also for whoever compares manifests
-    digest = hashlib.sha256(json.dumps([*config_maps, job], sort_keys=True).encode()).hexdigest()[:16]
+    told = [[file.path, file.text] for file in files]  # not the archive: compressors differ
+    digest = hashlib.sha256(json.dumps([told, job], sort_keys=True).encode()).hexdigest()[:16]
     job["metadata"]["annotations"] = {**options.annotations, DIGEST: digest}
-    return [*config_maps, job]
+    return [config_map, job]
 
 
-def _key(file: File) -> str:
-    """A ConfigMap's key has no slash: node.launcher.checks.gpus.py."""
-    return file.path.replace("/", ".")
+def _archived(files: Sequence[File]) -> tuple[list[File], str]:
+    """The preflight's 30 modules as one zip file, base64: Python runs it as it is, and a manifest stays readable."""
+    code = [file for file in files if file.path.startswith(bundles.CODE + "/")]
+    if not code:
+        return list(files), ""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", compresslevel=9) as archive:
+        for file in code:
+            entry = zipfile.ZipInfo(file.path.removeprefix(bundles.CODE + "/"))  # of 1980: nothing varies by itself
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, file.text)
+    return [file for file in files if file not in code], base64.b64encode(buffer.getvalue()).decode()
 
 
-def _packed(files: Sequence[File]) -> list[list[File]]:
-    """As few ConfigMaps as `kubectl apply` takes, in order: one of 100 kB, two of 300."""
-    packed: list[list[File]] = [[]]
-    room = APPLY_LIMIT
-    for file in files:
-        text = json.dumps({_key(file): file.text})
-        size = len(text) + 5 * sum(map(text.count, "<>&"))  # which kubectl writes as \u003c
-        if len(file.text.encode()) > CONFIG_MAP_LIMIT:
-            message = f"{file.path} has {len(file.text.encode()):,} bytes; a ConfigMap takes {CONFIG_MAP_LIMIT:,}"
-            raise UserError(Problem(message))
-        if packed[-1] and size > room:
-            packed.append([])
-            room = APPLY_LIMIT
-        packed[-1].append(file)
-        room -= size
-    return packed
+def _key(path: str) -> str:
+    """A ConfigMap's key has no slash: node.rank.py."""
+    return path.replace("/", ".")
 
 
-def _mounted(config_maps: Sequence[dict[str, Any]], paths: Mapping[str, str]) -> dict[str, Any]:
+def _mounted(config_map: dict[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
     """The volume that has every file at its path again."""
-    sources: list[dict[str, Any]] = [
-        {"name": row["metadata"]["name"], "items": [{"key": key, "path": paths[key]} for key in row["data"]]}
-        for row in config_maps
-    ]
-    if len(sources) == 1:
-        return {"name": "bundle", "configMap": sources[0]}
-    return {"name": "bundle", "projected": {"sources": [{"configMap": source} for source in sources]}}
+    items = [{"key": key, "path": path} for key, path in paths.items()]
+    return {"name": "bundle", "configMap": {"name": config_map["metadata"]["name"], "items": items}}
 
 
 def _metadata(spec: JobSpec, name: str, labels: dict[str, str], annotations: dict[str, str]) -> dict[str, Any]:
@@ -474,8 +474,8 @@ def _is_this(found: dict[str, Any], job: dict[str, Any], namespace: str) -> None
         raise UserError(Problem(message, f"to run it again, {delete}", ("name",)))
 
 
-def _bundle(name: str, number: int = 1) -> str:
-    return f"{name}-bundle" if number == 1 else f"{name}-bundle-{number}"
+def _bundle(name: str) -> str:
+    return f"{name}-bundle"
 
 
 def _put_config_map(core: Any, namespace: str, config_map: dict[str, Any]) -> bool:

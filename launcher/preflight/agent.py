@@ -1,6 +1,6 @@
 """One node's part of a preflight: do what the coordinator asks, and keep answering it.
 
-    python3 -m launcher.preflight.agent --connect 10.0.0.1,node1:20957 --setting preflight.json --name node3 --index 2
+    agent --connect 10.0.0.1,node1:20957 --setting preflight.json --name node3 --index 2
 
 Every check runs in a process of its own, every GPU has a worker that stays: whatever hangs is killed, and this
 loop goes on. Standard library only.
@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import json
 import os
+import pkgutil
 import signal
 import socket
 import sys
@@ -24,7 +25,7 @@ from dataclasses import replace
 from typing import Any
 
 from launcher import checks
-from launcher.preflight import COULD_NOT, OK, OK_WITHOUT, Setting, Verdict, Xid, from_json, pods
+from launcher.preflight import COULD_NOT, OK, OK_WITHOUT, START, Setting, Verdict, Xid, from_json, pods
 
 LINE = 1 << 24  # bytes of one message
 HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -38,8 +39,7 @@ def with_us() -> None:
 
 
 def environment(address: str) -> dict[str, str]:
-    path = os.environ.get("PYTHONPATH", "")
-    return {**os.environ, "PYTHONPATH": HERE + (os.pathsep + path if path else ""), "DSLAUNCH_ADDRESS": address}
+    return {**os.environ, "DSLAUNCH_ADDRESS": address}
 
 
 def kill(child: asyncio.subprocess.Process) -> None:
@@ -60,7 +60,7 @@ class Worker:
         nccl = ["--nccl-log", log + ".nccl"] if self.setting.backend == "nccl" else []
         with open(log + ".err", "ab") as errors:
             self.child = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "launcher.preflight.worker", "--local-rank", str(self.rank),
+                sys.executable, "-c", START, HERE, "worker", "--local-rank", str(self.rank),
                 "--backend", self.setting.backend, *nccl,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors, limit=LINE,
                 env=environment(self.address), start_new_session=True, preexec_fn=with_us,
@@ -201,7 +201,7 @@ class Agent:
 
     async def measure(self, name: str, timeout: float) -> dict[str, Any]:
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "launcher.preflight.agent", "--measure", name, "--setting", self.options.setting,
+            sys.executable, "-c", START, HERE, "agent", "--measure", name, "--setting", self.options.setting,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
             env=environment(self.address), start_new_session=True, preexec_fn=with_us, limit=LINE,
         )  # fmt: skip
@@ -258,11 +258,12 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
 
 
 def setting_of(path: str) -> Setting:
-    """What preflight.json says, with the table of Xids that lies beside these packages for GPU jobs."""
+    """What preflight.json says, with the table of Xids that lies in this package for GPU jobs."""
     with open(path, encoding="utf-8") as file:
         setting: Setting = from_json(Setting, json.load(file))
-    with contextlib.suppress(FileNotFoundError), open(os.path.join(HERE, "xids.json"), encoding="utf-8") as file:
-        setting = replace(setting, xids={number: from_json(Xid, row) for number, row in json.load(file).items()})
+    with contextlib.suppress(OSError):
+        rows = json.loads(pkgutil.get_data("launcher.preflight", "xids.json") or b"{}")
+        setting = replace(setting, xids={number: from_json(Xid, row) for number, row in rows.items()})
     return setting
 
 

@@ -10,6 +10,8 @@ GB/s are 10^9 bytes, and algbw and busbw are those of nccl-tests.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import importlib
 import itertools
 import json
@@ -73,19 +75,20 @@ def grow(size: int, took: float, seconds: float, largest: int) -> int:
     return min(largest, max(size + 1, int(size * min(8.0, wanted / max(took, 1e-9)))))
 
 
-def figures(op: str, size: int, rails: Mapping[int, int], medians: Sequence[float]) -> dict[str, Any]:
+def figures(
+    op: str, size: int, rails: Mapping[int, int], medians: Sequence[float], *, lanes: int = 1
+) -> dict[str, Any]:
     """The figures of the slowest rank. `rails` of sendrecv, {from: to}: only who receives saw it arrive.
 
-    400 MB all_reduced by 4 ranks in 0.1 s are 4 GB/s of algbw and 6 of busbw.
+    400 MB all_reduced by 4 ranks in 0.1 s are 4 GB/s of algbw and 6 of busbw. `lanes` lead from one node to
+    another side by side: together they have so many times the slowest one's bandwidth.
     """
     counted = sorted(rails.values()) if rails else range(len(medians))
     slowest = max(counted, key=lambda rank: medians[rank])
     algbw = size / medians[slowest] / 1e9
     found = {"median": medians[slowest], "algbw": algbw, "slowest_rank": slowest, "per_rank": list(medians)}
-    if op == "sendrecv":  # of one direction between two nodes: all rails at the speed of the slowest
-        per_rail = [size / medians[to] / 1e9 for to in rails.values()]
-        return {**found, "busbw": algbw * len(rails) * busbw_factor(op, 2), "per_rail": per_rail}
-    return {**found, "busbw": algbw * busbw_factor(op, len(medians)), "per_rail": []}
+    per_rail = [size / medians[to] / 1e9 for to in rails.values()]
+    return {**found, "busbw": algbw * lanes * busbw_factor(op, len(medians)), "per_rail": per_rail}
 
 
 def odd_pieces(pairs: Sequence[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
@@ -141,14 +144,18 @@ class Group:
 
 
 def join(store: Any, *, rank: int, size: int, backend: str, device: Any, timeout: float) -> Group:
-    """All ranks in one process group, connected: the first operation of NCCL and gloo is this one."""
+    """All ranks in one process group, connected by a first all_reduce.
+
+    Not by `device_id`: torch 2.6.1 to 2.7.0 can hang with it (pytorch issue 153960).
+    """
     import torch
     import torch.distributed as dist
 
     # NCCL's watchdog ends the process when it fires; ours, a question to the stream, is there before it.
     patience = timedelta(seconds=timeout + (60 if backend == "nccl" else 0))
-    more = {"device_id": device} if device.type == "cuda" else {}
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience, **more)
+    # torch numbers groups in each process, puts the number into the store's keys, and counts those that failed too.
+    importlib.import_module("torch.distributed.distributed_c10d")._world.group_count = 0
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     group = Group(store, rank, size, device, timeout)
     one = torch.ones(1, device=device)
     loop(group, lambda: dist.all_reduce(one), 1)
@@ -186,10 +193,11 @@ def measure(group: Group, wanted: Mapping[str, Any], *, spoil: Spoil | None = No
     """
     op, seconds, size = str(wanted["op"]), float(wanted.get("seconds", 1.0)), int(wanted.get("bytes", 0))
     rails = dict(zip(wanted.get("from", ()), wanted.get("to", ()), strict=True))
+    lanes = len(rails) or 1
+    if op == "sendrecv" and not rails:  # as nccl-tests has it: everyone to the next
+        rails = {rank: (rank + 1) % group.size for rank in range(group.size)}
     if op not in FACTORS:
         return {"op": op, "unsupported": f"{op} is none of {', '.join(FACTORS)}"}
-    if (op == "sendrecv") != bool(rails):
-        return {"op": op, "unsupported": f"{op} {'without' if op == 'sendrecv' else 'with'} from and to"}
     try:
         size = whole(op, size or chosen(group, op, rails, seconds), group.size)
         run = _operation(group, op, rails, *_buffers(group, op, size))
@@ -197,9 +205,11 @@ def measure(group: Group, wanted: Mapping[str, Any], *, spoil: Spoil | None = No
         one = group.agree(min(warm[WARM // 2 :]) if _takes_part(group, rails) else 0.0, max)
         timed, again = iterations(one, seconds)
         loop(group, run, again)
+        before = occupied()
         times = loop(group, run, timed)
+        busy = (occupied() - before) / max(sum(times), 1e-9)
         del run
-        found = _result(group, op, size, rails, times)
+        found = _result(group, op, size, rails, lanes, times, busy)
         if wanted.get("check"):
             found.update(check(group, op, min(size, CHECKED[group.device.type]), rails, spoil=spoil))
     except (NotImplementedError, RuntimeError) as error:
@@ -228,23 +238,42 @@ def chosen(group: Group, op: str, rails: Mapping[int, int], seconds: float) -> i
         size = after
 
 
+def occupied() -> float:
+    """Seconds that the threads of this process have run, or waited for a CPU to run on."""
+    total = 0
+    for task in glob.glob("/proc/self/task/*/schedstat"):
+        with contextlib.suppress(OSError), open(task, encoding="ascii") as file:
+            ran, waited, _ = file.read().split()
+            total += int(ran) + int(waited)
+    return total / 1e9
+
+
 def _takes_part(group: Group, rails: Mapping[int, int]) -> bool:
     return not rails or group.rank in rails.values()
 
 
-def _result(group: Group, op: str, size: int, rails: Mapping[int, int], times: list[float]) -> dict[str, Any]:
-    mine = [statistics.median(times), percentile(times, 0.99)]
+def _result(
+    group: Group, op: str, size: int, rails: Mapping[int, int], lanes: int, times: list[float], busy: float
+) -> dict[str, Any]:
+    """`busy` is the share of the time in which a rank ran, or waited for a CPU: of the busiest one."""
+    mine = [statistics.median(times), percentile(times, 0.99), busy]
     everyone: list[list[list[float]]] = []
 
     def decide(said: list[list[float]]) -> dict[str, Any]:
         everyone.append(said)
         counted = list(rails.values()) or list(range(len(said)))
-        found = figures(op, size, rails, [median for median, _ in said])
-        return {**found, "p99": max(said[rank][1] for rank in counted), "per_rank": [], "per_rail": []}
+        found = figures(op, size, rails, [one[0] for one in said], lanes=lanes)
+        return {
+            **found,
+            "busy": max(said[rank][2] for rank in {*counted, *rails}),
+            "p99": max(said[rank][1] for rank in counted),
+            "per_rank": [],
+            "per_rail": [],
+        }
 
     agreed: dict[str, Any] = group.agree(mine, decide)
     if everyone:
-        whole_lists = figures(op, size, rails, [median for median, _ in everyone[0]])
+        whole_lists = figures(op, size, rails, [one[0] for one in everyone[0]], lanes=lanes)
         agreed.update(per_rank=whole_lists["per_rank"], per_rail=whole_lists["per_rail"])
     return {"op": op, "bytes": size, "iterations": len(times), **agreed, "correct": None, "wrong": [], "why": ""}
 

@@ -1,6 +1,6 @@
 """One preflight: wait for every node's agent, ask them stage by stage, say who trains.
 
-    python3 -m launcher.preflight.coordinator --port 20957 --setting preflight.json --out DIR --names n1,n2
+    coordinator --port 20957 --setting preflight.json --out DIR --names n1,n2
 
 Ends with the verdict's exit code; DIR gets progress.jsonl as it goes, verdict.json and `train`, one node a line.
 Standard library only: torch lives in the agents' workers.
@@ -38,6 +38,7 @@ from launcher.preflight.agent import LINE, setting_of, write_whole
 from launcher.preflight.tournament import Tournament
 
 BEAT = 2.0  # seconds between two questions whether a node is still there
+HOST_BOUND = 0.75  # share of a measurement in which a rank ran or waited for a CPU: it was no link's speed
 SILENT = 15.0  # seconds without an answer after which it is not
 IMPORT = 600.0  # seconds for a worker to import torch: a cold shared file system takes minutes
 OPS = ("all_gather", "reduce_scatter", "all_to_all", "sendrecv")  # beside all_reduce, at one size
@@ -86,6 +87,9 @@ class Coordinator:
         self.verdict: dict[str, Any] = {}  # what stages add to it
         self.inventory: dict[str, dict[str, Any]] = {}
         self.over = False
+        self.measured: dict[tuple[str, str], float] = {}  # GB/s of each directed link, the best of all rounds
+        self.fastest = 0.0
+        self.by_cpus = 0  # measurements in which they were the limit
 
     # --- the nodes
 
@@ -372,7 +376,20 @@ class Coordinator:
         for finding in (*result.findings, *speed.judge_corruption(wrong, "pairs")):
             reason = errors.get((finding.node, finding.peer)) or errors.get((finding.peer, finding.node))
             self.find(replace(finding, what=f"{finding.what} ({reason})") if reason else finding)
-        self.verdict |= {"matrix": result.matrix, "rounds": number}
+        matrix = result.matrix
+        if self.by_cpus:
+            what = "the CPUs limit what gloo moves between nodes: a link is only called slow below that"
+            self.find(Finding("pairs", "note", what, measured=f"in {self.by_cpus} measurements"))
+            rows = zip(matrix.nodes, matrix.cells, strict=True)
+            real = tuple(
+                tuple(
+                    cell and self.measured.get((left, right), cell)
+                    for right, cell in zip(matrix.nodes, row, strict=True)
+                )
+                for left, row in rows
+            )
+            matrix = replace(matrix, cells=real)
+        self.verdict |= {"matrix": matrix, "rounds": number}
 
     async def pair(
         self, left: str, right: str, wrong: list[speed.Corruption], errors: dict[tuple[str, str], str]
@@ -397,10 +414,20 @@ class Coordinator:
             return {(left, right): 0.0, (right, left): 0.0}
         cells: dict[tuple[str, str], float | None] = {}
         for (link, _, _), result in zip(directions, answer["results"], strict=True):
-            cells[link] = result["busbw"]
+            cells[link] = self.seen_by(result, link)
             if spoiled := speed.corruption(result, (left, right), ranks):
                 wrong.append(spoiled)
         return cells
+
+    def seen_by(self, result: Mapping[str, Any], link: tuple[str, str]) -> float:
+        """GB/s that the link has at least. Where the CPUs were the limit it counts as the fastest one so far."""
+        rate = float(result["busbw"])
+        self.measured[link] = max(rate, self.measured.get(link, 0.0))
+        self.fastest = max(self.fastest, rate)
+        if self.setting.backend == "gloo" and result["busy"] > HOST_BOUND:
+            self.by_cpus += 1
+            return self.fastest
+        return rate
 
     async def whole(self) -> None:
         """All healthy nodes together: what the plan may count on, over message sizes."""

@@ -194,12 +194,13 @@ def judge_whole(
 ) -> list[Finding]:
     spoiled = [corruption(one, nodes, max(1, setting.gpus)) for one in results]
     findings = judge_corruption([one for one in spoiled if one], "whole")
-    rates = [one for one in results if one["op"] == "all_reduce"]
+    limit = setting.whole
+    op = limit.op if limit else "all_reduce"
+    rates = [one for one in results if one["op"] == op]
     if not rates:
         return findings
     last = rates[-1]
-    measured, size = float(last["busbw"]), f"all_reduce of {last['bytes'] >> 20} MiB"
-    limit = setting.whole
+    measured, size = float(last["busbw"]), f"{op} of {last['bytes'] >> 20} MiB"
     if limit and measured < limit.passes:
         bad = measured < limit.excludes
         findings.append(

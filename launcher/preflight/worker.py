@@ -6,8 +6,9 @@
     {"id": 1, "do": "host", "address": "10.0.0.1", "size": 2}            -> {"id": 1, "port": 40123}
     {"id": 2, "do": "group", "address": ..., "port": 40123, "rank": 0, "size": 2, "timeout": 30, "measure": [...]}
     {"id": 3, "do": "matmul", "seconds": 1.0}
-    {"id": 4, "do": "nccl_tests", "directory": "/opt/nccl-tests/build"}
-    {"id": 5, "do": "quit"}                                              or the end of its input
+    {"id": 4, "do": "transport"}                                         -> what NCCL's own log says, parsed
+    {"id": 5, "do": "nccl_tests", "directory": "/opt/nccl-tests/build"}
+    {"id": 6, "do": "quit"}                                              or the end of its input
 
 What goes wrong in a command is its answer, {"id": 2, "error": "one line"}, and the worker goes on; "results" are of
 the measurements before it. After an error in a group of NCCL the state of the device is unknown: the answer has
@@ -27,13 +28,14 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from launcher.preflight import bandwidth, gemm, nccl_tests
+from launcher.preflight import bandwidth, gemm, nccl_tests, to_json, transport
 
 
 class Worker:
-    def __init__(self, backend: str, device: Any):
+    def __init__(self, backend: str, device: Any, nccl_log: str = ""):
         self.backend = backend
         self.device = device
+        self.nccl_log = nccl_log
         self.store: Any = None  # the one that we host; others are in it until the next
 
     def host(self, command: dict[str, Any]) -> dict[str, Any]:
@@ -78,6 +80,13 @@ class Worker:
     def matmul(self, command: dict[str, Any]) -> dict[str, Any]:
         return gemm.matmul(self.device, float(command.get("seconds", 1.0)))
 
+    def transport(self, command: dict[str, Any]) -> dict[str, Any]:
+        """Of the groups so far; launcher.preflight.transport judges it."""
+        if not self.nccl_log:
+            return {"skipped": "no log of NCCL is kept"}
+        with open(self.nccl_log, encoding="utf-8", errors="replace") as file:
+            return {"transport": to_json(transport.read(file.read()))}
+
     def nccl_tests(self, command: dict[str, Any]) -> dict[str, Any]:
         """On all GPUs of this node, beside the workers that wait."""
         torch: Any = importlib.import_module("torch")
@@ -97,6 +106,7 @@ class Worker:
                 "host": self.host,
                 "group": self.group,
                 "matmul": self.matmul,
+                "transport": self.transport,
                 "nccl_tests": self.nccl_tests,
                 "quit": self.quit,
             }
@@ -165,7 +175,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say({"ready": False, "error": one_line(error)})
         return 1
     say(ready)
-    worker = Worker(options.backend, device)
+    worker = Worker(options.backend, device, options.nccl_log)
     for line in commands:
         if not line.strip():
             continue

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# bert-large-onebit-4x8: checks this node before anything trains, with NODE_RANK and DSLAUNCH_COORDINATOR set.
+set -eo pipefail
+trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+logs=${DSLAUNCH_LOGS:-"$here/logs"}
+mkdir -p -- "$logs"
+trap 'echo "${BASH_SOURCE[0]##*/} line $LINENO on $(hostname): ended with $?: $BASH_COMMAND" | tee "$logs/failed-before-ranks" >&2' ERR
+
+# --- Python environment
+. /opt/venvs/deepspeed-0.19.6/bin/activate
+
+# --- environment
+export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=3  # a dead peer ends this rank instead of leaving it to hang
+export TORCH_FR_BUFFER_SIZE=2000  # flight recorder on: a time-out says which rank never came
+export TORCH_NCCL_DUMP_ON_TIMEOUT=1  # the flight recorder is written when a collective times out
+export NCCL_IB_DISABLE=1  # no RDMA here: NCCL does not look for it, and a half-configured port cannot be picked
+export NCCL_SOCKET_NTHREADS=4  # one TCP stream does not fill 25 Gbit/s and more
+export NCCL_NSOCKS_PERTHREAD=4  # 4 x 4 streams; NCCL allows 64 in all
+
+# --- preflight
+cd -P -- "$here/submitted-from"
+start='import runpy, sys; sys.path[0] = sys.argv.pop(1); runpy.run_module('"'"'launcher.preflight.'"'"' + sys.argv.pop(1), run_name='"'"'__main__'"'"', alter_sys=True)'
+code=$here/node/preflight
+[ -d "$code" ] || code=$code.zip  # in a pod
+out=${DSLAUNCH_PREFLIGHT_OUT:-"$logs/preflight"}
+if [ "$NODE_RANK" = 0 ]; then
+  python3 -c "$start" "$code" coordinator --setting "$here/preflight.json" --out "$out" \
+    --port "${DSLAUNCH_COORDINATOR##*:}" --names "${DSLAUNCH_NODES:-}" &
+fi
+rc=0
+python3 -c "$start" "$code" agent --setting "$here/preflight.json" --connect "$DSLAUNCH_COORDINATOR" \
+  --name "${DSLAUNCH_NODE:-$(hostname)}" --index "$NODE_RANK" --logs "$logs/preflight" || rc=$?
+wait
+exit "$rc"

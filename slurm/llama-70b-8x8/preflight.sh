@@ -1,0 +1,48 @@
+#!/usr/bin/env bash
+# llama-70b-8x8: checks this node before anything trains, with NODE_RANK and DSLAUNCH_COORDINATOR set.
+set -eo pipefail
+trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+logs=${DSLAUNCH_LOGS:-"$here/logs"}
+mkdir -p -- "$logs"
+trap 'echo "${BASH_SOURCE[0]##*/} line $LINENO on $(hostname): ended with $?: $BASH_COMMAND" | tee "$logs/failed-before-ranks" >&2' ERR
+
+# --- modules
+if ! type module >/dev/null 2>&1; then  # a batch shell is no login shell
+  for init in /etc/profile.d/{modules,lmod,z00_lmod}.sh /usr/share/{lmod/lmod,modules}/init/bash; do
+    if [ -r "$init" ]; then . "$init"; break; fi
+  done
+fi
+if ! type module >/dev/null 2>&1; then
+  echo "dslaunch: $(hostname) has no environment modules" | tee "$logs/failed-before-ranks" >&2
+  exit 69
+fi
+module purge
+module load cuda/12.4
+module load nccl/2.21
+
+# --- Python environment
+. "$here/submitted-from"/.venv/bin/activate
+
+# --- environment
+export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=3  # a dead peer ends this rank instead of leaving it to hang
+export TORCH_FR_BUFFER_SIZE=2000  # flight recorder on: a time-out says which rank never came
+export TORCH_NCCL_DUMP_ON_TIMEOUT=1  # the flight recorder is written when a collective times out
+export NCCL_IB_HCA=mlx5  # every mlx5 port; list them exactly (=mlx5_0,mlx5_1) where some serve storage
+
+# --- preflight
+cd -P -- "$here/submitted-from"
+start='import runpy, sys; sys.path[0] = sys.argv.pop(1); runpy.run_module('"'"'launcher.preflight.'"'"' + sys.argv.pop(1), run_name='"'"'__main__'"'"', alter_sys=True)'
+code=$here/node/preflight
+[ -d "$code" ] || code=$code.zip  # in a pod
+out=${DSLAUNCH_PREFLIGHT_OUT:-"$logs/preflight"}
+if [ "$NODE_RANK" = 0 ]; then
+  python3 -c "$start" "$code" coordinator --setting "$here/preflight.json" --out "$out" \
+    --port "${DSLAUNCH_COORDINATOR##*:}" --names "${DSLAUNCH_NODES:-}" &
+fi
+rc=0
+python3 -c "$start" "$code" agent --setting "$here/preflight.json" --connect "$DSLAUNCH_COORDINATOR" \
+  --name "${DSLAUNCH_NODE:-$(hostname)}" --index "$NODE_RANK" --logs "$logs/preflight" || rc=$?
+wait
+exit "$rc"
