@@ -49,6 +49,7 @@ def make(spec: JobSpec, plan: Plan | None = None) -> Setting:
         assumed=plan.machine.node if plan and plan.machine and several else 0.0,
         ladder=tuple(rung for rung, _ in ladder(plan)) if plan else (),
         matmul_tflops=gpu.peak * gpu.matmul if gpu else 0.0,
+        host_copy=gpu.pcie if gpu else 0.0,
         seconds=asked.seconds,
         join_timeout=asked.join_timeout,
         nccl_tests=asked.nccl_tests or "",
@@ -98,21 +99,31 @@ def ladder(plan: Plan) -> list[tuple[Rung, dict[str, Any]]]:
     resources = plan.spec.resources
     if plan.machine is None or plan.time is None or resources.nodes < 2 or resources.bandwidth:
         return []
+    # whether activations are recomputed is up to the program, which does not plan anew
+    kept: Any = next(word for word, way in plans.RECOMPUTE.items() if way == plan.setup.recompute)
+    train = replace(plan.spec.train, activation_checkpointing=kept)
     found: list[tuple[Rung, dict[str, Any]]] = []
     files = {repr(plan.config): "ds_config.json"}
     for share in STEPS:
         bandwidth = float(f"{share * plan.machine.node:.3g}")
-        spec = replace(plan.spec, resources=replace(resources, bandwidth=bandwidth))
+        spec = replace(plan.spec, resources=replace(resources, bandwidth=bandwidth), train=train)
         try:
             made = plan if share == 1 else plans.make(spec, others=False)
         except UserError:
             continue  # refused there: the plan as it is stays
-        same = (made.batch.total, made.command, made.variables) == (plan.batch.total, plan.command, plan.variables)
+        same = _outside(made) == _outside(plan)
         config = made.config if same else plan.config
         seconds = made.time.seconds if same and made.time else 0.0
         name = files.setdefault(repr(config), f"ds_config.{len(files)}.json")
         found.append((Rung(bandwidth, round(seconds, 3), name), config))
     return found
+
+
+def _outside(plan: Plan) -> tuple[object, ...]:
+    """What a program sees of a plan besides its DeepSpeed config."""
+    setup = plan.setup
+    degrees = (setup.tensor, setup.pipeline, setup.virtual, setup.sequence)
+    return (plan.batch.total, plan.command, plan.variables, setup.recompute, setup.precision, degrees)
 
 
 def configs(plan: Plan) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,7 @@ import pytest
 from launcher.preflight import Setting, nccl_tests, transport
 
 LOGS = Path(__file__).parent / "data" / "nccl"
-IB4 = Setting(fabric="infiniband", ports=4)
+IB4 = Setting(nodes=4, fabric="infiniband", ports=4)
 
 
 def log(name):
@@ -46,30 +46,45 @@ def test_every_network_by_its_own_name(name, network, rdma, plugin, provider, gi
     ("name", "setting", "level", "words"),
     [
         ("infiniband", IB4, "", ""),
-        ("infiniband", Setting(fabric="infiniband", ports=8), "exclude", "NCCL uses 4 of 8 ports"),
-        ("infiniband-sharp-plugin", Setting(fabric="sharp", ports=2), "", ""),
+        ("infiniband", Setting(nodes=4, fabric="infiniband", ports=8), "exclude", "NCCL uses 4 of 8 ports"),
+        ("infiniband-sharp-plugin", Setting(nodes=4, fabric="sharp", ports=2), "", ""),
         ("ib-disabled", IB4, "exclude", "NCCL_IB_DISABLE=1 turns RDMA off"),
         ("no-device", IB4, "exclude", "no device: NET/IB : No device found."),
-        ("no-device", Setting(ports=4), "exclude", "NCCL uses TCP"),
+        ("no-device", Setting(nodes=4, ports=4), "exclude", "NCCL uses TCP"),
         ("hca-of-another-node", IB4, "exclude", "no active port is named by NCCL_IB_HCA==mlx5_10,mlx5_11"),
         ("no-libibverbs", IB4, "exclude", "libibverbs is not there"),
         ("locked-memory", IB4, "exclude", "no memory may be locked: Call to ibv_reg_mr_iova2 failed"),
-        ("gid-index", Setting(fabric="roce", ports=2), "exclude", "failed with 110 Connection timed out"),
-        ("roce-through-host", Setting(fabric="roce", ports=2), "warn", "GPUDirect RDMA, off for mlx5_0, mlx5_1"),
-        ("efa", Setting(fabric="efa", ports=16), "", ""),
-        ("efa-old", Setting(fabric="efa", ports=4), "", ""),
-        ("efa-no-plugin", Setting(fabric="efa", ports=16), "exclude", "aws-ofi-nccl is not found"),
+        ("gid-index", Setting(nodes=4, fabric="roce", ports=2), "exclude", "failed with 110 Connection timed out"),
+        (
+            "roce-through-host",
+            Setting(nodes=4, fabric="roce", ports=2),
+            "warn",
+            "GPUDirect RDMA, off for mlx5_0, mlx5_1",
+        ),
+        ("efa", Setting(nodes=4, fabric="efa", ports=16), "", ""),
+        ("efa-old", Setting(nodes=4, fabric="efa", ports=4), "", ""),
+        ("efa-no-plugin", Setting(nodes=4, fabric="efa", ports=16), "exclude", "aws-ofi-nccl is not found"),
         (
             "efa-no-libfabric",
-            Setting(fabric="efa"),
+            Setting(nodes=4, fabric="efa"),
             "exclude",
             "aws-ofi-nccl does not work: NET/Plugin: libnccl-net.so",
         ),
-        ("efa-no-devices", Setting(fabric="efa"), "exclude", "no device: NET/OFI OFI fi_getinfo() call failed"),
-        ("gib", Setting(fabric="gcp-gib", ports=8), "", ""),
-        ("tcpx-fastsocket", Setting(fabric="gcp-tcpx"), "exclude", "NCCL uses TCP: its log does not say why"),
-        ("ethernet", Setting(fabric="ethernet"), "", ""),
-        ("docker0", Setting(fabric="ethernet"), "exclude", "NCCL uses docker0, which reaches no other node"),
+        (
+            "efa-no-devices",
+            Setting(nodes=4, fabric="efa"),
+            "exclude",
+            "no device: NET/OFI OFI fi_getinfo() call failed",
+        ),
+        ("gib", Setting(nodes=4, fabric="gcp-gib", ports=8), "", ""),
+        (
+            "tcpx-fastsocket",
+            Setting(nodes=4, fabric="gcp-tcpx"),
+            "exclude",
+            "NCCL uses TCP: its log does not say why",
+        ),
+        ("ethernet", Setting(nodes=4, fabric="ethernet"), "", ""),
+        ("docker0", Setting(nodes=4, fabric="ethernet"), "exclude", "NCCL uses docker0, which reaches no other node"),
         ("no-interface", IB4, "exclude", "no interface for NCCL_SOCKET_IFNAME=eth0"),
     ],
 )
@@ -84,12 +99,12 @@ def test_who_is_to_blame(name, setting, level, words):
 
 
 def test_a_wrong_gid_index_is_named_with_the_variable():
-    (finding,) = transport.blame(log("gid-index"), Setting(fabric="roce", ports=2))
+    (finding,) = transport.blame(log("gid-index"), Setting(nodes=4, fabric="roce", ports=2))
     assert finding.fix.startswith("NCCL_IB_GID_INDEX=3 may be no GID of RoCE v2")
 
 
 def test_a_tcp_provider_is_named_and_its_host_memory_too():
-    findings = transport.blame(log("efa-tcp-provider"), Setting(fabric="efa"))
+    findings = transport.blame(log("efa-tcp-provider"), Setting(nodes=4, fabric="efa"))
     assert [one.level for one in findings] == ["exclude", "warn"]
     assert findings[0].what == "libfabric uses tcp"
 
@@ -99,6 +114,11 @@ def test_a_port_that_goes_down_shows_with_the_packets_it_loses():
     assert [one.level for one in findings] == ["warn", "exclude"]
     assert "error 12" in findings[0].what
     assert "port error" in findings[1].what
+
+
+@pytest.mark.parametrize("name", ["ib-disabled", "docker0", "roce-through-host"])
+def test_on_one_node_nothing_is_promised(name):
+    assert transport.blame(log(name), Setting(fabric="infiniband", ports=4)) == []
 
 
 @pytest.mark.parametrize(

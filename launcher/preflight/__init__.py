@@ -106,6 +106,7 @@ class Setting:
     matmul_tflops: float = 0.0  # that one GPU reaches in a large bf16 product; 0 unknown
     assumed: float = 0.0  # GB/s between nodes that the plan counts on; 0 unknown
     ladder: tuple[Rung, ...] = ()  # the plan for other bandwidths, the highest first
+    host_copy: float = 0.0  # GB/s between a GPU of this type and the host, one direction; 0 unknown
     xids: Mapping[str, Xid] = field(default_factory=dict)  # by number
     same_host: bool = False  # the "nodes" are this machine: its own name may well be a loopback address
     history: Mapping[str, float] = field(default_factory=dict)  # node -> lemon score; tested more

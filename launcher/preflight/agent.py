@@ -25,6 +25,7 @@ from dataclasses import replace
 from typing import Any
 
 from launcher import checks
+from launcher.checks import addresses
 from launcher.preflight import COULD_NOT, OK, OK_WITHOUT, START, Setting, Verdict, Xid, from_json, pods
 
 LINE = 1 << 24  # bytes of one message
@@ -39,7 +40,10 @@ def with_us() -> None:
 
 
 def environment(address: str) -> dict[str, str]:
-    return {**os.environ, "DSLAUNCH_ADDRESS": address}
+    """Of checks and workers. gloo would listen where the host name points, which may be 127.0.1.1."""
+    found = addresses.interfaces(checks.Probe())
+    name = next((name for name, one in found.items() if address in one["addresses"]), "")
+    return {**({"GLOO_SOCKET_IFNAME": name} if name else {}), **os.environ, "DSLAUNCH_ADDRESS": address}
 
 
 def kill(child: asyncio.subprocess.Process) -> None:
@@ -51,8 +55,8 @@ def kill(child: asyncio.subprocess.Process) -> None:
 class Worker:
     """One process that has torch, for one GPU. It answers one command at a time."""
 
-    def __init__(self, rank: int, setting: Setting, address: str, log: str) -> None:
-        self.rank, self.setting, self.address, self.log = rank, setting, address, log
+    def __init__(self, rank: int, setting: Setting, env: Mapping[str, str], log: str) -> None:
+        self.rank, self.setting, self.env, self.log = rank, setting, env, log
         self.child: asyncio.subprocess.Process | None = None
 
     async def start(self) -> dict[str, Any]:
@@ -63,7 +67,7 @@ class Worker:
                 sys.executable, "-c", START, HERE, "worker", "--local-rank", str(self.rank),
                 "--backend", self.setting.backend, *nccl,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors, limit=LINE,
-                env=environment(self.address), start_new_session=True, preexec_fn=with_us,
+                env=self.env, start_new_session=True, preexec_fn=with_us,
             )  # fmt: skip
         return await self._line()
 
@@ -114,7 +118,7 @@ class Agent:
     def __init__(self, options: argparse.Namespace, setting: Setting) -> None:
         self.options, self.setting = options, setting
         self.workers: dict[int, Worker] = {}
-        self.address = ""
+        self.env: dict[str, str] = {}
         self.code = COULD_NOT  # until somebody says how it went
         self.why = ["preflight: the coordinator ended without a verdict; the first node's log says more"]
         self.writer: asyncio.StreamWriter
@@ -122,11 +126,12 @@ class Agent:
 
     async def run(self) -> int:
         reader, self.writer = await self.connect()
-        self.address = self.writer.get_extra_info("sockname")[0]
+        address = self.writer.get_extra_info("sockname")[0]
+        self.env = environment(address)
         self.tell(
             hello=self.options.name,
             index=self.options.index,
-            address=self.address,
+            address=address,
             host=os.uname().nodename,
             boot=checks.Probe().read("/proc/sys/kernel/random/boot_id") or "",
             cpus=len(os.sched_getaffinity(0)),
@@ -203,7 +208,7 @@ class Agent:
         child = await asyncio.create_subprocess_exec(
             sys.executable, "-c", START, HERE, "agent", "--measure", name, "--setting", self.options.setting,
             stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
-            env=environment(self.address), start_new_session=True, preexec_fn=with_us, limit=LINE,
+            env=self.env, start_new_session=True, preexec_fn=with_us, limit=LINE,
         )  # fmt: skip
         try:
             out, _ = await asyncio.wait_for(child.communicate(), timeout)
@@ -220,7 +225,7 @@ class Agent:
         rank = message["rank"]
         if rank not in self.workers:
             log = os.path.join(self.options.logs, f"worker-{self.options.name}")
-            self.workers[rank] = Worker(rank, self.setting, self.address, log)
+            self.workers[rank] = Worker(rank, self.setting, self.env, log)
         worker = self.workers[rank]
         command = message["command"]
         try:

@@ -23,16 +23,20 @@ from typing import Any
 from launcher import checks
 from launcher.preflight import (
     COULD_NOT,
+    FABRIC,
     OK_WITHOUT,
     Curve,
     Finding,
     Setting,
     Verdict,
     decision,
+    from_json,
     history,
+    parity,
     pods,
     speed,
     to_json,
+    transport,
 )
 from launcher.preflight.agent import LINE, setting_of, write_whole
 from launcher.preflight.tournament import Tournament
@@ -297,6 +301,7 @@ class Coordinator:
         room = asyncio.Semaphore(1 if self.shared() else 10_000)
         compute: dict[str, list[dict[str, Any]]] = {}
         inside: dict[str, dict[str, Any]] = {}
+        binaries: dict[str, dict[str, Any]] = {}
 
         async def one(peer: Peer) -> None:
             async with room:
@@ -309,9 +314,13 @@ class Coordinator:
                     size = self.setting.node.bytes if self.setting.node else 1 << 30
                     measure = [{"op": "all_reduce", "bytes": size, "seconds": self.setting.seconds, "check": True}]
                     inside[peer.name] = await self.group([peer], measure)
+                if self.setting.nccl_tests:
+                    command = {"do": "nccl_tests", "directory": self.setting.nccl_tests, "gpus": self.setting.gpus}
+                    binaries[peer.name] = await self.work(peer, 0, command, IMPORT)
 
         await asyncio.gather(*(one(peer) for peer in self.healthy()))
-        for finding in speed.judge_node(compute, inside, self.setting, shared=self.shared()):
+        found = speed.judge_node(compute, inside, self.setting, shared=self.shared())
+        for finding in (*found, *speed.judge_nccl_tests(binaries, self.setting)):
             self.find(finding)
 
     async def group(self, peers: Sequence[Peer], measure: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -390,6 +399,8 @@ class Coordinator:
             )
             matrix = replace(matrix, cells=real)
         self.verdict |= {"matrix": matrix, "rounds": number}
+        if self.setting.backend == "nccl":
+            await self.transports()
 
     async def pair(
         self, left: str, right: str, wrong: list[speed.Corruption], errors: dict[tuple[str, str], str]
@@ -429,6 +440,25 @@ class Coordinator:
             return self.fastest
         return rate
 
+    async def transports(self) -> None:
+        """What NCCL really used, from its own log: a missing plugin means TCP, ten times slower and without a word."""
+        found: list[Finding] = []
+
+        async def one(peer: Peer, rank: int) -> None:
+            answer = await self.work(peer, rank, {"do": "transport"}, 30)
+            if "transport" in answer:
+                read = from_json(transport.Transport, answer["transport"])
+                found.extend(transport.blame(read, self.setting, node=peer.name))
+            elif not answer.get("gone"):
+                why = answer.get("skipped") or answer.get("error")
+                found.append(Finding("transport", "unknown", f"NCCL's log is not there: {why}", node=peer.name))
+
+        await asyncio.gather(*(one(peer, rank) for peer in self.healthy() for rank in range(self.ranks())))
+        for finding in parity.together(
+            list(dict.fromkeys(found)), [peer.name for peer in self.healthy()], code=FABRIC
+        ):
+            self.find(finding)
+
     async def whole(self) -> None:
         """All healthy nodes together: what the plan may count on, over message sizes."""
         peers = self.healthy()
@@ -467,10 +497,6 @@ class Coordinator:
         nodes = [peer.name for peer in peers]
         for finding in speed.judge_whole(results, nodes, self.setting, slowest_pair=slowest if rates else 0.0):
             self.find(finding)
-        if self.setting.nccl_tests:
-            found = await self.work(peers[0], 0, {"do": "nccl_tests", "directory": self.setting.nccl_tests}, IMPORT)
-            for finding in speed.judge_nccl_tests(found, self.setting):
-                self.find(finding)
 
     async def deep(self) -> None:
         """Long tests, only of nodes that something speaks against."""

@@ -9,10 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from launcher.preflight import FABRIC, TOO_FEW, Finding, Level, Rung, Setting
+from launcher.preflight import FABRIC, TOO_FEW, Finding, Level, Limit, Rung, Setting
 
 GEMM_WARN, GEMM_EXCLUDE = 0.93, 0.88  # of the node's median GPU: 7 % slower is worth a look, 12 % is out
 GEMM_SOURCE = "7 % / 12 % below the median of the GPUs"
+SLOT = 0.7  # of the usual copy rate between host and GPU; half the lanes give half of it
+CORRUPT = "silent corruption: test the memory of its GPUs, and its NICs, before anything trains there"
 SHARE = 0.5  # of the slowest pair that the whole set reaches at least, else links are shared further up
 GB = 1e9
 
@@ -36,17 +38,16 @@ def corruption(result: Mapping[str, Any], nodes: Sequence[str], ranks: int) -> C
 
 def judge_corruption(found: Sequence[Corruption], check: str) -> list[Finding]:
     """A node is guilty when a transfer names it, or when it is an end of two that fail without naming anybody."""
-    fix = "silent corruption: test the memory of its GPUs, and its NICs, before anything trains there"
     guilty = {node: one.why for one in found for node in one.guilty}
     unclear = [one for one in found if not one.guilty and not set(one.nodes) & set(guilty)]
     ends = Counter(node for nodes in {one.nodes for one in unclear} for node in nodes)
     for one in unclear:
         guilty |= {node: one.why for node in one.nodes if len(one.nodes) == 2 and ends[node] > 1}
-    findings = [Finding(check, "exclude", why, node=node, fix=fix) for node, why in guilty.items()]
+    findings = [Finding(check, "exclude", why, node=node, fix=CORRUPT) for node, why in guilty.items()]
     for one in unclear:
         if not set(one.nodes) & set(guilty):
             what = f"{one.why} between {' and '.join(one.nodes)}"
-            findings.append(Finding(check, "block", what, code=TOO_FEW, fix=fix))
+            findings.append(Finding(check, "block", what, code=TOO_FEW, fix=CORRUPT))
     return findings
 
 
@@ -111,6 +112,8 @@ def judge_node(
                 fix="power limit or clocks lowered on all nodes?",
             )
         )  # fmt: skip
+    for node, answers in compute.items():
+        findings += _copies(node, answers, setting)
     for node, answer in inside.items():
         findings += _inside(node, answer, setting)
     return findings
@@ -125,16 +128,24 @@ def _inside(node: str, answer: Mapping[str, Any], setting: Setting) -> list[Find
     result = answer["results"][0]
     spoiled = corruption(result, [node], max(1, setting.gpus))
     findings = judge_corruption([replace(spoiled, guilty=(node,))] if spoiled else [], "nvlink-bandwidth")
-    limit = setting.node
-    if limit and result["busbw"] < limit.passes:
-        findings.append(
-            Finding(
-                "nvlink-bandwidth", "exclude" if result["busbw"] < limit.excludes else "warn",
-                "its GPUs reach each other slowly", node=node, measured=f"{result['busbw']:.4g} GB/s",
-                expected=f">= {limit.passes:.4g} GB/s, all_reduce of {limit.bytes >> 20} MiB", source=limit.source,
-                fix="nvidia-smi nvlink --status; is NVLS off (NCCL_NVLS_ENABLE=0)?",
-            )
-        )  # fmt: skip
+    found = _against(setting.node, "nvlink-bandwidth", node, float(result["busbw"]), "all_reduce")
+    return [*findings, found] if found.level != "note" else findings
+
+
+def _copies(node: str, answers: Sequence[Mapping[str, Any]], setting: Setting) -> list[Finding]:
+    """Between each GPU and the host, against the GPU's type: a card in a slot of half the width copies at half rate."""
+    findings = []
+    for way in ("host_to_device", "device_to_host"):
+        for rank, answer in enumerate(answers):
+            rate = float(answer.get(way, 0.0))
+            if rate and rate < SLOT * setting.host_copy:
+                findings.append(
+                    Finding(
+                        "gemm", "warn", f"GPU {rank} copies slowly ({way.replace('_', ' ')})", node=node,
+                        measured=f"{rate:.3g} GB/s", expected=f">= {SLOT * setting.host_copy:.3g} GB/s",
+                        source=f"{SLOT:g} of what a {setting.gpu} reaches", fix="lspci -vv: link width and speed; NUMA",
+                    )
+                )  # fmt: skip
     return findings
 
 
@@ -223,7 +234,30 @@ def judge_whole(
     return findings
 
 
-def judge_nccl_tests(found: Mapping[str, Any], setting: Setting) -> list[Finding]:
-    if "error" in found:
-        return [Finding("nccl-tests", "unknown", f"nccl-tests gave no answer: {found['error']}")]
-    return [Finding("nccl-tests", "note", f"all_reduce_perf on one node: {found['busbw']:.4g} GB/s")]
+def judge_nccl_tests(found: Mapping[str, Mapping[str, Any]], setting: Setting) -> list[Finding]:
+    """node -> what all_reduce_perf said over the node's own GPUs."""
+    findings = []
+    for node, answer in found.items():
+        if "error" in answer:
+            findings.append(
+                Finding("nccl-tests", "unknown", f"nccl-tests gave no answer: {answer['error']}", node=node)
+            )
+            continue
+        if answer["wrong"]:
+            what = f"all_reduce_perf counts {answer['wrong']} wrong values"
+            findings.append(Finding("nccl-tests", "exclude", what, node=node, fix=CORRUPT))
+        findings.append(_against(setting.node, "nccl-tests", node, answer["busbw"], "all_reduce_perf"))
+    return findings
+
+
+def _against(limit: Limit | None, check: str, node: str, busbw: float, what: str) -> Finding:
+    """A note where there is no limit, or it is kept."""
+    measured = f"{busbw:.4g} GB/s"
+    if limit is None or busbw >= limit.passes:
+        return Finding(check, "note", f"{what} over its own GPUs", node=node, measured=measured)
+    level: Level = "exclude" if busbw < limit.excludes else "warn"
+    return Finding(
+        check, level, "its GPUs reach each other slowly", node=node, measured=measured,
+        expected=f">= {limit.passes:.4g} GB/s, all_reduce of {limit.bytes >> 20} MiB", source=limit.source,
+        fix="nvidia-smi nvlink --status; is NVLS off (NCCL_NVLS_ENABLE=0)?",
+    )  # fmt: skip

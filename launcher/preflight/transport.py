@@ -168,6 +168,8 @@ def blame(transport: Transport, setting: Setting, *, node: str = "") -> list[Fin
         find("warn", f"packets are lost until NCCL gives up: {line}", "look at the link, its cable and the GID")
     if line := seen.get("port"):
         find("exclude", f"a port went down: {line}", "look at the cable and the switch port: ibstat, mlxlink")
+    if setting.nodes + setting.spares < 2:
+        return out  # nothing leaves the node, and NCCL may choose what it likes
     if promised and not transport.rdma:
         what, fix = _fallback(transport, setting)
         names = ", ".join(sorted(transport.between)) or transport.network
