@@ -5,7 +5,7 @@ PYTHON ?= python3
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: demo test quick lint bench accuracy detector conformance bless clean
+.PHONY: demo test quick lint bench accuracy detector trials conformance bless clean
 
 ## make demo: the main job on this machine, two nodes of two processes, ZeRO-3 on CPU
 demo: $(READY)
@@ -39,9 +39,13 @@ bench: $(READY)
 accuracy: $(READY)
 	$(BIN)/python -m tests.accuracy
 
-## make detector: slow nodes and links in 10^4 simulated worlds of each kind, beside what other tools do; 7 minutes
+## make detector: slow nodes and links in 10^4 simulated worlds of each kind, beside what other tools do; 8 minutes
 detector: $(READY)
 	$(BIN)/python -m tests.detector
+
+## make trials: the same over real links that tc makes slow, gloo in network namespaces; needs root, about 20 minutes
+trials: $(READY)
+	$(BIN)/python tests/trials.py
 
 ## make conformance: our rules beside two real DeepSpeeds, over a thousand configs on each; about 15 minutes
 conformance: $(READY) libaio

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-# python3 -c START FOLDER agent ...: these packages from FOLDER, a zip file too, and nothing from the working directory,
-# where a user's own launcher.py may lie.
+# python3 -c START FOLDER agent ...: these packages from FOLDER, or a zip file, and nothing from the working
+# directory, where a user's own launcher.py may lie.
 START = (
     "import runpy, sys; sys.path[0] = sys.argv.pop(1); "
     "runpy.run_module('launcher.preflight.' + sys.argv.pop(1), run_name='__main__', alter_sys=True)"

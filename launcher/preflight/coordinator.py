@@ -43,6 +43,7 @@ from launcher.preflight.tournament import Tournament
 
 BEAT = 2.0  # seconds between two questions whether a node is still there
 HOST_BOUND = 0.75  # share of a measurement in which a rank ran or waited for a CPU: it was no link's speed
+UNSTEADY = 0.6  # of the median rate: an iteration in a hundred below that is looked at again. Steady links: 0.97
 SILENT = 15.0  # seconds without an answer after which it is not
 IMPORT = 600.0  # seconds for a worker to import torch: a cold shared file system takes minutes
 OPS = ("all_gather", "reduce_scatter", "all_to_all", "sendrecv")  # beside all_reduce, at one size
@@ -93,6 +94,7 @@ class Coordinator:
         self.over = False
         self.measured: dict[tuple[str, str], float] = {}  # GB/s of each directed link, the best of all rounds
         self.fastest = 0.0
+        self.unsteady: dict[tuple[str, str], list[float]] = {}  # GB/s of the slowest iteration, where far below most
         self.by_cpus = 0  # measurements in which they were the limit
 
     # --- the nodes
@@ -381,7 +383,16 @@ class Coordinator:
                 "round", round=number, of=max(number, tournament.total()), pairs=len(pairs),
                 slowest=min(rates, default=0.0), best=max(rates, default=0.0),
             )  # fmt: skip
+        # a link that comes and goes is fast in most iterations: it is looked at twice more
+        for left, right in [
+            link for link in self.unsteady if not (self.peers[link[0]].gone or self.peers[link[1]].gone)
+        ]:
+            for _ in range(2):
+                await self.pair(left, right, wrong, errors)
         result = tournament.result()
+        named = {one.node for one in result.findings if one.level in ("warn", "exclude")}
+        for finding in speed.judge_unsteady(self.unsteady, self.measured, named):
+            self.find(finding)
         for finding in (*result.findings, *speed.judge_corruption(wrong, "pairs")):
             reason = errors.get((finding.node, finding.peer)) or errors.get((finding.peer, finding.node))
             self.find(replace(finding, what=f"{finding.what} ({reason})") if reason else finding)
@@ -438,10 +449,12 @@ class Coordinator:
         if self.setting.backend == "gloo" and result["busy"] > HOST_BOUND:
             self.by_cpus += 1
             return self.fastest
+        if speed.tail(result) < UNSTEADY * rate:
+            self.unsteady.setdefault(link, []).append(speed.tail(result))
         return rate
 
     async def transports(self) -> None:
-        """What NCCL really used, from its own log: a missing plugin means TCP, ten times slower and without a word."""
+        """What NCCL really used, from its own log: a missing plugin means TCP, ten times slower, without a word."""
         found: list[Finding] = []
 
         async def one(peer: Peer, rank: int) -> None:

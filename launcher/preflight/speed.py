@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -49,6 +49,22 @@ def judge_corruption(found: Sequence[Corruption], check: str) -> list[Finding]:
             what = f"{one.why} between {' and '.join(one.nodes)}"
             findings.append(Finding(check, "block", what, code=TOO_FEW, fix=CORRUPT))
     return findings
+
+
+def judge_unsteady(
+    found: Mapping[tuple[str, str], Sequence[float]], best: Mapping[tuple[str, str], float], named: Container[str]
+) -> list[Finding]:
+    """Directed links whose slowest iterations were far below the others more than once, of nodes not `named` yet."""
+    return [
+        Finding(
+            "pairs", "warn", f"link {left} -> {right} comes and goes", node=left, peer=right,
+            measured=f"{min(slow):.3g} GB/s at times, seen {len(slow)} times",
+            expected=f"{best[left, right]:.3g} GB/s, as in most iterations",
+            fix=f"look at errors and link changes of the ports between {left} and {right}: ethtool -S, mlxlink",
+        )
+        for (left, right), slow in found.items()
+        if len(slow) > 1 and left not in named and right not in named
+    ]  # fmt: skip
 
 
 def judge_node(
@@ -133,7 +149,7 @@ def _inside(node: str, answer: Mapping[str, Any], setting: Setting) -> list[Find
 
 
 def _copies(node: str, answers: Sequence[Mapping[str, Any]], setting: Setting) -> list[Finding]:
-    """Between each GPU and the host, against the GPU's type: a card in a slot of half the width copies at half rate."""
+    """Between each GPU and the host, against its type: a card in a slot of half the width copies at half rate."""
     findings = []
     for way in ("host_to_device", "device_to_host"):
         for rank, answer in enumerate(answers):
@@ -143,7 +159,8 @@ def _copies(node: str, answers: Sequence[Mapping[str, Any]], setting: Setting) -
                     Finding(
                         "gemm", "warn", f"GPU {rank} copies slowly ({way.replace('_', ' ')})", node=node,
                         measured=f"{rate:.3g} GB/s", expected=f">= {SLOT * setting.host_copy:.3g} GB/s",
-                        source=f"{SLOT:g} of what a {setting.gpu} reaches", fix="lspci -vv: link width and speed; NUMA",
+                        source=f"{SLOT:g} of what a {setting.gpu} reaches",
+                        fix="lspci -vv: link width and speed; NUMA",
                     )
                 )  # fmt: skip
     return findings
