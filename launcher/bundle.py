@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from launcher import nccl, preflight, yamldoc
-from launcher import setting as settings
 from launcher.errors import Problem, UserError
 from launcher.plan import InBundle, Plan
 from launcher.preflight import START, Setting
@@ -73,8 +72,7 @@ def common(
     script = node_script(plan, flags=flags, submitted_from=submitted_from, first=bool(setting) and not submitted_from)
     checked: tuple[File, ...] = ()
     if setting:
-        others = (File(name, config_json(config)) for name, config in settings.configs(plan).items())
-        checked = (*others, *preflight_files(plan.spec, plan.variables, setting, submitted_from=submitted_from))
+        checked = preflight_files(plan.spec, plan.variables, setting, submitted_from=submitted_from)
     return (File("node.sh", script), File("ds_config.json", config_json(plan.config)), *node_files(plan), *checked)
 
 
@@ -83,15 +81,11 @@ def preflight_files(
 ) -> tuple[File, ...]:
     """What checks the nodes: a script, what it is told, and the two packages that travel, below node/."""
     packages = [HERE / "__init__.py", *sorted(HERE.glob("preflight/*.py")), *sorted(HERE.glob("checks/*.py"))]
+    packages += [HERE / "data" / "xids.tsv"] if setting.gpus else []
     told = json.dumps(preflight.to_json(setting), indent=1)
     return (
         File("preflight.sh", preflight_script(spec, variables, submitted_from=submitted_from)),
         File("preflight.json", told + "\n"),
-        *(
-            [File(f"{CODE}/launcher/preflight/xids.json", json.dumps(preflight.to_json(settings.xids())) + "\n")]
-            if setting.gpus
-            else []
-        ),
         *(File(f"{CODE}/launcher/{path.relative_to(HERE)}", path.read_text(encoding="utf-8")) for path in packages),
     )
 

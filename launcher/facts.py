@@ -172,18 +172,6 @@ class Fabric:
         return [(row["line"], row["why"]) for row in self.setup if "gpus" not in row or chosen & set(row["gpus"])]
 
 
-@dataclass(frozen=True)
-class XidRow:
-    """An error number of the NVIDIA driver, and what we make of it."""
-
-    number: int
-    name: str  # the catalogue's
-    action: str  # its immediate resolution
-    level: Literal["note", "warn", "exclude"]
-    means: str = ""  # for people
-    why: str = ""  # where level does not follow from action
-
-
 @cache
 def gpus() -> dict[str, Gpu]:
     return {name: Gpu(name, **row) for name, row in yamldoc.load_tables(DATA / "gpus.yaml").items()}
@@ -223,13 +211,6 @@ def presets() -> dict[str, Preset]:
             row["variants"] = tuple(Variant(**variant) for variant in row.get("variants", ()))
             found[name] = Preset(name, **row)
     return found
-
-
-@cache
-def xids() -> dict[int, XidRow]:
-    """xids()[79].level is "exclude": the GPU fell off the bus."""
-    rows = yamldoc.load_tables(DATA / "xids.yaml")
-    return {int(number): XidRow(int(number), **row) for number, row in rows.items()}
 
 
 @cache

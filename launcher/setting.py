@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,14 +10,19 @@ from launcher import expected, facts
 from launcher import plan as plans
 from launcher.errors import UserError
 from launcher.plan import Plan
-from launcher.preflight import Rung, Setting, Xid
+from launcher.preflight import Rung, Setting
 from launcher.spec import JobSpec
 
+Config = dict[str, Any]
+OWN = "ds_config.json"
 RECOMMENDED_SHM = 8 << 30  # NCCL and data loaders on a node of 8 GPUs; the Kubernetes default in `shm` is 16Gi
 
 
-def make(spec: JobSpec, plan: Plan | None = None) -> Setting:
-    """Raises UserError for a GPU or fabric that no table has."""
+def make(spec: JobSpec, plan: Plan | None = None, *, rungs: Sequence[tuple[Rung, Config]] = ()) -> Setting:
+    """`rungs` of the plan\'s ladder, where its config may be exchanged.
+
+    Raises UserError for a GPU or fabric that no table has.
+    """
     resources, asked = spec.resources, spec.preflight
     gpus = resources.gpus_per_node
     gpu = facts.gpu(resources.gpu) if gpus and resources.gpu else None
@@ -47,7 +53,7 @@ def make(spec: JobSpec, plan: Plan | None = None) -> Setting:
         pair=limits.pair,
         whole=limits.whole,
         assumed=plan.machine.node if plan and plan.machine and several else 0.0,
-        ladder=tuple(rung for rung, _ in ladder(plan)) if plan else (),
+        ladder=tuple(rung for rung, _ in rungs),
         matmul_tflops=gpu.peak * gpu.matmul if gpu else 0.0,
         host_copy=gpu.pcie if gpu else 0.0,
         seconds=asked.seconds,
@@ -77,20 +83,10 @@ def needed_ops(plan: Plan) -> tuple[str, ...]:
     return tuple(found)
 
 
-def xids() -> dict[str, Xid]:
-    """What a check makes of the numbers that say anything against a node."""
-    rows = facts.xids()
-    return {
-        str(number): Xid(row.means or row.name, row.action, row.level)
-        for number, row in rows.items()
-        if row.level != "note"
-    }
-
-
 STEPS = (2.0, 1.0, 0.5, 0.25, 0.1, 0.03)  # of the bandwidth that the plan counts on
 
 
-def ladder(plan: Plan) -> list[tuple[Rung, dict[str, Any]]]:
+def ladder(plan: Plan) -> list[tuple[Rung, Config]]:
     """What the same job file becomes for more and less bandwidth, with the DeepSpeed config of each.
 
     Only what can be exchanged in place: the same batch, command and environment. Two rungs with one config share
@@ -102,8 +98,8 @@ def ladder(plan: Plan) -> list[tuple[Rung, dict[str, Any]]]:
     # whether activations are recomputed is up to the program, which does not plan anew
     kept: Any = next(word for word, way in plans.RECOMPUTE.items() if way == plan.setup.recompute)
     train = replace(plan.spec.train, activation_checkpointing=kept)
-    found: list[tuple[Rung, dict[str, Any]]] = []
-    files = {repr(plan.config): "ds_config.json"}
+    found: list[tuple[Rung, Config]] = []
+    files = {repr(plan.config): OWN}
     for share in STEPS:
         bandwidth = float(f"{share * plan.machine.node:.3g}")
         spec = replace(plan.spec, resources=replace(resources, bandwidth=bandwidth), train=train)
@@ -126,6 +122,6 @@ def _outside(plan: Plan) -> tuple[object, ...]:
     return (plan.batch.total, plan.command, plan.variables, setup.recompute, setup.precision, degrees)
 
 
-def configs(plan: Plan) -> dict[str, dict[str, Any]]:
+def configs(rungs: Sequence[tuple[Rung, Config]]) -> dict[str, Config]:
     """The DeepSpeed configs beside the plan's own, by file."""
-    return {rung.config: config for rung, config in ladder(plan) if rung.config != "ds_config.json"}
+    return {rung.config: config for rung, config in rungs if rung.config != OWN}

@@ -366,13 +366,14 @@ def fabrics(rows: Iterable[facts.Fabric]) -> str:
     for row in rows:
         also = f" (also {', '.join(row.aliases)})" if row.aliases else ""
         lines.append(f"{row.name}{also}: {row.title}")
-        sets = [name for name in row.variables]
+        sets = list(row.variables)
         sets += ["shell lines of the vendor" for _ in row.setup[:1]]
         lines += _wrapped("    sets   ", ", ".join(sets) or "nothing")
         lines += _wrapped("    never  ", ", ".join([*row.breaks, *row.never]))
         for one in row.expected:
             first, last = one.nodes
-            where = {"node": "one node", "pair": "a pair"}.get(one.what) or f"{first}{f' to {last}' if last else '+'} nodes"
+            counted = f"{first} to {last} nodes" if last else f"{first}+ nodes"
+            where = {"node": "one node", "pair": "a pair"}.get(one.what, counted)
             wire = f" on {one.wire * 8:g} Gbit/s" if one.wire else ""
             who = f"{'/'.join(one.gpus)}{wire}".strip()
             text = f"{where}, {who}: {one.passes:g} GB/s, bad under {one.excludes:g} ({one.size} GiB; {one.source})"

@@ -108,8 +108,7 @@ def test_node_files_in_a_bundle_are_byte_for_byte_the_package_s_own():
     _, plan = cli.load(str(ROOT / "slurm" / "llama-70b-8x8" / "job.yaml"), None, ())
     for file in slurm.render(plan).files:
         if file.path.startswith(f"{bundles.CODE}/launcher/"):
-            if not file.path.endswith("xids.json"):
-                assert file.text == (bundles.HERE / file.path.removeprefix(f"{bundles.CODE}/launcher/")).read_text()
+            assert file.text == (bundles.HERE / file.path.removeprefix(f"{bundles.CODE}/launcher/")).read_text()
         elif file.path.startswith("node/"):
             assert file.text == (bundles.NODE / file.path.removeprefix("node/")).read_text()
 

@@ -4,6 +4,7 @@ data/host has the layouts that nvidia-smi of four driver generations writes, red
 kernel log are the driver's own, as public reports of faults show them.
 """
 
+import csv
 import json
 import re
 import shutil
@@ -12,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from launcher import checks, facts
+import launcher
+from launcher import checks, preflight
 from launcher.checks import Probe, dcgm, filesystems, gpus, memory, nvlink, ports, processes, xids
 from launcher.preflight import DIFFERS, Setting, Xid, from_json, kernel, nvidia, to_json
 
 DATA = Path(__file__).parent / "data" / "host"
 LAYOUTS = ["v100-418", "a100-470", "h100-550", "h200-575"]
 NODES = [f"node{number}" for number in range(1, 9)]
-TABLE = {str(row.number): Xid(row.means or row.name, row.action, row.level) for row in facts.xids().values()}
+TABLE = preflight.xids((Path(launcher.__file__).parent / "data" / "xids.tsv").read_text())
 SETTING = Setting(gpus=8, gpu="h100-80gb", gpu_names=("H100",), xids=TABLE)
 
 
@@ -521,18 +523,19 @@ def test_the_journal_stands_in_for_dmesg(tmp_path):
 
 
 def test_the_xid_table_is_whole():
-    rows = facts.xids()
-    assert sorted(rows) == list(range(1, xids.LAST + 1))
-    for row in rows.values():
-        assert re.fullmatch(r"[A-Z0-9_]+", row.name)
-        assert row.level in ("note", "warn", "exclude")
-        if row.level == "exclude":
-            assert row.means
-            assert row.action in xids.ACTIONS or row.why, row  # what to do, or why we say so
-    assert {n for n, row in rows.items() if row.action == "RESET_GPU"} <= {
-        n for n, row in rows.items() if row.level == "exclude"
-    }
-    assert all(rows[n].level == "note" for n in (13, 31, 43, 45, 63, 68, 69))  # the application's, or the log's
+    with (Path(launcher.__file__).parent / "data" / "xids.tsv").open() as file:
+        lines = (line for line in file if line[0] != "#")
+        rows = {int(row["number"]): row for row in csv.DictReader(lines, delimiter="\t")}
+    assert sorted(rows) == list(range(1, xids.LAST + 1)) == sorted(map(int, TABLE))
+    for number, row in rows.items():
+        assert re.fullmatch(r"[A-Z0-9_]+", row["name"])
+        assert row["level"] in ("note", "warn", "exclude")
+        assert TABLE[str(number)] == Xid(row["means"] or row["name"], row["action"], row["level"])
+        if row["level"] == "exclude":
+            assert row["means"]
+            assert row["action"] in xids.ACTIONS or row["why"], row  # what to do, or why we say so
+    assert all(row["level"] == "exclude" for row in rows.values() if row["action"] == "RESET_GPU")
+    assert all(rows[n]["level"] == "note" for n in (13, 31, 43, 45, 63, 68, 69))  # the application's, or the log's
 
 
 # --- NVLink ---------------------------------------------------------------------------------------------------------

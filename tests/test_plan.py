@@ -436,7 +436,7 @@ def test_a_goodput_that_is_poor_is_said():
             "`infiniband`?",
             "3:40",
         ),
-        ("resources: {nodes: 2, fabric: all}", "gpt-demo", "no fabric `all`", "known here: azure-gb200, azure-nd", "3:23"),
+        ("resources: {nodes: 2, fabric: all}", "gpt-demo", "no fabric `all`", "known here: azure-gb200", "3:23"),
         (
             "resources: {gpus_per_node: 1, nodes: 2, gpu: t4}",
             "gpt2",

@@ -54,8 +54,6 @@ def test_healthy_nodes_pass_every_stage(site, cables):  # noqa: F811
 
 def test_a_node_with_half_a_cable_is_named(site, cables):  # noqa: F811
     cables.shape("node3", tx=CABLE / 2, rx=CABLE)
-    verdict = check(site, "--stages", "pairs", nodes=3, *[])
-    assert verdict["code"] == 0 or "node3" in verdict["excluded"]
     verdict = check(site, "--stages", "pairs")
     assert (verdict["code"], verdict["excluded"]) == (20, ["node3"]), verdict["findings"]
     assert "sends" in verdict["headline"]

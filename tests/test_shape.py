@@ -63,7 +63,8 @@ SOURCES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if "gal
 TRAVELS = [
     ["launcher.preflight"],
     ["launcher.checks"],
-    ["launcher.preflight.parity", "launcher.preflight.kernel", "launcher.preflight.nvidia", "launcher.preflight.pods"],
+    ["launcher.preflight.parity", "launcher.preflight.kernel", "launcher.preflight.nvidia"],
+    ["launcher.preflight.pods"],
     ["launcher.preflight.decision", "launcher.preflight.tournament", "launcher.preflight.transport",
      "launcher.preflight.history", "launcher.preflight.nccl_tests"],
     ["launcher.preflight.speed", "launcher.preflight.bandwidth"],

@@ -50,9 +50,12 @@ def render(plan: Plan) -> Bundle:
     """The script with everything it needs. Its size does not depend on the number of nodes."""
     spec = plan.spec
     _check(spec)
-    told = setting.make(spec, plan) if spec.checks_nodes else None
-    script = File(ENTRY, _script(spec, _body(plan)))
-    files = (script, *bundles.common(plan, told, flags=["--shared-logs"]), bundles.node_file("port.py"))
+    rungs = setting.ladder(plan) if spec.checks_nodes else []
+    configs = setting.configs(rungs)
+    told = setting.make(spec, plan, rungs=rungs) if spec.checks_nodes else None
+    script = File(ENTRY, _script(spec, _body(plan, exchanged=bool(configs))))
+    others = (File(name, bundles.config_json(config)) for name, config in configs.items())
+    files = (script, *others, *bundles.common(plan, told, flags=["--shared-logs"]), bundles.node_file("port.py"))
     return Bundle(files, ENTRY)
 
 
@@ -190,8 +193,8 @@ DSLAUNCH_PREFLIGHT_OUT=$run/preflight
 export DSLAUNCH_PREFLIGHT_TOKEN DSLAUNCH_NODES DSLAUNCH_COORDINATOR DSLAUNCH_PREFLIGHT_OUT
 # shellcheck disable=SC2016  # every task expands this for itself
 srun {srun} \\
-  bash -c 'trap "" USR2; export NODE_RANK=$SLURM_NODEID DSLAUNCH_NODE=$SLURMD_NODENAME; exec bash "$0/preflight.sh"' \\
-  "$run" &
+  bash -c 'trap "" USR2; export NODE_RANK=$SLURM_NODEID DSLAUNCH_NODE=$SLURMD_NODENAME; exec bash "$0"' \\
+  "$run/preflight.sh" &
 step=$!
 while kill -0 "$step" 2>/dev/null && [ ! -s "$run/preflight/code" ]; do sleep 0.5; done
 for ((i = 0; i < 20; i++)); do kill -0 "$step" 2>/dev/null || break; sleep 0.5; done
@@ -277,13 +280,13 @@ fi
 """
 
 
-def _body(plan: Plan) -> str:
+def _body(plan: Plan, *, exchanged: bool) -> str:
     spec, nodes = plan.spec, plan.spec.resources.nodes
     tasks = _tasks(spec)
     text = _head(spec)
     if spec.checks_nodes:
         text += _preflight(spec, training=True) + CHOSEN
-        if setting.configs(plan):
+        if exchanged:
             text += SUITED.format(latest=_latest(plan))
     words = [*_srun(nodes, tasks), "--kill-on-bad-exit=1", "--wait=0", "--unbuffered", *_more(spec)]
     if spec.resources.spares:

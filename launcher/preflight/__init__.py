@@ -69,6 +69,17 @@ class Xid:
     level: Level  # what we make of it
 
 
+def xids(text: str) -> dict[str, Xid]:
+    """data/xids.tsv by number, as a word: "79" -> GPU has fallen off the bus, exclude."""
+    rows = [line.split("\t") for line in text.splitlines() if line and not line.startswith("#")]
+    columns, found = rows[0], {}
+    for row in rows[1:]:
+        one = dict(zip(columns, row, strict=False))
+        level: Any = one["level"]
+        found[one["number"]] = Xid(one.get("means") or one["name"], one["action"], level)
+    return found
+
+
 @dataclass(frozen=True)
 class Rung:
     """What the planner decides where this much bandwidth is measured between nodes."""

@@ -26,7 +26,7 @@ from typing import Any
 
 from launcher import checks
 from launcher.checks import addresses
-from launcher.preflight import COULD_NOT, OK, OK_WITHOUT, START, Setting, Verdict, Xid, from_json, pods
+from launcher.preflight import COULD_NOT, OK, OK_WITHOUT, START, Setting, Verdict, from_json, pods, xids
 
 LINE = 1 << 24  # bytes of one message
 HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -263,13 +263,11 @@ def measure(name: str, setting: Setting) -> dict[str, Any]:
 
 
 def setting_of(path: str) -> Setting:
-    """What preflight.json says, with the table of Xids that lies in this package for GPU jobs."""
+    """What preflight.json says, with the table of Xids that travels beside it."""
     with open(path, encoding="utf-8") as file:
         setting: Setting = from_json(Setting, json.load(file))
-    with contextlib.suppress(OSError):
-        rows = json.loads(pkgutil.get_data("launcher.preflight", "xids.json") or b"{}")
-        setting = replace(setting, xids={number: from_json(Xid, row) for number, row in rows.items()})
-    return setting
+    table = pkgutil.get_data("launcher", "data/xids.tsv") if setting.gpus else None
+    return replace(setting, xids=xids(table.decode())) if table else setting
 
 
 def main(arguments: list[str]) -> int:
