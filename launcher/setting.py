@@ -83,11 +83,11 @@ def needed_ops(plan: Plan) -> tuple[str, ...]:
     return tuple(found)
 
 
-STEPS = (2.0, 1.0, 0.5, 0.25, 0.1, 0.03)  # of the bandwidth that the plan counts on
+STEPS = (1.0, 0.5, 0.25, 0.1)  # of the bandwidth that the plan counts on
 
 
 def ladder(plan: Plan) -> list[tuple[Rung, Config]]:
-    """What the same job file becomes for more and less bandwidth, with the DeepSpeed config of each.
+    """What the same job file becomes for less bandwidth, with the DeepSpeed config of each.
 
     Only what can be exchanged in place: the same batch, command and environment. Two rungs with one config share
     its file. Nothing on one node, where the job file says what was measured, or where no step time is known.

@@ -76,10 +76,10 @@ def test_the_operators_that_deepspeed_will_load_are_known(train, ops):
 def test_the_plan_for_other_bandwidths_is_worked_out_before_the_job_starts():
     made = job(train="zero: 3, global_batch: 256, compression: lossy")
     rungs = setting.ladder(made)
-    assert [rung.bandwidth for rung, _ in rungs] == [640.0, 320.0, 160.0, 80.0, 32.0, 9.6]
+    assert [rung.bandwidth for rung, _ in rungs] == [320.0, 160.0, 80.0, 32.0]
     seconds = [rung.seconds for rung, _ in rungs]
     assert seconds == sorted(seconds)
-    assert rungs[1][0].seconds == round(made.time.seconds, 3)
+    assert rungs[0][0].seconds == round(made.time.seconds, 3)
     # where the network is slow the compressed collectives that the job file allows pay off
     slow, config = rungs[-1]
     assert slow.config == "ds_config.1.json"

@@ -42,7 +42,8 @@ from launcher.preflight.agent import LINE, setting_of, write_whole
 from launcher.preflight.tournament import Tournament
 
 BEAT = 2.0  # seconds between two questions whether a node is still there
-HOST_BOUND = 0.75  # share of a measurement in which a rank ran or waited for a CPU: it was no link's speed
+HOST_BOUND = 0.85  # share of a measurement in which a rank ran or waited for a CPU: it was no link's speed
+CLEAR, LOOKS = 0.85, 3  # of the fastest: below that such a measurement is repeated, so many times in all
 UNSTEADY = 0.6  # of the median rate: an iteration in a hundred below that is looked at again. Steady links: 0.97
 SILENT = 15.0  # seconds without an answer after which it is not
 IMPORT = 600.0  # seconds for a worker to import torch: a cold shared file system takes minutes
@@ -422,36 +423,42 @@ class Coordinator:
         mine, theirs = list(range(ranks)), list(range(ranks, 2 * ranks))
         base = {"op": "sendrecv", "bytes": 0, "seconds": self.setting.seconds, "check": True}
         directions = [((left, right), mine, theirs), ((right, left), theirs, mine)]
-        answer = await self.group(
-            [one, other], [{**base, "from": sender, "to": receiver} for _, sender, receiver in directions]
-        )
-        if "error" in answer:
-            # a node that hangs is found by its silence; only then can the other one be cleared
-            asked = time.monotonic()
-            while not (one.gone or other.gone) and min(one.heard, other.heard) < asked:
-                await asyncio.sleep(0.2)
-            if one.gone or other.gone:
-                return {}
-            errors[left, right] = answer["error"]
-            return {(left, right): 0.0, (right, left): 0.0}
         cells: dict[tuple[str, str], float | None] = {}
-        for (link, _, _), result in zip(directions, answer["results"], strict=True):
-            cells[link] = self.seen_by(result, link)
-            if spoiled := speed.corruption(result, (left, right), ranks):
-                wrong.append(spoiled)
+        for _ in range(LOOKS):
+            asked = time.monotonic()
+            answer = await self.group(
+                [one, other], [{**base, "from": sender, "to": receiver} for _, sender, receiver in directions]
+            )
+            if "error" in answer:
+                # a node that hangs is found by its silence; only then can the other one be cleared
+                while not (one.gone or other.gone) and min(one.heard, other.heard) < asked:
+                    await asyncio.sleep(0.2)
+                if one.gone or other.gone:
+                    return {}
+                errors[left, right] = answer["error"]
+                return {(left, right): 0.0, (right, left): 0.0}
+            unclear = False
+            for (link, _, _), result in zip(directions, answer["results"], strict=True):
+                rate, by_cpus = self.seen_by(result, link)
+                cells[link] = self.fastest if by_cpus else rate
+                unclear = unclear or (by_cpus and rate < CLEAR * self.fastest)
+                if spoiled := speed.corruption(result, (left, right), ranks):
+                    wrong.append(spoiled)
+            if not unclear:
+                break
         return cells
 
-    def seen_by(self, result: Mapping[str, Any], link: tuple[str, str]) -> float:
-        """GB/s that the link has at least. Where the CPUs were the limit it counts as the fastest one so far."""
+    def seen_by(self, result: Mapping[str, Any], link: tuple[str, str]) -> tuple[float, bool]:
+        """GB/s, and whether the CPUs were the limit: then the link has that much at least."""
         rate = float(result["busbw"])
         self.measured[link] = max(rate, self.measured.get(link, 0.0))
         self.fastest = max(self.fastest, rate)
         if self.setting.backend == "gloo" and result["busy"] > HOST_BOUND:
             self.by_cpus += 1
-            return self.fastest
+            return rate, True
         if speed.tail(result) < UNSTEADY * rate:
             self.unsteady.setdefault(link, []).append(speed.tail(result))
-        return rate
+        return rate, False
 
     async def transports(self) -> None:
         """What NCCL really used, from its own log: a missing plugin means TCP, ten times slower, without a word."""

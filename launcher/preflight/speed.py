@@ -39,8 +39,9 @@ def corruption(result: Mapping[str, Any], nodes: Sequence[str], ranks: int) -> C
 def judge_corruption(found: Sequence[Corruption], check: str) -> list[Finding]:
     """A node is guilty when a transfer names it, or when it is an end of two that fail without naming anybody."""
     guilty = {node: one.why for one in found for node in one.guilty}
-    unclear = [one for one in found if not one.guilty and not set(one.nodes) & set(guilty)]
-    ends = Counter(node for nodes in {one.nodes for one in unclear} for node in nodes)
+    pairs = {frozenset(one.nodes): one for one in reversed(found)}  # both directions are one witness
+    unclear = [one for one in pairs.values() if not one.guilty and not set(one.nodes) & set(guilty)]
+    ends = Counter(node for one in unclear for node in one.nodes)
     for one in unclear:
         guilty |= {node: one.why for node in one.nodes if len(one.nodes) == 2 and ends[node] > 1}
     findings = [Finding(check, "exclude", why, node=node, fix=CORRUPT) for node, why in guilty.items()]
