@@ -159,7 +159,7 @@ def preflight_script(spec: JobSpec, variables: nccl.Variables, *, submitted_from
     lines = [
         "#!/usr/bin/env bash",
         f"# {spec.name}: checks this node before anything trains, with NODE_RANK and DSLAUNCH_COORDINATOR set.",
-        *prelude(spec, variables, submitted_from=submitted_from),
+        *prelude(spec, variables, submitted_from=submitted_from, failed="$out/failed-${DSLAUNCH_NODE:-$(hostname)}"),
         "",
         "# --- preflight",
     ]
@@ -173,7 +173,7 @@ PREFLIGHT = f"""\
 start={quote(START)}
 code=$here/{CODE}
 [ -d "$code" ] || code=$code.zip  # in a pod
-out=${{DSLAUNCH_PREFLIGHT_OUT:-"$logs/preflight"}}
+trap - ERR EXIT
 if [ "$NODE_RANK" = 0 ]; then
   python3 -c "$start" "$code" coordinator --setting "$here/preflight.json" --out "$out" \\
     --port "${{DSLAUNCH_COORDINATOR##*:}}" --names "${{DSLAUNCH_NODES:-}}" &
@@ -182,6 +182,7 @@ rc=0
 python3 -c "$start" "$code" agent --setting "$here/preflight.json" --connect "$DSLAUNCH_COORDINATOR" \\
   --name "${{DSLAUNCH_NODE:-$(hostname)}}" --index "$NODE_RANK" --logs "$logs/preflight" || rc=$?
 wait
+[ "$rc" != 10 ] || rc=0  # ready, without a node that is not needed
 exit "$rc"
 """
 
@@ -192,20 +193,33 @@ trap 'exit 143' TERM  # the first process of a pod ignores it otherwise
 DSLAUNCH_COORDINATOR=$MASTER_ADDR:$((MASTER_PORT + 1)) bash "$here/preflight.sh" &
 wait "$!" || rc=$?
 trap - TERM
-case $rc in 0 | 10) ;; *) exit "$rc" ;; esac  # 10: ready without a node that is not needed"""
+if [ "$rc" != 0 ]; then
+  trap - ERR EXIT
+  exit "$rc"
+fi"""
 
 
-def prelude(spec: JobSpec, variables: nccl.Variables, *, submitted_from: bool) -> list[str]:
-    """From a bare shell to the environment of the job."""
+def prelude(
+    spec: JobSpec, variables: nccl.Variables, *, submitted_from: bool, failed: str = "$logs/failed-before-ranks"
+) -> list[str]:
+    """From a bare shell to the environment of the job; what goes wrong on the way stands in `failed`."""
     lines = [
         "set -eo pipefail",
         "trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again",
         'here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)',
         'logs=${DSLAUNCH_LOGS:-"$here/logs"}',
-        'mkdir -p -- "$logs"',
+        *(['out=${DSLAUNCH_PREFLIGHT_OUT:-"$logs/preflight"}'] if "$out" in failed else []),
+        'mkdir -p -- "$logs"' + (' "$out"' if "$out" in failed else ""),
         # one line that `dslaunch status` shows when a node never comes to its ranks
-        """trap 'echo "${BASH_SOURCE[0]##*/} line $LINENO on $(hostname): ended with $?: $BASH_COMMAND" """
-        """| tee "$logs/failed-before-ranks" >&2' ERR""",
+        "# shellcheck disable=SC2329  # the trap calls it; ERR alone hears nothing of an `activate` that is not there",
+        "failed() {",
+        "  local rc=$?",
+        "  trap - ERR EXIT",
+        '  [ "$rc" = 0 ] ||',
+        f"""    echo "${{BASH_SOURCE[0]##*/}} on $(hostname) ended with $rc: $1" | tee "{failed}" >&2""",
+        '  exit "$rc"',
+        "}",
+        """trap 'failed "$BASH_COMMAND"' ERR EXIT""",
     ]
     if spec.modules:
         lines += ["", "# --- modules", MODULES, *(f"module load {quote(name)}" for name in spec.modules)]

@@ -347,6 +347,7 @@ def lint(
     from launcher.plan.advice import SEQ_LEN
 
     if variables:
+        _without_effect()
         _lint_variables(files, fabric, as_json=as_json, as_sarif=as_sarif, strict=strict)
         return
     if not files or fabric:
@@ -419,9 +420,12 @@ def _lint_variables(
     """Files, or this shell's environment with the two files that NCCL reads by itself."""
     from launcher import envlint, facts, yamldoc
     from launcher import lint as linter
-    from launcher.errors import UserError
+    from launcher.errors import Problem, UserError
 
-    network = facts.fabric(fabric) if fabric else None
+    try:
+        network = facts.fabric(fabric) if fabric else None
+    except UserError as error:
+        raise UserError(*(Problem(f"--fabric: {one.message}", one.hint) for one in error.problems)) from None
     reports: list[Report] = []
     unread: list[Problem] = []
     if not files:
@@ -438,6 +442,22 @@ def _lint_variables(
             continue
         reports.append(linter.environment(text, name=name, fabric=fabric))
     _tell_reports(reports, unread, as_json=as_json, as_sarif=as_sarif, strict=strict)
+
+
+def _without_effect() -> None:
+    """Refuse what was given beside --env and says nothing about variables."""
+    from launcher.errors import Problem, UserError
+
+    context = click.get_current_context()
+    with_env = {"files", "variables", "fabric", "as_json", "as_sarif", "strict"}
+    given = [
+        str(option.opts[0])
+        for option in context.command.params
+        if option.name not in with_env
+        and context.get_parameter_source(option.name or "") is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise UserError(Problem(f"with --env {', '.join(given)} has no effect", "leave it out, or leave --env out"))
 
 
 def _judged(file: str, known: Known, site: str | None) -> tuple[str, Report]:
@@ -749,7 +769,7 @@ def preflight(
 
     JOB says what a node has to look like; without it, --nodes and the options do. Exit code 0: ready; 10: ready
     without excluded nodes; 20: too few healthy nodes; 21: the environment differs across nodes; 22: the fabric is
-    slow; 30: it could not run; 2: bad input.
+    slow; 30: it could not run; 2: bad input; 8: the scheduler was not reached; 130: interrupted.
     """
     import dataclasses
     import json
@@ -765,6 +785,8 @@ def preflight(
         raise UserError(Problem(f"--here is a Slurm allocation, and --on says {on}"))
     if here and not os.environ.get("SLURM_JOB_ID"):
         raise UserError(Problem("--here: this shell is in no Slurm allocation", "salloc -N4, or leave --here out"))
+    if here:
+        nodes = allocated(nodes, job)
     if on is None:
         if not here and not shutil.which("sbatch"):
             hint = "--on k8s, --on local, or run it on a login node"
@@ -790,20 +812,33 @@ def preflight(
     if strict and blind and verdict.code in (types.OK, types.OK_WITHOUT):
         headline = f"not fully checked ({blind} unknown), and --strict: {verdict.headline}"
         verdict = dataclasses.replace(verdict, code=types.COULD_NOT, headline=headline)
-    if html:
-        bundles.write_text(Path(html), health.page(verdict, told))
     if as_json:
         click.echo(show.dumps(types.to_json(verdict)))
     else:
         click.echo(verdicts.table(verdict, told, width=shutil.get_terminal_size((130, 24)).columns))
         for _, text in verdicts.tickets(verdict) if ticket else ():
             click.echo("\n" + text)
+    if html:
+        bundles.write_text(Path(html), health.page(verdict, told))
     if drain and verdict.excluded:
         from launcher.run import run as execute
 
-        why = {one.node: one.what for one in reversed(verdict.findings) if one.level == "exclude"}
-        tell(backend.drain({node: why.get(node, "") for node in verdict.excluded}, execute))
+        bad = [one for one in verdict.findings if one.level == "exclude" and one.node in verdict.excluded]
+        why = {one.node: one.what for one in reversed(bad) if one.code != types.DIFFERS}
+        tell(backend.drain(why, execute))
+        others = [node for node in verdict.excluded if node not in why]
+        tell(f"{node} is not drained: it is different, which is no fault of the machine" for node in others)
     sys.exit(verdict.code)
+
+
+def allocated(nodes: int | None, job: str | None) -> int | None:
+    """How many nodes of this allocation are meant: all, where neither --nodes nor a job file says."""
+    from launcher.errors import Problem, UserError
+
+    there = int(os.environ.get("SLURM_JOB_NUM_NODES") or os.environ.get("SLURM_NNODES") or 0)
+    if nodes and there and nodes > there:
+        raise UserError(Problem(f"--nodes {nodes}: this allocation has {there}"))
+    return nodes or (None if job else there or None)
 
 
 def writable(path: str) -> None:
@@ -813,6 +848,8 @@ def writable(path: str) -> None:
     from launcher.errors import Problem, UserError
 
     folder = Path(path).absolute().parent
+    if Path(path).is_dir():
+        raise UserError(Problem(f"cannot write {path}: it is a directory"))
     if not os.access(folder, os.W_OK):
         raise UserError(Problem(f"cannot write {path}: {folder} is not there, or not yours to write"))
 
@@ -830,7 +867,7 @@ def checked(
         "nccl_tests": "preflight.nccl_tests",
     }
     more = [f"{keys[name]}={value}" for name, value in given.items() if name in keys and value is not None]
-    if given["stages"]:
+    if given["stages"] is not None:
         more.append(f"preflight.stages=[{given['stages']}]")
     if nodes is not None:
         more.append(f"resources.nodes={nodes}")
@@ -907,11 +944,12 @@ def await_verdict(record: runs.Record, backend: Any) -> dict[str, Any]:
         while (found := backend.verdict(record, run)) is None and time.monotonic() < deadline:
             time.sleep(0.5)
     except KeyboardInterrupt:
-        click.echo("interrupted: the job is cancelled", err=True)
+        click.echo("interrupted: cancelling the job", err=True)
         try:
             backend.cancel(record, run)
         except UserError as error:
             tell(str(problem) for problem in error.problems)
+            click.echo(f"the job may be alive: dslaunch cancel {record.folder}", err=True)
         sys.exit(130)
     if found is not None:
         answer: dict[str, Any] = found
@@ -1089,6 +1127,9 @@ def status(run: str | None, runs: str | None, as_json: bool) -> None:
         journal.forget_secrets(record)
     step = journal.progress(record)
     failures = [] if found.state in (State.PENDING, State.COMPLETED, State.CANCELLED) else journal.failures(record)
+    checked = journal.verdict(record)
+    if found.state is State.FAILED and checked and not checked["train"]:  # none of the user's code ran
+        failures = [f"preflight: {checked['headline']}"]
     if as_json:
         values = {**asdict(found), "state": found.state.value}
         click.echo(show.dumps({"run": record.id, "job": record.job, "backend": record.backend, **values,

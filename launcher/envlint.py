@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -21,6 +21,7 @@ class Assignment:
     line: int = 0
     column: int = 0
     expanded: bool = False  # a shell has replaced ~ in it
+    kept: str | None = None  # what Slurm leaves of a value with commas
 
     @property
     def text(self) -> str:
@@ -62,8 +63,13 @@ def judge(
     """Findings in the order of the assignments. `given` is what stands beside them and is not judged."""
     rows = list(assignments)
     emitted = {name: value for name, (value, _) in fabric.emits(gpu).items()} if fabric else {}
+    if "NCCL_SOCKET_IFNAME" in emitted:  # gloo may use the interface that the fabric has for NCCL
+        emitted.setdefault("GLOO_SOCKET_IFNAME", emitted["NCCL_SOCKET_IFNAME"])
     found = []
     for one in rows:
+        if one.kept is not None:
+            message = f"{one.text}: Slurm ends it at the comma, and {one.kept or 'nothing'} is what arrives"
+            found.append(Finding("ENV036", message, one))
         found += list(_name(one))
         if emitted.get(one.name) == one.value:
             continue  # the fabric's own row says so
@@ -100,7 +106,9 @@ def _name(one: Assignment) -> Iterator[Finding]:
         if status == "removed":
             yield Finding("ENV002", f"{one.text}: removed in NCCL {row['until']}; {note or 'it has no effect'}", one)
         elif status == "deprecated":
-            yield Finding("ENV003", f"{one.text}: deprecated since NCCL {row['until']}; {note}", one)
+            yield Finding(
+                "ENV003", f"{one.text}: deprecated since NCCL {row['until']}; {note}", one, row.get("instead", "")
+            )
     elif name in others:
         yield from _read_by_others(one, others[name])
     elif not any(name.startswith(prefix) for prefix in catalogue()["prefixes"]):
@@ -117,7 +125,8 @@ def _name(one: Assignment) -> Iterator[Finding]:
 def _read_by_others(one: Assignment, row: Mapping[str, str]) -> Iterator[Finding]:
     instead = row.get("instead", "")
     if row["reader"] == "nobody":
-        yield Finding("ENV001", f"{one.text}: nobody reads {one.name}; {instead} is the name", one, instead)
+        says = f"{instead} is the name" if instead else row["note"]
+        yield Finding("ENV001", f"{one.text}: nobody reads {one.name}; {says}", one, instead or row["fix"])
     elif row["reader"] == "torch" and one.name.startswith("NCCL_"):
         message = f"{one.text}: NCCL does not read it, and torch reads {instead}; this is its old name"
         yield Finding("ENV004", message, one, f"{instead}={one.value}" if one.value is not None else instead)
@@ -191,10 +200,13 @@ def _same(value: str | None, other: str) -> bool:
 
 
 def _matched(one: Assignment) -> Iterator[Finding]:
+    spoken = set()
     for rule, row in _matches().get(one.name, ()):
         pattern = row.get("value")
-        if pattern is None or (one.value is not None and re.fullmatch(pattern, one.value.strip(), re.IGNORECASE)):
-            yield Finding(rule, f"{one.text}: {row['says']}", one)
+        fits = pattern is None or (one.value is not None and re.fullmatch(pattern, one.value.strip(), re.IGNORECASE))
+        if fits and rule not in spoken:
+            spoken.add(rule)
+            yield Finding(rule, f"{one.text}: {row['says']}", one, row.get("fix", ""))
 
 
 @cache
@@ -246,7 +258,9 @@ def _together(rows: Mapping[str, Assignment]) -> Iterator[tuple[str, str, tuple[
 
 NAME = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\+?)=(.*)", re.DOTALL)
 QUOTED = re.compile(r"""["']([A-Z][A-Z0-9_]{2,})["']\s*(?:\]\s*=|[:,=])\s*(?:str\()?["']?([^"',)\]}\n]*)""")
-YAML_PAIR = re.compile(r"""(?:^|[\s{,])["']?([A-Z][A-Z0-9_]{2,})["']?\s*:\s+("[^"]*"|'[^']*'|[^,}#\n]+)""")
+YAML_PAIR = re.compile(
+    r"""(?:^|[\s{,])["']?([A-Z][A-Z0-9_]{2,})["']?\s*:\s+("[^"]*"|'[^']*'|(?:\$\{[^}\n]*\}|[^,}#\n])+)"""
+)
 YAML_NAMED = re.compile(r"""name:\s*["']?([A-Z][A-Z0-9_]{2,})["']?\s*[,\n]\s*value:\s*("[^"]*"|'[^']*'|[^,}#\n]+)""")
 TALK = {"echo", "printf", "grep", "[", "[[", "test", "case", "log", "info", "print"}  # their words are no assignments
 
@@ -276,7 +290,7 @@ def _yaml(text: str) -> list[Assignment]:
             if value[:1] in ('"', "'"):
                 value = value[1:-1]
             line, column = _place(text, m.start(1))
-            found[line, column] = Assignment(m[1], value, line, column)
+            found[line, column] = Assignment(m[1], _filled(value), line, column)
     for number, row in enumerate(text.splitlines(), 1):
         if "=" in row and not row.lstrip().startswith("#"):
             for one in _shell(row.replace('"', " ") if row.count('"') % 2 else row, expands=True):
@@ -306,33 +320,84 @@ def _shell(text: str, *, expands: bool) -> list[Assignment]:
         for before, word in zip([_Word(), *words], words, strict=False):
             if command in TALK and word.text == command:
                 break
-            found += _assigned(word, expands)
-            if before.text in ("setenv", "ENV") and not NAME.fullmatch(word.text):
+            found += _assigned(word, before.text, expands=expands, lists=not WHOLE_VALUES & {w.text for w in words})
+            if before.text in PAIRS and not NAME.fullmatch(word.text):
                 after = words[words.index(word) + 1 :]
                 if after:
-                    found.append(Assignment(word.text, after[0].text, word.line, word.column, expands))
-    return found
+                    value = _filled(after[0].text) if after[0].unknown else after[0].text
+                    found.append(Assignment(word.text, value, word.line, word.column, expands))
+    rows = text.split("\n")
+    return [replace(one, column=_column(rows[one.line - 1], one)) for one in found]
 
 
-def _assigned(word: _Word, expands: bool) -> list[Assignment]:
-    """The assignments in a word: A=B, --export=ALL,A=B,C=D, --env=A=B, -eA=B."""
-    text = word.text
-    flag = re.match(r"--?[A-Za-z][\w-]*=(?=(?:[A-Z0-9_]+,)*[A-Za-z_]\w*=)|-[exv](?=[A-Z]\w*=)", text)
-    parts = [text]
-    if flag:
-        rest = text[flag.end() :]
-        parts = re.split(r",(?=[A-Za-z_]\w*(?:=|,|$))", rest) if flag[0].startswith("--export") else [rest]
+def _column(row: str, one: Assignment) -> int:
+    """Where the name itself stands, in a word that may begin with --export=ALL,"""
+    m = re.compile(rf"(?:(?<![A-Za-z0-9_])|(?<=-[exv])){one.name}(?![A-Za-z0-9_])").search(
+        row, max(one.column - 1, 0)
+    )
+    return m.start() + 1 if m else one.column
+
+
+PAIRS = {"setenv", "ENV", "-genv", "-env"}  # the name and the value are two words: csh, Docker, MPICH
+WHOLE_VALUES = {
+    "docker",
+    "podman",
+    "podman-hpc",
+    "nerdctl",
+    "kubectl",
+    "shifter",
+    "flux",
+}  # --env A=1,B=2 is one variable
+FLAG = re.compile(r"--?[A-Za-z][\w-]*=(?=(?:[A-Z0-9_]+,)*[\"']?[A-Za-z_]\w*=)|-[exv](?=[A-Z]\w*=)")
+DEFAULT = re.compile(r"\$\{\w+:?[-=]([^${}`]*)\}")
+GIVEN = re.compile(r"\$\{([A-Za-z_]\w*):?=")
+
+
+def _assigned(word: _Word, before: str, *, expands: bool, lists: bool) -> list[Assignment]:
+    """The assignments in a word: A=B, --export=ALL,A=B,C=D, --env=A=B, -eA=B, ${A:=B}."""
+    m = FLAG.match(word.text)
+    option, rest = (m[0].rstrip("="), word.text[m.end() :]) if m else (before, word.text)
+    pieces: list[tuple[str, str | None]] = [(rest, None)]
+    if option == "--export":
+        pieces = _exported(rest)
+    elif option == "--env" and lists:  # Singularity and Apptainer; a comma before no A= belongs to the value
+        pieces = [(piece, None) for piece in re.split(r",(?=[A-Za-z_]\w*=)", rest)]
     found = []
-    for part in parts:
-        m = NAME.fullmatch(part)
-        if not m:
-            continue
-        value: str | None = m[3]
-        if m[2] or word.unknown:
-            default = re.fullmatch(r"\$\{\w+:?[-=]([^${}`]*)\}", m[3])  # ${NCCL_DEBUG:-INFO}
-            value = default[1] if default and not m[2] else None
-        found.append(Assignment(m[1], value, word.line, word.column, expands and word.tilde))
+    for piece, kept in pieces:
+        if m := NAME.fullmatch(piece):
+            value = None if m[2] else _filled(m[3]) if word.unknown else m[3]
+            found.append(Assignment(m[1], value, word.line, word.column, expands and word.tilde, kept))
+    if word.unknown:
+        own = {one.name for one in found}
+        for m in GIVEN.finditer(word.text):
+            if m[1] not in own:
+                value = _filled(word.text[m.start() : _expansion(word.text, m.start())])
+                found.append(Assignment(m[1], value, word.line, word.column, expands))
     return found
+
+
+def _exported(text: str) -> list[tuple[str, str | None]]:
+    """ALL,A=1,B=x,y is A=1 and B=x,y as it is meant, of which Slurm keeps x; '"B=x,y"' is whole."""
+    pieces: list[tuple[str, str | None]] = []
+    for part in re.findall(r"""(?:'[^']*'|"[^"]*"|[^,])+""", text):
+        bare = re.sub(r"""(^|=)(["'])(.*)\2$""", r"\1\3", part, flags=re.DOTALL)
+        last = NAME.fullmatch(pieces[-1][0]) if pieces else None
+        words = catalogue()["variables"].get(last[1], {}).get("words", ()) if last else ()
+        if last and not NAME.fullmatch(bare) and (bare in words or not re.fullmatch(r"[A-Z_][A-Z0-9_]*", bare)):
+            whole, kept = pieces[-1]
+            pieces[-1] = f"{whole},{bare}", last[3] if kept is None else kept
+        else:
+            pieces.append((bare, None))
+    return pieces
+
+
+def _filled(value: str) -> str | None:
+    """_filled("${NCCL_DEBUG:-INFO}") is INFO; None where only running the script would tell."""
+    for _ in range(4):  # ${A:-${B:-x}}
+        value, changed = DEFAULT.subn(lambda m: re.sub(r"""^(["'])(.*)\1$""", r"\2", m[1]), value)
+        if not changed:
+            break
+    return None if re.search(r"[$`]", value) else value
 
 
 def _statements(text: str) -> Iterator[list[_Word]]:

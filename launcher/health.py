@@ -99,7 +99,6 @@ def _headline(verdict: Verdict) -> Html:
         for name, value, says in figures
     )
     paste = verdicts.to_paste(verdict)
-    goes = f"It goes on as job {verdict.resubmitted}, without the excluded nodes." if verdict.resubmitted else ""
     return join(
         (
             tag(
@@ -108,7 +107,6 @@ def _headline(verdict: Verdict) -> Html:
                 class_="lead",
             ),
             tag("p", verdict.headline, class_="said"),
-            tag("p", goes) if goes else "",
             tag("dl", *cells, class_="figures"),
             tag("p", "For the job file, as measured: ", tag("code", paste), class_="paste") if paste else "",
         )

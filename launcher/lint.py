@@ -485,10 +485,21 @@ def row(id: str) -> Row:
     if named:
         return named
     close = difflib.get_close_matches(id.strip().lower(), [row.name for row in known.values()], n=1, cutoff=0.6)
-    close = close or difflib.get_close_matches(asked, known, n=1, cutoff=0.6)
+    alike = [] if close else _alike(asked, known)
+    close = close or alike or difflib.get_close_matches(asked, known, n=1, cutoff=0.6)
     shown = ascii(id)[1:-1][:60]
     hint = f"did you mean {close[0]}?" if close else "dslaunch explain lists them"
+    if len(alike) > 1:
+        hint = f"{alike[0]} to {alike[-1]} are the nearest; dslaunch explain lists them"
     raise UserError(Problem(f"no rule {shown}", hint))
+
+
+def _alike(asked: str, known: Iterable[str]) -> list[str]:
+    """The ids that begin most like one that there is not: ENV001 to ENV008 for ENV00X, all of ENV for ENV099."""
+    if not re.match(r"(DSL|ENV)[0-9]", asked):
+        return []
+    begins = (asked[:length] for length in range(len(asked), 2, -1))
+    return next((alike for begin in begins if (alike := [id for id in known if id.startswith(begin)])), [])
 
 
 def examples() -> dict[str, dict[str, Any]]:

@@ -536,6 +536,9 @@ def _contradictions(spec: JobSpec) -> list[Problem]:
                 at=("resources", "gpu"),
             )
         )
+    if not spec.preflight.stages:
+        hint = "leave stages out, or preflight.run: false"
+        found.append(Problem("a preflight without a stage checks nothing", hint=hint, at=("preflight", "stages")))
     if resources.spares and not spec.checks_nodes:
         message = "spares wait for a node that the preflight finds unfit, and preflight.run is false"
         found.append(Problem(message, hint="spares: 0, or leave preflight.run out", at=("resources", "spares")))

@@ -88,8 +88,6 @@ def summary(verdict: Verdict, setting: Setting | None = None) -> list[tuple[str,
     if verdict.bandwidth:
         rows.append(("bandwidth", bandwidth(verdict, setting)))
         rows += [("job file", paste)] if (paste := to_paste(verdict)) else []
-    if verdict.resubmitted:
-        rows.append(("goes on as", f"job {verdict.resubmitted}, without the excluded nodes"))
     return [*rows, ("exit code", f"{verdict.code}: {means(verdict.code)}")]
 
 

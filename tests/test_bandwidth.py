@@ -3,10 +3,12 @@ import json
 import os
 import queue
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import namespaces
@@ -108,6 +110,21 @@ def test_rails_count_as_many_times_the_slowest_and_only_where_data_arrives():
     found = bandwidth.figures("sendrecv", 10**9, {0: 2, 1: 3}, [9.0, 9.0, 0.02, 0.025], lanes=2)
     assert found["per_rail"] == [pytest.approx(50), pytest.approx(40)]
     assert (found["algbw"], found["busbw"], found["slowest_rank"]) == (pytest.approx(40), pytest.approx(80), 3)
+    assert found["slow_rail"] == {"rail": 1, "rate": pytest.approx(40), "others": pytest.approx(50)}
+
+
+@pytest.mark.parametrize(
+    ("rates", "slow"),
+    [([], None), ([3.0], None), ([44.0, 21.0, 45.0, 43.0], (1, 21.0, 44.0)), ([2.0, 2.0], (0, 2.0, 2.0))],
+)
+def test_the_slowest_rail_stands_beside_the_median_of_the_others(rates, slow):
+    found = bandwidth.slow_rail(rates)
+    assert found == (slow and dict(zip(("rail", "rate", "others"), slow, strict=True)))
+
+
+def test_a_message_takes_a_quarter_of_a_gpus_free_memory():
+    assert bandwidth.room(24 << 30) == 6 << 30
+    assert bandwidth.room(None) > 1 << 42
 
 
 @pytest.mark.parametrize(
@@ -195,6 +212,9 @@ def test_all_rails_send_at_once_in_one_direction(workers):
     answers = workers.group(range(4), [one("sendrecv", 4 << 20, **rails)])
     result = answers[0]["results"][0]
     assert len(result["per_rail"]) == 2
+    slow = result["slow_rail"]
+    assert (slow["rate"], slow["others"]) == (min(result["per_rail"]), max(result["per_rail"]))
+    assert [answer["results"][0]["slow_rail"] for answer in answers] == [slow] * 4
     assert result["busbw"] == pytest.approx(2 * min(result["per_rail"]))
     assert result["slowest_rank"] in (2, 3)
     assert result["correct"] is True
@@ -368,6 +388,64 @@ def test_a_wrong_result_names_the_rank(op, when, wrong, why, tmp_path):
     assert [child.returncode for child in children] == [0, 0, 0]
     found = json.loads(outs[0])
     assert (found["correct"], found["wrong"], found["why"]) == (False, wrong, why)
+
+
+SMALL = """
+import json, resource, sys
+import torch, torch.distributed as dist
+from launcher.preflight import bandwidth
+rank, size, limited, port = map(int, sys.argv[1:])
+store = dist.PrefixStore("x", dist.TCPStore("127.0.0.1", port, size, is_master=rank == 0))
+here = {"rank": rank, "size": size, "backend": "gloo", "device": torch.device("cpu"), "timeout": 30}
+group = bandwidth.join(store, **here)
+if rank == limited:
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20),) * 2)
+for op, count in (("all_to_all", 256 << 20), ("sendrecv", 256 << 20), ("all_reduce", 40000)):
+    print(json.dumps(bandwidth.measure(group, {"op": op, "bytes": count, "seconds": 0.01, "check": True})))
+dist.barrier()
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_message_that_one_rank_has_no_memory_for_ends_nothing():
+    """Every rank says so, and the next measurement is right."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    argv = [sys.executable, "-c", SMALL]
+    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    words = [[*argv, str(rank), "3", "1", str(port)] for rank in range(3)]
+    children = [subprocess.Popen(one, stdout=subprocess.PIPE, env=env) for one in words]
+    try:
+        outs = [child.communicate(timeout=60)[0] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    for out in outs:
+        big, pair, small = map(json.loads, out.splitlines())
+        assert "does not fit: 268435452 bytes on 1 of 3 ranks, rank 1: " in big["unsupported"]
+        assert pair["unsupported"].startswith("does not fit: 268435456 bytes on 1 of 3 ranks, rank 1: ")
+        assert (small["bytes"], small["correct"]) == (40000, True)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "file"])
+def test_who_does_not_answer_is_named_and_words_come_in_the_order_of_ranks(kind, tmp_path):
+    dist = pytest.importorskip("torch.distributed")
+    if kind == "tcp":
+        store = dist.TCPStore("127.0.0.1", 0, 3, is_master=True, wait_for_workers=False)
+    else:
+        store = dist.FileStore(str(tmp_path / "store"), 3)
+    assert store.has_extended_api() == (kind == "tcp")
+    store = dist.PrefixStore("x", store)
+    store.set_timeout(timedelta(seconds=1))
+    group = bandwidth.Group(store, 0, 3, None, 1.0)
+    for rank in (1, 2):
+        store.set(f"step1/{rank}", str(10 + rank))
+    assert group.agree(10, list) == [10, 11, 12]
+    store.set("step2/1", "11")
+    with pytest.raises(TimeoutError, match="rank 2 did not answer: "):
+        group.agree(10, list)
 
 
 # --- links of known speed

@@ -41,13 +41,13 @@ def test_healthy_nodes_train_in_the_schedulers_order_and_the_last_one_is_the_spa
 def test_a_bad_node_is_left_out_while_enough_are_healthy():
     made = decide(exclude("b"))
     assert (made.code, made.train, made.excluded) == (OK_WITHOUT, ("a", "c", "d", "e"), ("b",))
-    assert made.headline == "4 nodes are ready without b (b: b is broken)"
+    assert made.headline == "4 nodes are ready without b (b is broken)"
 
 
 def test_two_bad_nodes_are_one_too_many():
     made = decide(exclude("b"), exclude("e"))
     assert (made.code, made.train, made.excluded) == (TOO_FEW, (), ("b", "e"))
-    assert made.headline == "nothing starts: 4 nodes train, 3 are healthy (b: b is broken; e: e is broken)"
+    assert made.headline == "nothing starts: 4 nodes train, 3 are healthy (b is broken; e is broken)"
 
 
 def test_a_node_that_is_only_different_makes_it_the_environment():
@@ -83,6 +83,28 @@ def test_warnings_and_unknowns_do_not_stop_a_job_but_the_doubtful_node_becomes_t
 def test_the_fewest_switches_win():
     switches = {"a": "s1", "b": "s0", "c": "s1", "d": "s0", "e": "s0"}
     assert decide(nodes=3, spares=2, switches=switches).train == ("b", "d", "e")
+
+
+def slow(node: str, check: str) -> Finding:
+    return Finding(check, "exclude", "its GPUs reach each other slowly", node=node, fix="nvidia-smi nvlink --status")
+
+
+def test_what_is_wrong_with_many_nodes_is_what_they_share():
+    one = decide(slow("b", "nvlink-bandwidth"))
+    assert (one.code, one.excluded) == (OK_WITHOUT, ("b",))
+    both = decide(slow("b", "nvlink-bandwidth"), slow("d", "nvlink-bandwidth"))
+    assert (both.code, both.excluded, both.train) == (FABRIC, (), ())
+    assert both.headline.startswith("nothing starts: 2 of 5 nodes, so it is hardly the nodes: its GPUs reach")
+    # two with broken parts are two broken nodes
+    assert decide(exclude("b"), exclude("d")).code == TOO_FEW
+
+
+def test_most_nodes_without_torch_or_without_a_word_could_not_be_checked():
+    assert decide(slow("a", "worker"), slow("b", "worker")).code == TOO_FEW
+    most = decide(*(slow(node, "join") for node in "bcde"))
+    assert (most.code, most.excluded) == (COULD_NOT, ())
+    alone = decision.decide(Setting(nodes=1), ("a",), [slow("a", "join")], {})
+    assert (alone.code, alone.excluded) == (TOO_FEW, ("a",))
 
 
 def test_history_halves_in_ten_days_and_ends_after_thirty(tmp_path):

@@ -61,9 +61,21 @@ def test_the_catalogue_has_nccls_252_names():
     assert len(table["variables"]) == 252
     assert set(table["variables"]) & set(table["others"]) == set()
     for name, row in table["variables"].items():
-        assert set(row) <= {"kind", "least", "most", "words", "default", "since", "status", "until", "note"}, name
+        assert set(row) <= {
+            "kind",
+            "least",
+            "most",
+            "words",
+            "default",
+            "since",
+            "status",
+            "until",
+            "instead",
+            "note",
+        }, name
         assert row["kind"] in ("int", "bool", "enum", "list", "string"), name
         assert row.get("status") in (None, "undocumented", "deprecated", "removed"), name
+        assert row.get("instead", "NCCL_CHECK_MODE") in table["variables"], name
         assert ("until" in row) == (row.get("status") in ("deprecated", "removed")), name
 
 
@@ -107,10 +119,14 @@ ADVICE = [
     ("NCCL_DEBUG=INFO", None, "ENV022"),
     ("NCCL_MIN_CHANNELS=8", None, "ENV001"),
     ("NCCL_SOCKET_IFNAME=eth0", None, "ENV016"),
+    ("GLOO_SOCKET_IFNAME=eth0", None, "ENV016"),
     ("NCCL_IB_TIMEOUT=50", None, "ENV008"),
     ("CUDA_LAUNCH_BLOCKING=1", None, "ENV021"),
     ("CUDA_DEVICE_MAX_CONNECTIONS=1", None, "ENV029"),
     ("NCCL_IB_HCA=mlx5_1", None, "ENV014"),
+    ("NCCL_IB_HCA=mlx5_1", "infiniband", "ENV014"),
+    ("NCCL_IB_HCA=mlx5_0,mlx5_1", None, "ENV014"),
+    ("NCCL_IB_HCA=mlx5_0:1,mlx5_1:1", None, "ENV014"),
     ("NCCL_NVLS_ENABLE=0", None, "ENV023"),
     ("NCCL_CROSS_NIC=1", "infiniband-rail", "ENV010"),
     ("NCCL_CROSS_NIC=1", None, "ENV033"),
@@ -136,6 +152,8 @@ def test_wrong_advice_that_goes_around_is_recognised(text, fabric, rule):
         ("NCCL_IB_HCA==mlx5_0,mlx5_1", "infiniband"),
         ("NCCL_IB_HCA=mlx5_0", None),
         ("NCCL_IB_HCA=^mlx5_bond", None),
+        ("NCCL_IB_HCA==mlx5_0:1,mlx5_1:1", None),
+        ("GLOO_SOCKET_IFNAME=eth0", "gcp-tcpx"),  # the fabric says eth0 for NCCL
         ("NCCL_SOCKET_IFNAME=^lo,docker", None),
         ("NCCL_VERSION=2.27.3-1", None),  # NVIDIA's images carry it
         ("NCCL_HOME=/usr/local", None),
@@ -163,6 +181,10 @@ def test_what_is_right_is_left_alone(text, fabric):
         ("NCCL_ALGO=Rign", "did you mean `Ring`?"),
         ("NCCL_TRACE_BUFFER_SIZE=2000", "TORCH_FR_BUFFER_SIZE"),
         ("NCCL_BLOCKING_WAIT=1", "TORCH_NCCL_BLOCKING_WAIT=1"),
+        ("NCCL_CHECKS_DISABLE=1", "NCCL_CHECK_MODE"),
+        ("NCCL_MIN_NCHANNELS=4", "NCCL_MIN_CTAS"),
+        ("NCCL_TIMEOUT=10", "DEEPSPEED_TIMEOUT, in minutes (10 where it is not set)"),
+        ("GLOO_SOCKET_IFNAME=eth0", "set it on each node to the interface that has the route to the other nodes"),
     ],
 )
 def test_slips_say_what_was_meant(text, hint):
@@ -200,6 +222,28 @@ def test_sockets_are_counted_with_those_that_stand_beside():
     assert envlint.judge([envlint.Assignment("NCCL_NSOCKS_PERTHREAD", "16")], given=ours) == []
 
 
+def test_a_name_that_nothing_replaced_is_to_be_left_out():
+    (result,) = lint.environment("NCCL_LAUNCH_MODE=GROUP", name="x.env").results
+    assert (result.rule, result.fix) == ("ENV003", "leave it out")
+
+
+@pytest.mark.parametrize(
+    ("asked", "hint"),
+    [
+        ("ENV00x", "ENV001 to ENV008 are the nearest; dslaunch explain lists them"),
+        ("ENV099", f"ENV001 to {max(RULES)} are the nearest; dslaunch explain lists them"),
+        ("env009", "ENV001 to ENV008 are the nearest; dslaunch explain lists them"),
+        ("ENC001", "did you mean ENV001?"),
+        ("rdma-of", "did you mean rdma-off?"),
+        ("zzz", "dslaunch explain lists them"),
+    ],
+)
+def test_an_id_that_there_is_not_suggests_those_that_begin_like_it(asked, hint):
+    with pytest.raises(UserError) as refused:
+        lint.row(asked)
+    assert refused.value.problems[0].hint == hint
+
+
 # --- reading ------------------------------------------------------------------------------------------------
 
 
@@ -216,7 +260,25 @@ def test_sockets_are_counted_with_those_that_stand_beside():
         ("#!/bin/sh\n# export A=1\nB=2 # C=3", {"B": "2"}),
         ("echo A=1\nprintf 'B=2'\nC=3", {"C": "3"}),
         ("export A=$X B=${Y:-7} C=`d` D=a$(e f)g", {"A": None, "B": "7", "C": None, "D": None}),
+        (
+            "export A=${A:-${B:-7}} B=${D:-/tmp}/x C='$X' D=${Y:-\"q\"} E=${F:+1}",
+            {"A": "7", "B": "/tmp/x", "C": "$X", "D": "q", "E": None},
+        ),
+        (
+            ': ${A:=1}\n: "${B:=2}" ${C=3} ${D:-4} ${E:=$X}\nexport F=${F:=6}',
+            {"A": "1", "B": "2", "C": "3", "E": None, "F": "6"},
+        ),
         ("A=1\nunset A\nB=2", {"B": "2"}),
+        ("singularity exec --env A=1,B=2 img cmd", {"A": "1", "B": "2"}),
+        ("apptainer exec --env=A=1,B==m_0,m_1,C=3 img", {"A": "1", "B": "=m_0,m_1", "C": "3"}),
+        ("docker run --env A=1,B=2 -e C=3,D=4 img", {"A": "1,B=2", "C": "3,D=4"}),
+        ("srun --export ALL,A=1,B=2 x", {"A": "1", "B": "2"}),
+        ("srun --export=A=1,HOME,B=2,PATH x", {"A": "1", "B": "2"}),
+        ("srun --export=ALL,A==m_0,m_1,B=2 x", {"A": "=m_0,m_1", "B": "2"}),
+        ('srun --export=\'ALL,"A=m_0,m_1",B="2,3"\' x', {"A": "m_0,m_1", "B": "2,3"}),
+        ("export A==m_0,m_1,B=2", {"A": "=m_0,m_1,B=2"}),
+        ("mpiexec -genv A 1 -genv B=2 -env C $D x", {"A": "1", "B": "2", "C": None}),
+        ("mpirun -x A=m_0,m_1 -x B -x C=3 x", {"A": "m_0,m_1", "C": "3"}),
         ("setenv A 1\nENV B 2\nENV C=3", {"A": "1", "B": "2", "C": "3"}),
         ('declare -x A="1"\nenv B=2 cmd', {"A": "1", "B": "2"}),
         ("if [ $A = 1 ]; then export B=2; fi", {"B": "2"}),
@@ -238,6 +300,65 @@ def test_a_place_is_the_line_and_column_of_the_name():
     assert [(one.name, one.line, one.column) for one in envlint.read(text, name="x")] == [
         ("A", 2, 8), ("NCCL_X", 3, 3), ("B", 4, 1), ("C", 5, 4),
     ]  # fmt: skip
+
+
+def test_each_variable_of_a_list_has_its_own_column():
+    text = 'srun --export=ALL,AB=1,B=2 x\ndocker run -eB=3\n: "${C:=4}"'
+    places = [(one.name, one.line, one.column) for one in envlint.read(text, name="x")]
+    assert places == [("AB", 1, 19), ("B", 1, 24), ("B", 2, 14), ("C", 3, 6)]
+    row = "cmd: srun --export=ALL,NCCL_DEBUG=INFO,NCCL_ALGO=Ring x"
+    assert found(row, name="x.yaml") == ["ENV022", "ENV019"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [
+        ("srun --export=ALL,NCCL_IB_HCA==mlx5_0,mlx5_1 x", "=mlx5_0"),
+        ("srun --export=NCCL_DEBUG_SUBSYS=INIT,NET,HOME x", "INIT"),
+        ("srun --export=ALL,NCCL_DEBUG=WARN,HOME x", None),
+        ("srun --export=ALL,'\"NCCL_IB_HCA==mlx5_0,mlx5_1\"' x", None),
+        ("singularity exec --env NCCL_IB_HCA==mlx5_0,mlx5_1 img", None),
+        ("export NCCL_IB_HCA==mlx5_0,mlx5_1", None),
+    ],
+)
+def test_slurm_ends_a_value_at_a_comma(text, kept):
+    messages = [one.message for one in envlint.judge(envlint.read(text, name="a.sh")) if one.rule == "ENV036"]
+    assert [f"comma, and {kept} is what arrives" in message for message in messages] == [True] * (kept is not None)
+
+
+def test_a_list_for_singularity_is_no_wrong_number():
+    text = "singularity exec --env NCCL_P2P_DISABLE=1,NCCL_SHM_DISABLE=1 img cmd"
+    assert found(text) == ["ENV021", "ENV021"]
+
+
+def test_defaults_of_variables_in_yaml_are_their_values():
+    text = "NCCL_DEBUG: ${NCCL_DEBUG:-INFO}\nNCCL_ALGO: $(ALGO)\nenv: {NCCL_PROTO: '${P:-LL}', NCCL_IB_HCA: mlx5}\n"
+    expected = {"NCCL_DEBUG": "INFO", "NCCL_ALGO": None, "NCCL_PROTO": "LL", "NCCL_IB_HCA": "mlx5"}
+    assert values(text, name="compose.yaml") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("NCCL_PROTO=simple", "safe, and slow for small messages"),
+        ("NCCL_PROTO=LL", "half of the bandwidth"),
+        ("NCCL_PROTO=LL128", "corrupt data"),
+        ("NCCL_PROTO=LL,LL128,Simple", "corrupt data"),
+        ("NCCL_PROTO=allreduce:ll128;broadcast:ll", "corrupt data"),
+        ("NCCL_PROTO=^LL128", "holds for every size"),
+        ("NCCL_PROTO=^LL,LL128", "holds for every size"),
+        ("NCCL_ALGO=Ring", "forbids NVLS"),
+        ("NCCL_ALGO=NVLS", "NVLS does not exist for all of them"),
+        ("NCCL_ALGO=Ring,NVLS", "leaves algorithms out"),
+        ("NCCL_ALGO=^PAT", "leaves algorithms out"),
+        ("NCCL_IB_DISABLE=1", "NCCL_IB_DISABLE=1: switches InfiniBand and RoCE off: "),
+        ("NCCL_NET=Socket", "NCCL_NET=Socket: switches InfiniBand, RoCE and EFA off: "),
+        ("NCCL_TIMEOUT=10", "nobody reads NCCL_TIMEOUT; collectives time out after the timeout of"),
+    ],
+)
+def test_a_finding_is_about_its_value(text, says):
+    (finding,) = envlint.judge(envlint.read(text, name="x.env"))
+    assert says in finding.message
 
 
 POD = """\
@@ -366,9 +487,19 @@ def test_without_a_file_it_is_this_shell_and_what_nccl_reads_by_itself(tmp_path)
 
 
 @pytest.mark.parametrize(
-    "argv", [["lint"], ["lint", "--fabric", "ib", "x.json"], ["lint", "--env", "--fabric=xy", "-"]]
+    ("argv", "says"),
+    [
+        (["lint"], "no file is named"),
+        (["lint", "--fabric", "ib", "x.json"], "--fabric goes with --env"),
+        (["lint", "--env", "--fabric=xy", "-"], "--fabric: "),
+        (["lint", "--env", "--fix", "-"], "with --env --fix has no effect"),
+        (["lint", "--env", "--diff", "--nodes=4", "--gpus", "8"], "with --env --nodes, --gpus, --diff has no effect"),
+        (["lint", "--trainer=auto", "--env", "--site", "x.yaml"], "with --env --trainer, --site has no effect"),
+        (["lint", "--env", "--optimizer=none", "--model=gpt2"], "with --env --model, --optimizer has no effect"),
+    ],
 )
-def test_what_goes_together_is_said(argv):
+def test_what_goes_together_is_said(argv, says):
     done = subprocess.run([DSLAUNCH, *argv], capture_output=True, text=True, stdin=subprocess.DEVNULL)
     assert done.returncode == 2
-    assert "error: " in done.stderr
+    assert f"error: {says}" in done.stderr
+    assert "resources.fabric" not in done.stderr

@@ -207,7 +207,7 @@ def hostile():
         10, NASTY, nodes[1:], nodes[:1], (bad, link), nodes, {NASTY: 3.0}, 3,
         matrix(nodes, slow={(nodes[0], ""): 0.5, (nodes[1], nodes[2]): 0.5}, source=NASTY),
         tuple(replace(curve, op=NASTY) for curve in curves(3.0)), 3.0,
-        {node: {NASTY: f"{NASTY}{i}", "same": NASTY} for i, node in enumerate(nodes)}, NASTY,
+        {node: {NASTY: f"{NASTY}{i}", "same": NASTY} for i, node in enumerate(nodes)},
     )  # fmt: skip
 
 
@@ -216,7 +216,6 @@ def long_names():
     nodes = tuple(f"ip-10-0-{i}-133.eu-central-1.compute.internal" for i in (12, 9, 240))
     return replace(
         verdict(nodes, matrix=matrix(nodes, good=0.00121), curves=curves(0.00121), bandwidth=0.00121),
-        resubmitted="4711",
     )
 
 
@@ -543,7 +542,6 @@ def test_a_page_is_well_formed_and_loads_nothing(case):
             ["0.19.6", "no majority", "each its own", "(empty) on gpu-[003-004]", "6 of 9 facts are the same"],
         ),
         ("none", ["\u2715 no verdict", "? not seen", "stopped by SIGTERM"]),
-        ("long", ["It goes on as job 4711, without the excluded nodes."]),
     ],
 )
 def test_a_page_says(name, said):

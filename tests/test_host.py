@@ -1,7 +1,7 @@
 """Host health: each fault is found once, on its node, and healthy nodes give nothing.
 
-data/host has the layouts that nvidia-smi of four driver generations writes, reduced to what is read; the lines of the
-kernel log are the driver's own, as public reports of faults show them.
+data/host has the layouts that nvidia-smi of four driver generations writes, reduced to what is read (its README says
+where they are from); the lines of the kernel log are the driver's own, as public reports of faults show them.
 """
 
 import csv
@@ -19,6 +19,14 @@ from launcher.checks import Probe, dcgm, filesystems, gpus, memory, nvlink, port
 from launcher.preflight import DIFFERS, Setting, Xid, from_json, kernel, nvidia, to_json
 
 DATA = Path(__file__).parent / "data" / "host"
+
+
+@pytest.fixture(autouse=True)
+def every_gpu(monkeypatch):
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_ID", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS"):
+        monkeypatch.delenv(name, raising=False)
+
+
 LAYOUTS = ["v100-418", "a100-470", "h100-550", "h200-575"]
 NODES = [f"node{number}" for number in range(1, 9)]
 TABLE = preflight.xids((Path(launcher.__file__).parent / "data" / "xids.tsv").read_text())
@@ -92,7 +100,8 @@ def through_json(check, found, setting=SETTING):
 def test_every_layout_of_nvidia_smi_is_read(layout, name, driver, power, slowdown):
     value = nvidia.parse(smi(layout))
     gpu = value["gpus"][3]
-    assert (value["driver"], len(value["gpus"])) == (driver, 8)
+    assert f"<driver_version>{driver}<" in smi(layout)
+    assert [gpu["index"] for gpu in value["gpus"]] == list(range(8))
     assert (gpu["name"], gpu["power"], gpu["power_default"], gpu["bus"]) == (name, power, power, "0000:1e:00")
     assert (gpu["volatile"], gpu["width"], gpu["absent"], gpu["lost"]) == (0, 16, [], "")
     assert slowdown in (gpu["slowdown"], gpu["margin_slowdown"])
@@ -304,9 +313,95 @@ def test_a_gpu_job_without_nvidia_smi(tmp_path):
     assert only(gpus.judge({"node1": blind}, SETTING)).level == "unknown"  # GPUs there, the tool is not
 
 
+@pytest.mark.parametrize(
+    ("environ", "count", "kept"),
+    [
+        ({}, 8, [0, 1, 2, 3, 4, 5, 6, 7]),
+        ({"CUDA_VISIBLE_DEVICES": "4,5,6,7"}, 8, [4, 5, 6, 7]),
+        ({"CUDA_VISIBLE_DEVICES": "3, 1"}, 8, [1, 3]),
+        ({"CUDA_VISIBLE_DEVICES": "1,-1,2"}, 8, [1]),  # CUDA stops at the first that is none
+        ({"CUDA_VISIBLE_DEVICES": ""}, 8, []),
+        ({"CUDA_VISIBLE_DEVICES": "NoDevFiles"}, 8, []),
+        ({"CUDA_VISIBLE_DEVICES": "0,1,2,3", "SLURM_STEP_GPUS": "4,5,6,7"}, 4, [0, 1, 2, 3]),  # a device cgroup
+        ({"CUDA_VISIBLE_DEVICES": "GPU-00000005-0000-0000-0000-000000000000,GPU-00000002"}, 8, [2, 5]),
+        ({"CUDA_VISIBLE_DEVICES": "gpu-00000005"}, 8, [5]),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-GPU-00000006-0000-0000-0000-000000000000/1/0"}, 8, [6]),
+        ({"CUDA_VISIBLE_DEVICES": "MIG-11111111-0000-0000-0000-000000000000"}, 8, [7]),
+        ({"SLURM_STEP_GPUS": "4-6", "SLURM_JOB_GPUS": "0,1,2,3"}, 8, [4, 5, 6]),
+        ({"SLURM_JOB_GPUS": "0,1,2"}, 8, [0, 1, 2]),
+        ({"SLURM_JOB_GPUS": "0,1,2", "SLURM_STEP_ID": "0"}, 8, [0, 1, 2, 3, 4, 5, 6, 7]),  # the first node's
+        ({"SLURM_STEP_GPUS": "4,5"}, 2, [0, 1]),
+        ({"SLURM_STEP_GPUS": "0,2"}, 2, [0, 1]),
+        ({"SLURM_STEP_GPUS": "(null)"}, 8, [0, 1, 2, 3, 4, 5, 6, 7]),
+    ],
+)
+def test_the_jobs_gpus_are_those_that_it_may_use(environ, count, kept):
+    split = {7: [("<current_mig>Disabled", "<current_mig>Enabled")]} if count == 8 else {}
+    found, by = nvidia.jobs(nvidia.parse(smi(gpus=count, edits=split))["gpus"], environ)
+    assert [gpu["index"] for gpu in found] == kept
+    assert bool(by) == (len(kept) < count)
+
+
+def test_gpus_of_other_jobs_are_not_judged(tmp_path, monkeypatch):
+    """Four of eight are this job's. What is wrong with GPU 1 is another job's, with GPU 6 ours."""
+    root = tmp_path / "root"
+    (root / "proc").mkdir(parents=True)
+    (root / "proc/uptime").write_text("9060.0 1.0\n")
+    fault = [("<remapped_row_failure>No", "<remapped_row_failure>Yes"), *running(920), *IN_PROGRESS]
+    (tmp_path / "smi.xml").write_text(smi(edits={1: fault, 6: fault}))
+    (tmp_path / "links").write_text(status(odd={1: {4: "<inactive>"}, 6: {4: "<inactive>"}}))
+    lost = "NVRM: Xid (PCI:0000:{}:00): 79, pid=9, GPU has fallen off the bus."
+    lines = [f"[ 9000.000000] {lost.format(bus)}" for bus in ("1c", "21", "47")]  # GPU 1, GPU 6, and one in no list
+    scripts = {
+        "nvidia_smi": f'case "$*" in "-q -x") cat {tmp_path}/smi.xml;; *) cat {tmp_path}/links;; esac',
+        "dmesg": "cat <<'END'\n" + "\n".join(lines) + "\nEND\n",
+        "dcgmi": f'echo "$*" >{tmp_path}/asked; echo "{{}}"',
+    }
+    probe = Probe(root=str(root), path=tools(tmp_path / "bin", **scripts))
+    setting = Setting(gpus=4, xids=TABLE)
+
+    def said(check):
+        return sorted(one.what.partition(":0")[0].partition(": ")[0] for one in serious(
+            through_json(check, {"node1": check.measure(setting, probe)}, setting)))  # fmt: skip
+
+    assert said(gpus) == ["GPUs 1 and 6"]
+    assert said(processes) == ["GPU 1", "GPU 6"]
+    assert said(nvlink) == ["GPU 1", "GPU 6", "GPUs 1 and 6"]
+    assert len(said(xids)) == 3
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    assert said(gpus) == said(processes) == ["GPU 6"]  # by nvidia-smi's numbers
+    assert said(nvlink) == ["GPU 6", "GPU 6"]
+    found = serious(through_json(xids, {"node1": xids.measure(setting, probe)}, setting))
+    assert [one.what.split(": ")[0] for one in found] == ["GPU 0000:21:00", "GPU 0000:47:00"]
+    dcgm.measure(setting, probe)
+    assert (tmp_path / "asked").read_text() == "diag -r 2 -j -i 4,5,6,7\n"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5")
+    short = gpus.judge({"node1": gpus.measure(setting, probe)}, setting)
+    assert "2 of 4 GPUs, by CUDA_VISIBLE_DEVICES=4,5" in [one.what for one in short]
+
+
+def test_gpus_that_nobody_asked_for_are_told(tmp_path):
+    for index in range(8):
+        (tmp_path / f"nvidia/proc/driver/nvidia/gpus/0000:{0x1B + index:02x}:00.0").mkdir(parents=True)
+    for index, name in enumerate(["0", "51140", "28500"]):
+        node = tmp_path / f"amd/sys/class/kfd/kfd/topology/nodes/{index}"
+        node.mkdir(parents=True)
+        (node / "gpu_id").write_text(name + "\n")
+    for root, count in (("nvidia", 8), ("amd", 2)):
+        value = gpus.measure(Setting(), Probe(root=str(tmp_path / root)))
+        one = only(through_json(gpus, {"node1": value}, Setting()))
+        assert (one.level, one.node, one.fix[:17]) == ("unknown", "node1", f"--gpus-per-node {count}")
+        assert one.what.startswith(f"this node has {count} GPUs, and none were asked for")
+        everywhere = only(gpus.judge({"node1": value, "node2": value}, Setting()))
+        assert (everywhere.level, everywhere.node) == ("unknown", "")
+        beside = only(gpus.judge({"node1": value, "node2": {"skipped": "a CPU job"}}, Setting()))
+        assert beside.node == "node1"
+        assert gpus.facts(value) == {"GPUs": f"{count}, not asked for"}
+
+
 def test_a_cpu_job_has_no_gpu_checks():
     for check in (gpus, processes, xids, nvlink, dcgm):
-        value = check.measure(Setting(), Probe())
+        value = check.measure(Setting(), Probe(root="/nowhere"))
         assert value == {"skipped": "a CPU job"}
         assert check.judge({"node1": value}, Setting()) == []
 
@@ -555,7 +650,7 @@ def status(gpus=8, links=18, rate="26.562 GB/s", odd=None):
 
 def linked(text=None, xml=None, **more):
     value = nvidia.parse(xml or smi())
-    keep = ("name", "fabric", "fabric_status", "clique", "cluster")
+    keep = ("index", "name", "fabric", "fabric_status", "clique", "cluster")
     rows = [{key: gpu[key] for key in keep} for gpu in value["gpus"]]
     return {"gpus": rows, "links": nvlink.status(status() if text is None else text), **more}
 

@@ -829,6 +829,29 @@ def test_fault_35_a_name_that_is_a_loopback_address():
     assert addresses.judge(nodes(named(1), named(2, resolved=["127.0.1.1", "10.0.0.2"])), Setting()) == []
 
 
+def test_a_node_that_goes_by_a_loopback_address_among_other_machines():
+    """Its agent runs where the coordinator does, and joined by 127.0.0.1."""
+    local = {"used": "127.0.0.1", "wanted": {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": ""}}
+    [one] = addresses.judge(nodes(named(1, **local), named(2), named(3)), Setting())
+    assert (one.level, one.node, one.measured) == ("warn", "node1", "127.0.0.1")
+    containers = [named(1, machine="boot", **local), named(2, machine="boot")]
+    assert ("warn", "node1", 0) in brief(addresses.judge(nodes(*containers), Setting()))
+    unreadable = [named(1, machine="", **local), named(2, machine="")]
+    assert ("warn", "node1", 0) in brief(addresses.judge(nodes(*unreadable), Setting()))
+    here = [named(n, name="vm", machine="boot", **local) for n in (1, 2)]
+    assert [one.level for one in addresses.judge(nodes(*here), Setting())] == ["note"]
+    assert addresses.judge(nodes(named(1, **local)), Setting()) == []
+
+
+def test_a_name_of_loopback_is_no_note_where_that_address_is_used():
+    """An address that is used excuses the name on one machine only."""
+    odd = {"used": "127.0.0.1", "resolved": ["127.0.1.1"]}
+    alone = [named(n, name="vm", machine="boot", **odd) for n in (1, 2)]
+    assert {one.level for one in addresses.judge(nodes(*alone), Setting())} == {"note"}
+    said = addresses.judge(nodes(named(1, **odd), named(2)), Setting())
+    assert brief(said) == [("warn", "node1", 0)] * 2
+
+
 def test_fault_28_two_machines_of_one_name_or_address():
     said = addresses.judge(nodes(named(1), named(2, name="node1"), named(3)), Setting())
     assert brief(said) == [("warn", "", 0)]

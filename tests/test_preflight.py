@@ -14,9 +14,22 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import namespaces
 import pytest
 
-from launcher.preflight import COULD_NOT, OK, OK_WITHOUT, START, TOO_FEW, Setting, Verdict, from_json, to_json
+from launcher.checks import memory
+from launcher.preflight import (
+    COULD_NOT,
+    OK,
+    OK_WITHOUT,
+    START,
+    TOO_FEW,
+    Setting,
+    Verdict,
+    coordinator,
+    from_json,
+    to_json,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -85,7 +98,7 @@ def processes(tmp_path) -> Iterator[Callable[..., Processes]]:
     started: list[Processes] = []
 
     def make(**setting: object) -> Processes:
-        told = {"seconds": 0.2, "same_host": True, "join_timeout": 30, **setting}
+        told = {"seconds": 0.2, "join_timeout": 30, **setting}
         started.append(Processes(tmp_path, Setting(**told)))
         return started[-1]
 
@@ -160,3 +173,81 @@ def test_a_coordinator_that_is_told_to_stop_says_so_and_is_no_pass(processes):
     assert (verdict.code, verdict.train) == (COULD_NOT, ())
     assert "SIGTERM" in verdict.headline
     assert agent.wait(10) == COULD_NOT
+
+
+def test_a_coordinator_that_hangs_for_a_while_blames_nobody(processes):
+    all_of_them = processes(nodes=3, stages=("host",), join_timeout=60, late=60)
+    agents = [all_of_them.agent(index) for index in range(2)]
+    all_of_them.until(lambda event: event.get("count") == 2)
+    all_of_them.judge.send_signal(signal.SIGSTOP)
+    time.sleep(18)
+    all_of_them.judge.send_signal(signal.SIGCONT)
+    agents.append(all_of_them.agent(2))
+    verdict = all_of_them.verdict()
+    assert (verdict.code, verdict.excluded) == (OK, ())
+    assert [agent.wait(10) for agent in agents] == [OK] * 3
+    assert not (all_of_them.folder / "state").exists()
+
+
+@pytest.mark.slow
+def test_agents_end_when_the_coordinator_says_no_word_any_more(processes):
+    all_of_them = processes(nodes=2, stages=("host",))
+    agent = all_of_them.agent(0)
+    all_of_them.until(lambda event: event["event"] == "joined")
+    all_of_them.judge.send_signal(signal.SIGSTOP)
+    assert agent.wait(120) == COULD_NOT
+
+
+@pytest.mark.parametrize(
+    "nonsense", [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"index": "x"}\n', b"\x00" * 100_000 + b"\n"]
+)
+def test_a_stranger_may_say_what_he_likes(processes, nonsense):
+    all_of_them = processes(nodes=1, stages=("host",))
+    deadline = time.monotonic() + 20
+    while True:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", all_of_them.port), 2) as stranger:
+            stranger.sendall(nonsense)
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    all_of_them.agent(0)
+    assert all_of_them.verdict().code == OK
+
+
+def test_a_check_that_stumbles_is_unknown_and_the_others_go_on(tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    judge = coordinator.Coordinator(Setting(nodes=1), ["a"], str(tmp_path / "out"), "")
+    monkeypatch.setattr(memory, "judge", lambda found, setting: found["b"])
+    judge.judge("memory", {"a": {"skipped": "here"}})
+    judge.judge("filesystems", {"a": {"unknown": "no /proc"}})
+    assert [(one.check, one.level) for one in judge.findings] == [("memory", "unknown"), ("filesystems", "unknown")]
+    assert "KeyError" in judge.findings[0].what
+
+
+@pytest.mark.slow
+def test_a_first_node_whose_own_name_means_loopback_is_no_bad_node(tmp_path):
+    """As Debian has it: node 0 finds its name at 127.0.1.1, the others find its address on the network."""
+    if reason := namespaces.why_not():
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    setting = Setting(nodes=3, stages=("pairs",), seconds=0.2, join_timeout=60)
+    (tmp_path / "preflight.json").write_text(json.dumps(to_json(setting)))
+    env = {**os.environ, "DS_ACCELERATOR": "cpu", "XDG_STATE_HOME": str(tmp_path)}
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(net: namespaces.Namespaces, node: int, *argv: str) -> subprocess.Popen[bytes]:
+        command = net.inside(node, [sys.executable, "-c", START, str(ROOT), *argv, "--setting", "preflight.json"])
+        started.append(subprocess.Popen(command, cwd=tmp_path, env=env, start_new_session=True))
+        return started[-1]
+
+    with namespaces.Namespaces(3) as net:
+        try:
+            judge = start(net, 0, "coordinator", "--port", "29411", "--out", "out", "--names", "n0,n1,n2")
+            for node in range(3):
+                address = net.address(0) if node else "127.0.0.1"
+                start(net, node, "agent", "--connect", f"{address}:29411", "--name", f"n{node}", "--index", str(node))
+            assert judge.wait(180) == OK
+        finally:
+            for child in started:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, signal.SIGKILL)
+                child.wait()

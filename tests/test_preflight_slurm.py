@@ -135,3 +135,56 @@ def test_with_too_few_healthy_nodes_the_job_goes_again_without_them(site, slurm)
         slurm.exec("node2", ["umount", str(blind)])
     assert [(site.folder / f"rank-{i}").read_text() for i in range(3)] == ["node1", "node3", "node4"]
     assert "submitted again as job" in site.log(run)
+
+
+def test_a_first_node_without_the_environment_is_named_although_it_is_the_one_that_judges(site, slurm):  # noqa: F811
+    assert slurm.exec("node1", ["mount", "-t", "tmpfs", "tmpfs", f"{sys.prefix}/bin"]).returncode == 0
+    try:
+        verdict = check(site, "--stages", "host", "--set", "preflight.join_timeout=15")
+    finally:
+        slurm.exec("node1", ["umount", f"{sys.prefix}/bin"])
+    assert (verdict["code"], verdict["excluded"]) == (20, ["node1"]), verdict
+    assert "preflight.sh on node1 ended with 1: . " in verdict["headline"]
+    assert "activate" in verdict["headline"]
+
+
+def test_in_a_larger_allocation_only_what_was_asked_for_is_checked(site, slurm):  # noqa: F811
+    dslaunch = Path(sys.executable).parent / "dslaunch"
+    inside = [dslaunch, "preflight", "--here", "--stages", "host", "--json", "--set", f"venv={sys.prefix}"]
+    for more, nodes in (["--nodes", "2"], 2), ([], 3):
+        done = slurm.run(["salloc", "-N3", *inside, *more], cwd=site.folder)
+        verdict = json.loads(done.stdout)
+        assert (verdict["code"], len(verdict["train"]), verdict["excluded"]) == (0, nodes, []), done.stderr
+        assert done.returncode == 0
+    done = slurm.run(["salloc", "-N2", *inside, "--nodes", "3"], cwd=site.folder)
+    assert done.returncode == 2
+    assert "--nodes 3: this allocation has 2" in done.stderr
+
+
+def test_time_that_is_up_before_training_leaves_nothing_running(site, slurm):  # noqa: F811
+    asked = {
+        "name": "late",
+        "model": {"layers": 2, "hidden": 64, "heads": 2, "vocab": 256},
+        "train": {
+            "command": ["touch", "trained"],
+            "launcher": "srun",
+            "global_batch": 8,
+            "micro_batch": 4,
+            "seq_len": 64,
+        },
+        "resources": {"nodes": 2},
+        "preflight": {"run": True, "stages": ["inventory"]},
+        "venv": sys.prefix,
+        "slurm": {"time": "10"},
+    }
+    run = site.submit(asked)
+    progress = site.folder / "dslaunch-runs" / run / "preflight" / "progress.jsonl"
+    deadline = time.monotonic() + 60
+    while not progress.exists() or '"stage"' not in progress.read_text():
+        assert time.monotonic() < deadline, site.log(run)
+        time.sleep(0.1)
+    job = json.loads(site.dslaunch("status", run, "--json").stdout)["job"]
+    assert slurm.run(["scancel", "--signal=USR2", "--batch", job]).returncode == 0
+    found = site.wait(run, seconds=120)
+    assert (found["state"], found["code"]) == ("failed", 75), site.log(run)[-2000:]
+    assert not (site.folder / "trained").exists()

@@ -86,9 +86,9 @@ def test_the_plan_for_other_bandwidths_is_worked_out_before_the_job_starts():
     assert config["zero_optimization"].get("zero_quantized_weights")
     bundle = slurm.render(made)
     assert json.loads(bundle.text("ds_config.1.json")) == config
-    assert 'cp -- "$run/$config" "$run/ds_config.json"' in bundle.text("job.sbatch")
+    assert 'read -r config <"$run/preflight/config"' in bundle.text("job.sbatch")
     fixed = job(train="zero: 3, global_batch: 256, micro_batch: 8, compression: none")
-    assert "$config" not in slurm.render(fixed).text("job.sbatch")
+    assert "read -r config" not in slurm.render(fixed).text("job.sbatch")
 
 
 def test_what_a_program_does_itself_is_not_changed_behind_its_back():

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher.preflight import FABRIC, TOO_FEW, Limit, from_json, to_json
-from launcher.preflight.tournament import Localised, Tournament, circle, p90, predicted_seconds, rate, rounds
-from tests.detector import Kind, tally, wilson
+from launcher.preflight.tournament import Localised, Tournament, circle, p90, rate, rounds
+from tests.detector import Kind, predicted_seconds, tally, wilson
 
 TABLE = Limit("all_reduce", 8 << 30, passes=36.0, excludes=30.0, source="a table")
 
@@ -514,6 +514,29 @@ def test_whatever_is_measured_it_ends_and_excludes_no_more_than_half(count, cell
         assert excluded(result) == set()
     if count == 2:
         assert excluded(result) == set()
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 6, 7, 8])
+def test_two_groups_that_reach_only_themselves_are_never_called_mute(count):
+    for number in range(1, 2 ** (count - 1)):
+        group = {f"node{i + 1}" for i in range(count) if number >> i & 1}
+        result = play(Tournament(names(count)), lambda a, b, group=group: 40.0 if (a in group) == (b in group) else 0)
+        assert not any("none of the" in one.what for one in result.findings), group
+
+
+@pytest.mark.parametrize(
+    ("count", "rounds", "what"),
+    [
+        (3, 3, "none of the 3 pairs of nodes could exchange data"),
+        (4, 3, "none of the 6 pairs of nodes could exchange data"),
+        (8, 3, "none of the 12 pairs of nodes measured so far could exchange data"),
+        (16, 3, "none of the 24 pairs of nodes measured so far could exchange data"),
+    ],
+)
+def test_where_nothing_arrives_the_pairs_that_were_tried_are_counted(count, rounds, what):
+    result = play(Tournament(names(count)), lambda a, b: None)
+    assert ([one.what for one in result.findings], result.rounds) == ([what], rounds)
+    assert result.fabric_wide
 
 
 # The simulation in small; `make detector` has all of it

@@ -209,3 +209,14 @@ def test_binaries_answer_with_a_figure_or_with_why_not(tmp_path):
     assert "exit code 3" in nccl_tests.run(where, **options)["error"]
     where = program(tmp_path, "exec sleep 20")
     assert "no answer within 0.3 s" in nccl_tests.run(where, **{**options, "timeout": 0.3})["error"]
+
+
+def test_binaries_do_not_open_the_log_that_ours_is_in(tmp_path, monkeypatch):
+    """NCCL opens NCCL_DEBUG_FILE to write, which empties it."""
+    (tmp_path / "table").write_text(TABLE)
+    for name in ("NCCL_DEBUG", "NCCL_DEBUG_FILE", "NCCL_DEBUG_SUBSYS", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "here")
+    where = program(tmp_path, f"env > {tmp_path}/seen; cat {tmp_path}/table")
+    assert "error" not in nccl_tests.run(where, gpus=8, size=8 << 30, timeout=5)
+    seen = [line for line in (tmp_path / "seen").read_text().splitlines() if line.startswith("NCCL_")]
+    assert seen == ["NCCL_SOCKET_IFNAME=here"]

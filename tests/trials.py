@@ -35,7 +35,7 @@ PORT = 29400
 
 
 def told(nodes: int) -> Setting:
-    return Setting(nodes=nodes, stages=("pairs",), seconds=0.8, at_once=nodes // 2, round_timeout=40, same_host=True)
+    return Setting(nodes=nodes, stages=("pairs",), seconds=0.8, at_once=nodes // 2, round_timeout=40)
 
 
 async def inner(setting: Setting, names: list[str], out: str) -> None:

@@ -9,7 +9,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,10 +108,10 @@ DSLAUNCH_PREFLIGHT_OUT=$run/preflight
 export DSLAUNCH_PREFLIGHT_TOKEN DSLAUNCH_NODES DSLAUNCH_COORDINATOR DSLAUNCH_PREFLIGHT_OUT
 pids=()
 for ((node = 0; node < {nodes}; node++)); do
-{gpus}  NODE_RANK=$node DSLAUNCH_NODE=local$node bash "$run/preflight.sh" >>"$run/logs/node-$node.out" 2>&1 &
+{gpus}  NODE_RANK=$node DSLAUNCH_NODE=local$node setsid bash "$run/preflight.sh" >>"$run/logs/node-$node.out" 2>&1 &
   pids+=("$!")
 done
-tell() {{ kill "-$1" "${{pids[@]}}" 2>/dev/null; }}
+tell() {{ kill "-$1" -- "${{pids[@]/#/-}}" 2>/dev/null; }}  # each is a process group
 trap 'tell TERM' TERM INT
 alive() {{ kill -0 "${{pids[@]}}" 2>/dev/null; }}
 while alive && [ ! -s "$run/preflight/code" ]; do sleep 0.2; done
@@ -136,7 +135,7 @@ def preflight(spec: JobSpec, plan: Plan | None) -> Bundle:
         names=",".join(f"local{node}" for node in range(nodes)),
         gpus=SLICE.format(per_node=spec.per_node) if spec.resources.gpus_per_node and nodes > 1 else "",
     )
-    told = replace(setting.make(spec, plan), same_host=True)
+    told = setting.make(spec, plan)
     files = bundles.preflight_files(spec, nccl.variables(spec), told)
     return Bundle((File(ENTRY, script), *files, bundles.node_file("port.py")), ENTRY)
 

@@ -55,7 +55,8 @@ def render(plan: Plan) -> Bundle:
     told = setting.make(spec, plan, rungs=rungs) if spec.checks_nodes else None
     script = File(ENTRY, _script(spec, _body(plan, exchanged=bool(configs))))
     others = (File(name, bundles.config_json(config)) for name, config in configs.items())
-    files = (script, *others, *bundles.common(plan, told, flags=["--shared-logs"]), bundles.node_file("port.py"))
+    helpers = map(bundles.node_file, ("port.py", "lost.py") if told else ("port.py",))
+    files = (script, *others, *bundles.common(plan, told, flags=["--shared-logs"]), *helpers)
     return Bundle(files, ENTRY)
 
 
@@ -65,7 +66,7 @@ def preflight(spec: JobSpec, plan: Plan | None) -> Bundle:
     script = File(ENTRY, _script(spec, _head(spec) + LET_GO + _preflight(spec, training=False) + ALONE))
     told = setting.make(spec, plan)
     files = bundles.preflight_files(spec, nccl.variables(spec), told)
-    return Bundle((script, *files, bundles.node_file("port.py")), ENTRY)
+    return Bundle((script, *files, *map(bundles.node_file, ("port.py", "lost.py"))), ENTRY)
 
 
 def _check(spec: JobSpec) -> None:
@@ -179,12 +180,19 @@ mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 if ((${{#hosts[@]}} < {nodes})); then
   echo "dslaunch: {nodes} nodes train and Slurm names ${{#hosts[@]}}: ${{SLURM_JOB_NODELIST:-none}}" >&2
   exit 78
+fi
+if [ -n "${{SLURM_CPUS_PER_TASK:-}}" ]; then
+  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since Slurm 22.05 srun does not inherit it
 fi"""
+
+PATIENCE = 90  # seconds that whoever judges may say nothing, after the time to come up
 
 PREFLIGHT = """
 # --- preflight: {all} nodes are checked in the environment that trains; {nodes} healthy ones are needed
+hosts=("${{hosts[@]:0:{all}}}")  # an allocation that one sits in may have more
 mkdir -p -- "$run/preflight"
-rm -f -- "$run/preflight/code" "$run/preflight/train" "$run/preflight/verdict.json" "$run/preflight/progress.jsonl"
+# an earlier attempt's
+rm -f -- "$run/preflight/"{{failed-*,beat,code,train,exclude,bandwidth,config,verdict.json,progress.jsonl}}
 port=$(python3 "$run/node/port.py" "$SLURM_JOB_ID" "preflight-$attempt") || exit 69
 DSLAUNCH_PREFLIGHT_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')  # of this job's agents alone
 DSLAUNCH_NODES=$(IFS=,; echo "${{hosts[*]}}")
@@ -196,14 +204,18 @@ srun {srun} \\
   bash -c 'trap "" USR2; export NODE_RANK=$SLURM_NODEID DSLAUNCH_NODE=$SLURMD_NODENAME; exec bash "$0"' \\
   "$run/preflight.sh" &
 step=$!
-while kill -0 "$step" 2>/dev/null && [ ! -s "$run/preflight/code" ]; do sleep 0.5; done
+touch "$run/preflight/beat"
+while kill -0 "$step" 2>/dev/null && [ ! -s "$run/preflight/code" ]; do
+  sleep 0.5
+  (($(date +%s) - $(stat -c %Y "$run/preflight/beat") < {patience})) || break  # whoever judges hangs, or never came
+done
 for ((i = 0; i < 20; i++)); do kill -0 "$step" 2>/dev/null || break; sleep 0.5; done
 kill -TERM "$step" 2>/dev/null  # a node that hangs would keep it
 wait "$step"
 step=
 unset DSLAUNCH_PREFLIGHT_TOKEN DSLAUNCH_NODES DSLAUNCH_COORDINATOR DSLAUNCH_PREFLIGHT_OUT
-rc=30
-[ ! -s "$run/preflight/code" ] || read -r rc <"$run/preflight/code"
+[ -s "$run/preflight/code" ] || python3 "$run/node/lost.py" "$run/preflight" "${{hosts[@]}}"
+read -r rc <"$run/preflight/code"
 case $rc in
   0 | 10) ;;
   *)
@@ -215,6 +227,12 @@ esac
 """
 
 CHOSEN = """\
+if ((signalled)); then  # time was up before anything trained
+  rc={stopped}
+  echo "$rc" >"$run/exit-code"
+{requeue}  exit "$rc"
+fi
+rm -f -- "$run/logs/failed-before-ranks"  # of a node that is left out
 mapfile -t hosts <"$run/preflight/train"
 DSLAUNCH_BUS_BANDWIDTH=$(cat -- "$run/preflight/bandwidth")  # GB/s between nodes, as measured just now
 export DSLAUNCH_BUS_BANDWIDTH"""
@@ -222,7 +240,8 @@ export DSLAUNCH_BUS_BANDWIDTH"""
 # A checkpoint is of one ZeRO stage: a run that has one goes on as it began.
 SUITED = """
 read -r config <"$run/preflight/config"  # which the planner chose for that bandwidth
-if [ "$config" != ds_config.json ] && [ ! -e {latest} ]; then cp -- "$run/$config" "$run/ds_config.json"; fi"""
+[ -e "$run/ds_config.0.json" ] || cp -- "$run/ds_config.json" "$run/ds_config.0.json"
+[ -e {latest} ] || cp -- "$run/${{config/#ds_config.json/ds_config.0.json}}" {config}"""
 
 LET_GO = """
 trap '[ -z "$step" ] || kill -TERM "$step" 2>/dev/null' TERM INT  # agents have nothing to save"""
@@ -233,7 +252,7 @@ exit "$rc\""""
 
 # The controller takes no new --exclude for a job that runs: a second one with the same run directory follows.
 RESUBMIT = """\
-if [ -s "$run/preflight/exclude" ] && ((${{DSLAUNCH_RESUBMITTED:-0}} < {times})); then
+if [ "$rc" = 20 ] && [ -s "$run/preflight/exclude" ] && ((${{DSLAUNCH_RESUBMITTED:-0}} < {times})); then
       export DSLAUNCH_RESUBMITTED=$((${{DSLAUNCH_RESUBMITTED:-0}} + 1))
       DSLAUNCH_EXCLUDED=${{DSLAUNCH_EXCLUDED:+$DSLAUNCH_EXCLUDED,}}{already}$(paste -sd, "$run/preflight/exclude")
       export DSLAUNCH_EXCLUDED
@@ -253,9 +272,6 @@ printf '%s slots={per_node}\\n' "${{hosts[@]:0:{nodes}}}" >"$run/hostfile"
 export MASTER_ADDR=${{hosts[0]}}
 MASTER_PORT=$(python3 "$run/node/port.py" "$SLURM_JOB_ID" "$attempt") || exit 69  # of this job alone
 export MASTER_PORT
-if [ -n "${{SLURM_CPUS_PER_TASK:-}}" ]; then
-  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since Slurm 22.05 srun does not inherit it
-fi
 
 # one task fails -> Slurm ends the others, which would wait for the dead; one that is done early waits for the rest
 # shellcheck disable=SC2016  # every task expands this for itself
@@ -285,12 +301,13 @@ def _body(plan: Plan, *, exchanged: bool) -> str:
     tasks = _tasks(spec)
     text = _head(spec)
     if spec.checks_nodes:
-        text += _preflight(spec, training=True) + CHOSEN
+        requeue = '  [ -z "${warned:-}" ] || scontrol requeue "$SLURM_JOB_ID"\n' if spec.slurm.requeue else ""
+        text += _preflight(spec, training=True) + CHOSEN.format(stopped=STOPPED_EARLY, requeue=requeue)
         if exchanged:
-            text += SUITED.format(latest=_latest(plan))
+            text += SUITED.format(latest=_latest(plan), config='"$run/ds_config.json"')
     words = [*_srun(nodes, tasks), "--kill-on-bad-exit=1", "--wait=0", "--unbuffered", *_more(spec)]
-    if spec.resources.spares:
-        words.append('--nodelist="$(IFS=,; echo "${hosts[*]}")"')
+    if spec.checks_nodes:
+        words.append(THESE)
     exports = "export NODE_RANK=$SLURM_NODEID;"
     if spec.train.launcher == "srun":
         exports += " export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS;"
@@ -314,6 +331,9 @@ def _latest(plan: Plan) -> str:
     return bundles.quote(path) if path.startswith("/") else '"$run/submitted-from"/' + bundles.quote(path)
 
 
+THESE = '--nodelist="$(IFS=,; echo "${hosts[*]}")"'
+
+
 def _head(spec: JobSpec) -> str:
     return HEAD.format(
         nodes=spec.resources.nodes,
@@ -325,12 +345,23 @@ def _head(spec: JobSpec) -> str:
 def _preflight(spec: JobSpec, *, training: bool) -> str:
     """Agents on every node, one task each. The first node's judges; a node that dies ends nobody else's."""
     everywhere = spec.resources.nodes + spec.resources.spares
-    words = [*_srun(everywhere, 1), "--kill-on-bad-exit=0", "--wait=0", "--no-kill", "--unbuffered", *_more(spec)]
+    words = [
+        *_srun(everywhere, 1),
+        "--kill-on-bad-exit=0",
+        "--wait=0",
+        "--no-kill",
+        "--unbuffered",
+        THESE,
+        *_more(spec),
+    ]
     again = ""
     if training and spec.preflight.resubmit:
         already = f"{spec.slurm.exclude}," if spec.slurm.exclude else ""
         again = RESUBMIT.format(times=spec.preflight.resubmit, entry=ENTRY, already=already)
-    return PREFLIGHT.format(all=everywhere, nodes=spec.resources.nodes, srun=bundles.wrap(words), resubmit=again)
+    patience = round(spec.preflight.join_timeout) + PATIENCE
+    return PREFLIGHT.format(
+        all=everywhere, nodes=spec.resources.nodes, srun=bundles.wrap(words), resubmit=again, patience=patience
+    )
 
 
 def _srun(nodes: int, tasks: int) -> list[str]:
@@ -466,7 +497,7 @@ def state(record: runs.Record, run: Run) -> Status:
     """squeue, then scontrol, then sacct; no answer from any of them is UNKNOWN."""
     asked = run(["squeue", "--noheader", "--states=all", "--format=%T|%R", f"--jobs={record.job}"])
     if asked.code == 0 and asked.out.strip():
-        word, _, reason = asked.out.strip().split("\n")[0].partition("|")
+        word, _, reason = asked.out.strip().split("\n")[0].removesuffix("|(None)").partition("|")
         if not parse_state(word).over:
             return Status(parse_state(word), f"{word.lower()}: {reason}" if reason else word.lower())
     shown = run(["scontrol", "--oneliner", "show", "job", record.job])

@@ -97,19 +97,40 @@ def facts(value: Mapping[str, Any]) -> dict[str, str]:
 def judge(found: Mapping[str, Mapping[str, Any]], setting: Setting) -> list[Finding]:
     answered = seen(found)
     out = []
+    several = _several(answered)
     for node, value in sorted(answered.items()):
         if len(answered) > 1:
-            out += _of_one(node, value)
+            out += _of_one(node, value, several=several)
         out += _wanted(node, value, setting)
     return [*unknowns("addresses", found), *together(out, answered, code=FABRIC), *_twice(answered), *_mtu(answered)]
 
 
-def _of_one(node: str, value: Mapping[str, Any]) -> list[Finding]:
+def _several(answered: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether more than one machine takes part; containers of one machine have names, and a network each."""
+    machines = {value["machine"] for value in answered.values() if value["machine"]}
+    names = {value["name"] for value in answered.values()}
+    return len(machines) > 1 or len(names) > 1
+
+
+def _of_one(node: str, value: Mapping[str, Any], *, several: bool) -> list[Finding]:
     out = []
+    if several and loopback(value["used"]):
+        out.append(
+            Finding(
+                "addresses",
+                "warn",
+                f"it goes by {value['used']}, where the other machines find themselves",
+                node=node,
+                measured=value["used"],
+                expected="an address that the other nodes reach",
+                source="gloo and NCCL listen on the interface of that address",
+                fix="start its agent with the address that the other nodes have for it",
+            )
+        )
     real = [address for address in value["resolved"] if not loopback(address)]
     if not real:
         # with an interface named for it, gloo does not look up the host name
-        named = value["wanted"]["GLOO_SOCKET_IFNAME"] or (routed(value) and loopback(value["used"]))
+        named = value["wanted"]["GLOO_SOCKET_IFNAME"] or (not several and routed(value) and loopback(value["used"]))
         what = f"its own name {value['name']} resolves to {', '.join(value['resolved'])}"
         if not value["resolved"]:
             what = f"its own name {value['name']} does not resolve ({value['why']})"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from launcher.checks import Probe, seen, unknowns
-from launcher.preflight import Finding, Level, Setting
+from launcher.preflight import Finding, Level, Setting, nvidia
 
 STAGE = "deep"
 
@@ -26,7 +27,9 @@ PASS, FAIL, WARN, SKIP = ("pass", "passed"), ("fail", "failed"), ("warn", "warni
 def measure(setting: Setting, probe: Probe) -> dict[str, Any]:
     if not setting.gpus:
         return {"skipped": "a CPU job"}
-    answer = probe.run(["dcgmi", "diag", "-r", "2", "-j"], timeout=SECONDS)
+    found = nvidia.query(probe) if nvidia.named(os.environ) else {}
+    mine = ["-i", ",".join(str(gpu["index"]) for gpu in found["gpus"])] if found.get("others") else []
+    answer = probe.run(["dcgmi", "diag", "-r", "2", "-j", *mine], timeout=SECONDS)
     if answer.code is None:
         if "did not answer" in answer.err:
             return {"unknown": answer.err, "timeout": SECONDS}

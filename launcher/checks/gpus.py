@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from launcher.checks import Probe, seen, unknowns, vote
@@ -86,11 +86,19 @@ NOTHING = ("", "None", "N/A", "Not Supported", "[N/A]")
 
 def measure(setting: Setting, probe: Probe) -> dict[str, Any]:
     if not setting.gpus:
-        return {"skipped": "a CPU job"}
+        idle = there(probe)
+        return {"unasked": idle} if idle else {"skipped": "a CPU job"}
     found = nvidia.query(probe)
     if "missing" in found:
         return amd(probe) or found
     return found
+
+
+def there(probe: Probe) -> int:
+    """GPUs that the kernel's drivers show, without a tool: of NVIDIA, else of AMD, whose list has the CPUs too."""
+    nodes = "/sys/class/kfd/kfd/topology/nodes"
+    ids = [probe.read(f"{nodes}/{name}/gpu_id") for name in probe.list(nodes)]
+    return len(probe.list("/proc/driver/nvidia/gpus")) or sum(one not in (None, "", "0") for one in ids)
 
 
 def amd(probe: Probe) -> dict[str, Any]:
@@ -103,7 +111,7 @@ def amd(probe: Probe) -> dict[str, Any]:
             names = amd_names(answer.out)
             if names is None:
                 return {"unknown": f"{argv[0]} answered in a layout not known"}
-            return {"gpus": [{"name": name} for name in names], "driver": "", "amd": True}
+            return {"gpus": [{"name": name} for name in names], "amd": True}
     return {}
 
 
@@ -128,6 +136,7 @@ def judge(found: Mapping[str, Mapping[str, Any]], setting: Setting) -> list[Find
     nodes = {node: value for node, value in seen(found).items() if "gpus" in value}
     return [
         *unknowns("gpus", found),
+        *parity.together(list(_unasked(found)), list(found)),
         # On every node the same, it is the allocation or the job file, not the nodes.
         *parity.together([*_tool(found, setting), *_count(nodes, setting), *_names(nodes, setting)], list(found)),
         *_vbios(nodes),
@@ -155,12 +164,25 @@ def _tool(found: Mapping[str, Mapping[str, Any]], setting: Setting) -> Iterator[
             )  # fmt: skip
 
 
+def _unasked(found: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
+    for node, value in sorted(found.items()):
+        if count := value.get("unasked"):
+            have = f"{count} GPU{'s' if count > 1 else ''}"
+            yield Finding(
+                "gpus", "unknown", f"this node has {have}, and none were asked for: only CPUs are looked at",
+                node=node, measured=have, source="/proc/driver/nvidia, /sys/class/kfd",
+                fix=f"--gpus-per-node {count}; `dslaunch probe` writes the block",
+            )  # fmt: skip
+
+
 def _count(nodes: Mapping[str, Mapping[str, Any]], setting: Setting) -> Iterator[Finding]:
     for node, value in nodes.items():
         count = len(value["gpus"])
         if count < setting.gpus:
             yield Finding(
-                "gpus", "exclude", f"{count} of {setting.gpus} GPUs", node=node, measured=str(count),
+                "gpus", "exclude",
+                f"{count} of {setting.gpus} GPUs" + (f", by {value['by']}" if value.get("by") else ""),
+                node=node, measured=str(count),
                 expected=str(setting.gpus), source="the job file",
                 fix="a GPU that fell off the bus comes back with a power cycle; else the allocation holds too few",
             )  # fmt: skip
@@ -220,7 +242,7 @@ def _health(node: str, gpus: list[Mapping[str, Any]]) -> Iterator[Finding]:
 
     def say(level: Level, indices: list[int], what: str, **more: Any) -> Iterator[Finding]:
         if indices:
-            yield Finding("gpus", level, f"{nvidia.which(indices, len(gpus))}: {what}", node=node, **more)
+            yield Finding("gpus", level, f"{_which(indices, gpus)}: {what}", node=node, **more)
 
     absent = sorted({name for gpu in gpus for name in gpu["absent"]})
     yield from say("unknown", where(lambda gpu: gpu["absent"]), f"nvidia-smi does not say: {', '.join(absent)}")
@@ -268,6 +290,11 @@ def _health(node: str, gpus: list[Mapping[str, Any]]) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def _which(places: list[int], gpus: Sequence[Mapping[str, Any]]) -> str:
+    """By nvidia-smi's numbers, which go over all GPUs of a node, also where the job has some of them."""
+    return nvidia.which([gpus[place]["index"] for place in places], len(gpus))
+
+
 def _hot(gpu: Mapping[str, Any]) -> bool:
     """Newer drivers give the degrees that are left and where they end, older ones a temperature."""
     if gpu["margin"] is not None and gpu["margin_slowdown"] is not None:
@@ -277,7 +304,7 @@ def _hot(gpu: Mapping[str, Any]) -> bool:
 
 def _hardware(nodes: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
     """PCIe, memory and power of every GPU against what most GPUs of all nodes have: they came from one order."""
-    gpus = {(node, index): gpu for node, value in nodes.items() for index, gpu in enumerate(value["gpus"])}
+    gpus = {(node, gpu["index"]): gpu for node, value in nodes.items() for gpu in value["gpus"]}
     for (node, index), field, has, most in _below(gpus):
         full = gpus[node, index][f"{field}_max"] if field == "width" else None
         slower: Level = "warn" if field == "power" else "exclude"
@@ -305,7 +332,7 @@ def _hardware(nodes: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
         if slow:
             gpu = value["gpus"][slow[0]]
             yield Finding(
-                "gpus", "warn", f"{nvidia.which(slow, len(value['gpus']))}: PCIe runs at generation {gpu['gen']:g} "
+                "gpus", "warn", f"{_which(slow, value['gpus'])}: PCIe runs at generation {gpu['gen']:g} "
                 f"of {gpu['gen_max']:g} under load", node=node, measured=f"{gpu['gen']:g}",
                 expected=f"{gpu['gen_max']:g}", source=NVML, fix="reseat the GPU or its riser",
             )  # fmt: skip
@@ -320,12 +347,12 @@ def _hardware(nodes: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
             if low:
                 gpu = value["gpus"][low[0]]
                 said = text.format(gpu[field], gpu[full])
-                where = nvidia.which(low, len(value["gpus"]))
+                where = _which(low, value["gpus"])
                 yield Finding("gpus", "note", f"{where}: {said}, as on most GPUs of these nodes", node=node)
         off = [index for index, gpu in enumerate(value["gpus"]) if gpu["ecc"] == "Disabled"]
         if off and some_correct:
             yield Finding(
-                "gpus", "warn", f"{nvidia.which(off, len(value['gpus']))}: ECC is off, on others it is on", node=node,
+                "gpus", "warn", f"{_which(off, value['gpus'])}: ECC is off, on others it is on", node=node,
                 measured="Disabled", expected="Enabled", source="what the other GPUs have",
                 fix="nvidia-smi -e 1, then reset",
             )  # fmt: skip
@@ -352,7 +379,8 @@ def _below(gpus: Mapping[tuple[str, int], Mapping[str, Any]]) -> Iterator[tuple[
 
 def facts(value: Mapping[str, Any]) -> dict[str, Any]:
     if "gpus" not in value:
-        return {"GPUs": "none"} if "missing" in value else {}
+        unasked = {"GPUs": f"{value.get('unasked')}, not asked for"} if "unasked" in value else {}
+        return {"GPUs": "none"} if "missing" in value else unasked
     names = [gpu["name"] or "?" for gpu in value["gpus"]]
     found = {"GPUs": ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)) or "none"}
     vbios = sorted({gpu["vbios"] for gpu in value["gpus"] if gpu.get("vbios")})

@@ -39,12 +39,13 @@ def measure(setting: Setting, probe: Probe) -> dict[str, Any]:
     if links is None:
         said = (answer.err.strip() or answer.out.strip() or f"exit code {answer.code}").splitlines()[0]
         return {"unknown": f"nvidia-smi nvlink --status answered in a layout not known: {said}"}
+    mine = {str(gpu["index"]) for gpu in found["gpus"]}
     value: dict[str, Any] = {
         "gpus": [
-            {key: gpu[key] for key in ("name", "fabric", "fabric_status", "clique", "cluster")}
+            {key: gpu[key] for key in ("index", "name", "fabric", "fabric_status", "clique", "cluster")}
             for gpu in found["gpus"]
         ],
-        "links": links,
+        "links": {index: row for index, row in links.items() if index in mine or not found["by"]},
     }
     if probe.list("/proc/driver/nvidia-nvswitch/devices"):
         manager = probe.run(["systemctl", "is-active", "nvidia-fabricmanager"])
@@ -132,10 +133,10 @@ def _links(nodes: Mapping[str, Mapping[str, Any]]) -> Iterator[Finding]:
 def _fabric(node: str, value: Mapping[str, Any]) -> Iterator[Finding]:
     gpus = value["gpus"]
     states: dict[str, list[int]] = {}
-    for index, gpu in enumerate(gpus):
+    for gpu in gpus:
         state, how = gpu["fabric"] or "", gpu["fabric_status"] or ""
         if state not in NONE and (state, how) != ("Completed", "Success"):
-            states.setdefault(f"{state}, {how}" if how not in NONE else state, []).append(index)
+            states.setdefault(f"{state}, {how}" if how not in NONE else state, []).append(gpu["index"])
     for state, indices in states.items():
         yield Finding(
             "nvlink", "exclude", f"{nvidia.which(indices, len(gpus))}: not joined to the NVLink fabric ({state})",

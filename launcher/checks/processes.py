@@ -13,7 +13,7 @@ STAGE = "host"
 
 # Part of a node's own equipment, with little memory of its own.
 DAEMONS = ("nvidia-cuda-mps-server", "nv-hostengine", "dcgm-exporter", "Xorg", "gnome-shell")
-# Memory in use where no process shows. The driver's own share is below 1 % of a data-centre GPU [derived].
+# Memory in use where no process shows, ours: the driver's own share is below 1 % of a data-centre GPU [derived].
 LEFT = 0.05
 JOB = re.compile(r"job_?(\d+)")
 SLURM = re.compile(r"(?:^|\0)SLURM_JOB_ID=(\d+)")
@@ -27,7 +27,7 @@ def measure(setting: Setting, probe: Probe) -> dict[str, Any]:
         return {"skipped": "nvidia-smi shows no GPUs; the gpus check says why"}
     ours = _kin("self", probe)
     gpus = []
-    for index, gpu in enumerate(found["gpus"]):
+    for gpu in found["gpus"]:
         foreign = [
             {**one, "user": _status(one["pid"], probe).get("Uid", "").partition("\t")[0]}
             for one in gpu["processes"]
@@ -35,7 +35,7 @@ def measure(setting: Setting, probe: Probe) -> dict[str, Any]:
         ]
         gpus.append(
             {
-                "index": index,
+                "index": gpu["index"],
                 "foreign": foreign,
                 "processes": len(gpu["processes"]),
                 "used": gpu["used"],

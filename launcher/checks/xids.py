@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -54,7 +55,9 @@ def measure(setting: Setting, probe: Probe) -> dict[str, Any]:
     found = kernel.log(probe, "NVRM", "SXid")
     if "unknown" in found:
         return found
-    return {"events": parse(found["lines"])}
+    # Of GPUs that are another job's. One that fell off the bus is in no list, and counts.
+    others = nvidia.query(probe).get("others", ()) if nvidia.named(os.environ) else ()
+    return {"events": [event for event in parse(found["lines"]) if event["at"] not in others]}
 
 
 def parse(lines: Iterable[Sequence[Any]]) -> list[dict[str, Any]]:

@@ -119,12 +119,12 @@ class Setting:
     ladder: tuple[Rung, ...] = ()  # the plan for other bandwidths, the highest first
     host_copy: float = 0.0  # GB/s between a GPU of this type and the host, one direction; 0 unknown
     xids: Mapping[str, Xid] = field(default_factory=dict)  # by number
-    same_host: bool = False  # the "nodes" are this machine: its own name may well be a loopback address
     history: Mapping[str, float] = field(default_factory=dict)  # node -> lemon score; tested more
     at_once: int = 0  # pairs measured at the same time; 0: all, or one where nodes share a machine
     seconds: float = 1.0  # of one timed bandwidth measurement
     join_timeout: float = 180.0  # for all nodes to report
     late: float = 45.0  # that a node may start later than most
+    deadline: float = 5400.0  # for everything: what is not done then could not run
     stage_timeout: float = 120.0  # of one check on one node
     round_timeout: float = 60.0  # of one round of pairs
     left_out: tuple[str, ...] = ()  # Kubernetes nodes that the job file excludes already
@@ -169,7 +169,6 @@ class Verdict:
     curves: tuple[Curve, ...] = ()
     bandwidth: float = 0.0  # GB/s of bus bandwidth of the whole set: resources.bandwidth of the plan
     inventory: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # node -> "torch": "2.13.0"
-    resubmitted: str = ""  # the job that goes on without the excluded nodes
 
 
 def to_json(value: Any) -> Any:

@@ -26,8 +26,9 @@ from typing import Any
 
 from launcher import checks
 from launcher.checks import addresses
-from launcher.preflight import COULD_NOT, OK, OK_WITHOUT, START, Setting, Verdict, from_json, pods, xids
+from launcher.preflight import COULD_NOT, OK, OK_WITHOUT, START, Setting, from_json, pods, xids
 
+DEAF = 60.0  # seconds without a word from the coordinator
 LINE = 1 << 24  # bytes of one message
 HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PR_SET_PDEATHSIG = 1
@@ -138,28 +139,39 @@ class Agent:
             switch=os.environ.get("SLURM_TOPOLOGY_ADDR", "").rpartition(".")[0],
             token=os.environ.get("DSLAUNCH_PREFLIGHT_TOKEN", ""),
         )
-        while line := await reader.readline():
+        while line := await self.next_line(reader):
             message = json.loads(line)
             if message["do"] == "ping":
                 self.tell(pong=message["id"])
+            elif message["do"] == "address":
+                self.env = environment(message["address"])
+            elif message["do"] == "rest":
+                self.rest()
             elif message["do"] == "end":
-                self.code = message["code"]
-                mine = (self.options.name, f"{self.options.name}/{self.options.index}")
-                self.why = pods.last_words(from_json(Verdict, message["verdict"]), self.setting, mine)
-                if self.options.answer:
-                    write_whole(self.options.answer, json.dumps(message["verdict"]) + "\n")
+                self.code, self.why = message["code"], message["why"]
                 break
             else:
                 task = asyncio.create_task(self.answer(message))
                 self.tasks.add(task)
                 task.add_done_callback(self.tasks.discard)
-        for worker in self.workers.values():
-            worker.kill()
+        self.rest()
         self.writer.close()
         if self.code not in (OK, OK_WITHOUT) and pods.inside():
             explain(self.why)
             await asyncio.sleep(pods.LINGER if self.options.index else 0)
         return int(self.code)
+
+    async def next_line(self, reader: asyncio.StreamReader) -> bytes:
+        """Nothing when the coordinator is gone, or has hung: it asks something every two seconds."""
+        try:
+            return await asyncio.wait_for(reader.readline(), DEAF)
+        except (asyncio.TimeoutError, OSError):
+            self.why = [f"preflight: the coordinator has not said a word for {DEAF:g} s, or is gone"]
+            return b""
+
+    def rest(self) -> None:
+        for worker in self.workers.values():
+            worker.kill()
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """The first of the coordinator's addresses that this node can reach; it may not listen yet."""
@@ -277,7 +289,6 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--name", default=socket.gethostname())
     parser.add_argument("--index", type=int, default=0)
     parser.add_argument("--logs", default=".", metavar="DIR")
-    parser.add_argument("--answer", metavar="FILE", help="write the verdict there")
     parser.add_argument("--measure", metavar="CHECK", help="one check, here and now, its answer on standard output")
     options = parser.parse_args(arguments)
     setting = setting_of(options.setting)

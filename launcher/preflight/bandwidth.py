@@ -10,6 +10,7 @@ GB/s are 10^9 bytes, and algbw and busbw are those of nccl-tests.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import glob
 import importlib
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+# These are ours; tests/test_bandwidth.py holds them against a plain TCP stream over shaped links.
 WARM = 5  # iterations; the first ones open connections
 DISCARD = 0.3  # of all bytes: a token bucket that was idle lets its first bytes through faster
 FEWEST, MOST = 5, 200  # timed iterations
@@ -30,6 +32,9 @@ ITERATION = 0.05  # seconds that one takes at least where the size is ours to ch
 PROBE = 64 << 10  # bytes that the choice starts from
 LARGEST = {"cpu": 64 << 20, "cuda": 8 << 30}  # that it ends at, memory allowing
 CHECKED = {"cpu": 16 << 20, "cuda": 1 << 30}  # bytes that are compared, at most
+ROOM = (
+    4  # a message is at most one part in so many of a GPU's free memory: all_to_all holds two, a check four of half
+)
 PERIOD = 1021  # values 0..1020: sums over 16000 ranks are exact in 32-bit floats
 ELEMENT = 4  # bytes of one
 
@@ -88,7 +93,21 @@ def figures(
     algbw = size / medians[slowest] / 1e9
     found = {"median": medians[slowest], "algbw": algbw, "slowest_rank": slowest, "per_rank": list(medians)}
     per_rail = [size / medians[to] / 1e9 for to in rails.values()]
-    return {**found, "busbw": algbw * lanes * busbw_factor(op, len(medians)), "per_rail": per_rail}
+    found |= {"per_rail": per_rail, "slow_rail": slow_rail(per_rail)}
+    return {**found, "busbw": algbw * lanes * busbw_factor(op, len(medians))}
+
+
+def slow_rail(rates: Sequence[float]) -> dict[str, Any] | None:
+    """slow_rail([44, 21, 45, 43]) is {"rail": 1, "rate": 21, "others": 44}: GB/s, and the median of the others."""
+    if len(rates) < 2:
+        return None
+    rail = min(range(len(rates)), key=lambda one: rates[one])
+    return {"rail": rail, "rate": rates[rail], "others": statistics.median([*rates[:rail], *rates[rail + 1 :]])}
+
+
+def room(free: int | None) -> int:
+    """Bytes that a message may have: 6 GiB with 24 GiB free on a GPU. On CPU (None) only the allocation tells."""
+    return LARGEST["cuda"] << 10 if free is None else free // ROOM
 
 
 def odd_pieces(pairs: Sequence[tuple[int, int]]) -> tuple[list[int], list[tuple[int, int]]]:
@@ -133,14 +152,31 @@ class Group:
         key = f"step{self.step}"
         self.store.set(f"{key}/{self.rank}", json.dumps(mine))
         if self.rank == 0:
-            said = []
-            for rank in range(self.size):
-                try:
-                    said.append(json.loads(self.store.get(f"{key}/{rank}")))
-                except Exception as error:
-                    raise TimeoutError(f"rank {rank} did not answer: {error}") from error
-            self.store.set(key, json.dumps(decide(said)))
+            self.store.set(key, json.dumps(decide(self.words(key))))
         return json.loads(self.store.get(key))
+
+    def words(self, key: str) -> list[Any]:
+        """Everyone's, in one round trip where the store can: thousands of ranks are thousands of them else."""
+        keys = [f"{key}/{rank}" for rank in range(self.size)]
+        if getattr(self.store, "has_extended_api", bool)():
+            try:
+                return [json.loads(word) for word in self.store.multi_get(keys)]
+            except Exception as error:
+                silent = self.first_silent(keys)
+                raise TimeoutError(f"rank {silent} did not answer: {str(error)[:80]}") from error
+        said = []
+        for rank, one in enumerate(keys):
+            try:
+                said.append(json.loads(self.store.get(one)))
+            except Exception as error:
+                raise TimeoutError(f"rank {rank} did not answer: {str(error)[:80]}") from error
+        return said
+
+    def first_silent(self, keys: Sequence[str]) -> int | str:
+        try:
+            return bisect.bisect_left(range(len(keys)), True, key=lambda rank: not self.store.check(keys[: rank + 1]))
+        except Exception:  # the store itself is gone
+            return "?"
 
 
 def join(store: Any, *, rank: int, size: int, backend: str, device: Any, timeout: float) -> Group:
@@ -199,8 +235,10 @@ def measure(group: Group, wanted: Mapping[str, Any], *, spoil: Spoil | None = No
     if op not in FACTORS:
         return {"op": op, "unsupported": f"{op} is none of {', '.join(FACTORS)}"}
     try:
-        size = whole(op, size or chosen(group, op, rails, seconds), group.size)
-        run = _operation(group, op, rails, *_buffers(group, op, size))
+        most = group.agree(room(free(group.device)), min)
+        largest = min(size or LARGEST[group.device.type], most)
+        size = whole(op, largest if size else chosen(group, op, rails, seconds, largest), group.size)
+        run = _operation(group, op, rails, *buffers(group, op, size))
         warm = loop(group, run, WARM)
         one = group.agree(min(warm[WARM // 2 :]) if _takes_part(group, rails) else 0.0, max)
         timed, again = iterations(one, seconds)
@@ -211,7 +249,10 @@ def measure(group: Group, wanted: Mapping[str, Any], *, spoil: Spoil | None = No
         del run
         found = _result(group, op, size, rails, lanes, times, busy)
         if wanted.get("check"):
-            found.update(check(group, op, min(size, CHECKED[group.device.type]), rails, spoil=spoil))
+            checked = min(size, most // 2, CHECKED[group.device.type])
+            found.update(check(group, op, checked, rails, spoil=spoil))
+    except DoesNotFit as error:
+        return {"op": op, "unsupported": f"does not fit: {error}"}
     except (NotImplementedError, RuntimeError) as error:
         if isinstance(error, NotImplementedError) or "does not support" in str(error):
             return {"op": op, "unsupported": str(error).strip().partition("\n")[0]}
@@ -219,18 +260,12 @@ def measure(group: Group, wanted: Mapping[str, Any], *, spoil: Spoil | None = No
     return found
 
 
-def chosen(group: Group, op: str, rails: Mapping[int, int], seconds: float) -> int:
+def chosen(group: Group, op: str, rails: Mapping[int, int], seconds: float, largest: int) -> int:
     """Bytes of which one iteration takes long enough to be timed."""
-    import torch
-
-    largest = LARGEST[group.device.type]
-    if group.device.type == "cuda":
-        largest = min(largest, torch.cuda.mem_get_info()[0] // 4)
-    largest = group.agree(largest, min)
     size = PROBE
     while True:
         size = whole(op, size, group.size)
-        took = min(loop(group, _operation(group, op, rails, *_buffers(group, op, size)), 3)[1:])
+        took = min(loop(group, _operation(group, op, rails, *buffers(group, op, size)), 3)[1:])
         slowest = group.agree(took if _takes_part(group, rails) else 0.0, max)
         after = whole(op, grow(size, slowest, seconds, largest), group.size)
         if after <= size:
@@ -276,6 +311,36 @@ def _result(
         whole_lists = figures(op, size, rails, [one[0] for one in everyone[0]], lanes=lanes)
         agreed.update(per_rank=whole_lists["per_rank"], per_rail=whole_lists["per_rail"])
     return {"op": op, "bytes": size, "iterations": len(times), **agreed, "correct": None, "wrong": [], "why": ""}
+
+
+def free(device: Any) -> int | None:
+    """Bytes of a GPU's memory that torch can still have; None on CPU, where nobody knows what others will take."""
+    torch: Any = importlib.import_module("torch")
+    if device.type != "cuda":
+        return None
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0] + kept)
+
+
+class DoesNotFit(Exception):
+    """The memory of one rank or more does not hold the message: all ranks know, and go on with the next one."""
+
+
+def buffers(group: Group, op: str, size: int) -> tuple[Any, Any]:
+    """On every rank or on none: one rank alone that cannot take part would leave the others waiting."""
+    torch: Any = importlib.import_module("torch")
+    made, why = None, ""
+    try:
+        made = _buffers(group, op, size)
+    except RuntimeError as error:
+        if not isinstance(error, torch.cuda.OutOfMemoryError) and "allocate memory" not in str(error):
+            raise
+        why = str(error).strip().partition("\n")[0]
+    full = group.agree(why, lambda said: [[rank, word] for rank, word in enumerate(said) if word])
+    if full or made is None:
+        rank, why = full[0]
+        raise DoesNotFit(f"{size} bytes on {len(full)} of {group.size} ranks, rank {rank}: {why}")
+    return made
 
 
 def _buffers(group: Group, op: str, size: int) -> tuple[Any, Any]:

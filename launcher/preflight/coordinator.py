@@ -13,18 +13,24 @@ import asyncio
 import contextlib
 import json
 import os
+import queue
 import signal
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from launcher import checks
+from launcher.checks import addresses
 from launcher.preflight import (
     COULD_NOT,
+    DIFFERS,
     FABRIC,
+    OK,
     OK_WITHOUT,
+    TOO_FEW,
     Curve,
     Finding,
     Setting,
@@ -42,11 +48,12 @@ from launcher.preflight.agent import LINE, setting_of, write_whole
 from launcher.preflight.tournament import Tournament
 
 BEAT = 2.0  # seconds between two questions whether a node is still there
-HOST_BOUND = 0.85  # share of a measurement in which a rank ran or waited for a CPU: it was no link's speed
 CLEAR, LOOKS = 0.85, 3  # of the fastest: below that such a measurement is repeated, so many times in all
 UNSTEADY = 0.6  # of the median rate: an iteration in a hundred below that is looked at again. Steady links: 0.97
-SILENT = 15.0  # seconds without an answer after which it is not
+SILENT = 25.0  # seconds without an answer after which it is not; a saturated link delays one by some
 IMPORT = 600.0  # seconds for a worker to import torch: a cold shared file system takes minutes
+RESTLESS = 8  # links that come and go are looked at again, at most: some ten seconds each
+WORDS = 60  # lines of the verdict that every agent is told
 OPS = ("all_gather", "reduce_scatter", "all_to_all", "sendrecv")  # beside all_reduce, at one size
 
 
@@ -66,6 +73,7 @@ class Peer:
     switch: str
     writer: asyncio.StreamWriter
     heard: float
+    asked: float = 0.0  # when the oldest question that it has not reacted to was put; 0: it owes nothing
     gone: str = ""
     waiting: dict[int, asyncio.Future[Any]] = field(default_factory=dict)
 
@@ -93,9 +101,13 @@ class Coordinator:
         self.verdict: dict[str, Any] = {}  # what stages add to it
         self.inventory: dict[str, dict[str, Any]] = {}
         self.over = False
+        self.lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self.writing = threading.Thread(target=self.write, daemon=True)
+        self.writing.start()
         self.measured: dict[tuple[str, str], float] = {}  # GB/s of each directed link, the best of all rounds
         self.fastest = 0.0
         self.unsteady: dict[tuple[str, str], list[float]] = {}  # GB/s of the slowest iteration, where far below most
+        self.rails: dict[str, str] = {}  # node -> the one of its rails that is slow
         self.by_cpus = 0  # measurements in which they were the limit
 
     # --- the nodes
@@ -103,11 +115,13 @@ class Coordinator:
     async def welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(json.dumps({"coordinator": self.setting.name}).encode() + b"\n")
         peer: Peer | None = None
-        with contextlib.suppress(OSError, ValueError, KeyError, asyncio.TimeoutError, asyncio.CancelledError):
+        # strangers may connect, and say what they like
+        nonsense = (OSError, ValueError, KeyError, TypeError, AttributeError, asyncio.TimeoutError)
+        with contextlib.suppress(*nonsense, asyncio.CancelledError):
             hello = json.loads(await asyncio.wait_for(reader.readline(), 30))
             peer = self.admit(hello, writer)
             while peer and (line := await reader.readline()):
-                peer.heard = time.monotonic()
+                peer.heard, peer.asked = time.monotonic(), 0.0
                 message = json.loads(line)
                 number = message.get("id", message.get("pong"))
                 future = peer.waiting.pop(number, None)
@@ -144,11 +158,16 @@ class Coordinator:
             self.find(Finding("agent", "exclude", why, node=peer.name, fix=fix))
 
     async def watch(self) -> None:
+        """A question every two seconds. What this process slept through itself is nobody's silence."""
+        last = time.monotonic()
         while True:
             await asyncio.sleep(BEAT)
             now = time.monotonic()
+            stalled, last = now - last > 2 * BEAT, now
             for peer in self.alive():
-                if now - peer.heard > SILENT:
+                if stalled or not peer.asked:
+                    peer.asked = now
+                if now - peer.asked > SILENT:
                     what = f"it has not answered for {SILENT:g} s: its agent is stopped, or the node hangs"
                     self.lose(peer, what)
                 else:
@@ -205,12 +224,12 @@ class Coordinator:
         }
         try:
             await self.join()
+            self.place()
             for stage, step in steps.items():
                 if stage not in self.setting.stages:
                     continue
-                if self.decide().code not in (0, OK_WITHOUT) and stage != "deep":
-                    self.find(Finding(stage, "note", f"the stage `{stage}` was left out: nothing can start anyway"))
-                    continue
+                if self.decide().code not in (OK, OK_WITHOUT) and stage != "deep":
+                    continue  # nothing can start anyway
                 started = time.monotonic()
                 before = len(self.findings)
                 self.event("stage", stage=stage, nodes=len(self.healthy()))
@@ -227,7 +246,7 @@ class Coordinator:
         started = time.monotonic()
         until = started + self.setting.join_timeout
         most = False
-        while len(self.peers) < len(self.names) and time.monotonic() < until:
+        while len(self.peers) + len(self.failed()) < len(self.names) and time.monotonic() < until:
             if not most and len(self.peers) * 2 > len(self.names):
                 most = True
                 until = min(until, started + max(self.setting.late, 4 * (time.monotonic() - started)))
@@ -235,11 +254,32 @@ class Coordinator:
                 await asyncio.wait_for(self.all_here.wait(), 0.5)
         waited = round(time.monotonic() - started)
         self.stages["join"] = float(waited)
+        failed = self.failed()
         for name in self.names:
-            if name not in self.peers:
+            if name in failed:
+                fix = "the environment of the job file has to be on every node"
+                self.find(Finding("join", "exclude", failed[name], node=name, fix=fix, code=DIFFERS))
+            elif name not in self.peers:
                 what = f"it did not report within {waited} s"
                 fix = "is the node up, does it see the run directory, and can it reach the first node's address?"
-                self.find(Finding("agent", "exclude", what, node=name, fix=fix))
+                self.find(Finding("join", "exclude", what, node=name, fix=fix))
+
+    def failed(self) -> dict[str, str]:
+        """Nodes whose script ended before their agent ran, and what they left about it."""
+        found = {}
+        for name in self.names:
+            if name not in self.peers:
+                with contextlib.suppress(OSError), open(os.path.join(self.out, f"failed-{name}")) as file:
+                    found[name] = file.read().strip() or "its script ended before the agent ran"
+        return found
+
+    def place(self) -> None:
+        """The address of whoever shares this machine: its own name may mean 127.0.1.1 to it, as Debian has it."""
+        far = [peer for peer in self.alive() if not addresses.loopback(peer.address)]
+        for peer in self.alive():
+            if far and addresses.loopback(peer.address):
+                peer.address = far[0].writer.get_extra_info("sockname")[0]  # where the others reached this machine
+                self.send(peer, do="address", id=0, address=peer.address)
 
     async def look(self, stage: str, peers: Sequence[Peer] | None = None) -> None:
         """Every check of a stage, on every node at the same time."""
@@ -260,7 +300,7 @@ class Coordinator:
                 times = {"asked": asked, "answered": time.time()} if name == "clock" else {}
                 found[name][peer.name] = {**answer, **times}
             if "error" in answers:
-                self.find(Finding(stage, "unknown", f"could not look: {answers['error']}", node=peer.name))
+                self.find(Finding(stage, "exclude", f"it could not be looked at: {answers['error']}", node=peer.name))
 
         if stage == "inventory" and peers:
             await asyncio.gather(*(one(peer, ["clock"]) for peer in peers))
@@ -271,12 +311,21 @@ class Coordinator:
                 answer["alone"] = alone
         await asyncio.gather(*(one(peer, names) for peer in peers))
         for name, answers in found.items():
+            self.judge(name, answers)
+
+    def judge(self, name: str, answers: Mapping[str, Mapping[str, Any]]) -> None:
+        """A check that stumbles over an answer says nothing about the others."""
+        try:
             check = checks.load(name)
+            facts = getattr(check, "facts", None)
             for node, answer in answers.items():
-                if hasattr(check, "facts") and "unknown" not in answer and "skipped" not in answer:
-                    self.inventory.setdefault(node, {}).update(check.facts(answer))
+                if facts and "unknown" not in answer and "skipped" not in answer:
+                    self.inventory.setdefault(node, {}).update(facts(answer))
             for finding in check.judge(answers, self.setting):
                 self.find(finding)
+        except Exception as error:
+            what = f"the check `{name}` failed on what it was told: {type(error).__name__}: {error}"
+            self.find(Finding(name, "unknown", what, fix="please report this"))
 
     async def start_workers(self) -> None:
         """One process with torch for each GPU, for the rest of the preflight."""
@@ -328,7 +377,9 @@ class Coordinator:
 
     async def group(self, peers: Sequence[Peer], measure: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """These measurements by all workers of these nodes: {"results": [...]} or {"error": ...}."""
-        ranks, leader, patience = self.ranks(), peers[0], self.setting.round_timeout
+        ranks, leader = self.ranks(), peers[0]
+        each = self.setting.round_timeout  # of one operation
+        patience = each * max(1, len(measure))
         size = ranks * len(peers)
         host = {"do": "host", "address": leader.address, "size": size}
         opened = await self.work(leader, 0, host, 30)
@@ -336,7 +387,7 @@ class Coordinator:
             return {**opened, "node": leader.name}
         command = {
             "do": "group", "address": leader.address, "port": opened["port"], "size": size,
-            "timeout": patience, "measure": list(measure),
+            "timeout": each, "measure": list(measure),
         }  # fmt: skip
         answers = await asyncio.gather(
             *(
@@ -349,12 +400,24 @@ class Coordinator:
         if errors:
             # who was cut off knows less than who ran into the time-out or died
             answer, node = min(errors, key=lambda error: (not error[0].get("gone"), not error[0].get("timeout")))
-            return {"error": answer["error"], "node": node, "answers": answers}
-        return {"results": answers[0]["results"], "answers": answers}
+            await self.mend(peers, answers)
+            return {**answer, "node": node, "results": answers[0].get("results", [])}
+        return {"results": answers[0]["results"]}
+
+    async def mend(self, peers: Sequence[Peer], answers: Sequence[Mapping[str, Any]]) -> None:
+        """Workers that were killed, or end after an error of NCCL, are there again before the next command."""
+        ranks = self.ranks()
+        broken = [
+            (peers[number // ranks], number % ranks)
+            for number, answer in enumerate(answers)
+            if "error" in answer and not answer.get("gone")
+        ]
+        await asyncio.gather(*(self.work(peer, rank, None, IMPORT) for peer, rank in broken))
 
     async def pairs(self) -> None:
         names = [peer.name for peer in self.healthy()]
         if len(names) < 2:
+            self.find(Finding("pairs", "note", "one node has no pairs: no bandwidth between nodes was measured"))
             return
         if "node" not in self.setting.stages:
             await self.start_workers()
@@ -384,18 +447,18 @@ class Coordinator:
                 "round", round=number, of=max(number, tournament.total()), pairs=len(pairs),
                 slowest=min(rates, default=0.0), best=max(rates, default=0.0),
             )  # fmt: skip
-        # a link that comes and goes is fast in most iterations: it is looked at twice more
-        for left, right in [
-            link for link in self.unsteady if not (self.peers[link[0]].gone or self.peers[link[1]].gone)
-        ]:
+        # a link that comes and goes is fast in most iterations: it is looked at twice more, the worst ones first
+        for left, right in sorted(self.unsteady, key=lambda link: min(self.unsteady[link]))[:RESTLESS]:
             for _ in range(2):
-                await self.pair(left, right, wrong, errors)
+                if not (self.peers[left].gone or self.peers[right].gone):
+                    await self.pair(left, right, wrong, errors)
         result = tournament.result()
         named = {one.node for one in result.findings if one.level in ("warn", "exclude")}
         for finding in speed.judge_unsteady(self.unsteady, self.measured, named):
             self.find(finding)
         for finding in (*result.findings, *speed.judge_corruption(wrong, "pairs")):
             reason = errors.get((finding.node, finding.peer)) or errors.get((finding.peer, finding.node))
+            reason = reason or self.rails.get(finding.node, "")
             self.find(replace(finding, what=f"{finding.what} ({reason})") if reason else finding)
         matrix = result.matrix
         if self.by_cpus:
@@ -409,7 +472,7 @@ class Coordinator:
                 )
                 for left, row in rows
             )
-            matrix = replace(matrix, cells=real)
+            matrix = replace(matrix, cells=real, warn=0.0, exclude=0.0, source="limited by the CPUs")
         self.verdict |= {"matrix": matrix, "rounds": number}
         if self.setting.backend == "nccl":
             await self.transports()
@@ -425,12 +488,12 @@ class Coordinator:
         directions = [((left, right), mine, theirs), ((right, left), theirs, mine)]
         cells: dict[tuple[str, str], float | None] = {}
         for _ in range(LOOKS):
-            asked = time.monotonic()
             answer = await self.group(
                 [one, other], [{**base, "from": sender, "to": receiver} for _, sender, receiver in directions]
             )
             if "error" in answer:
                 # a node that hangs is found by its silence; only then can the other one be cleared
+                asked = time.monotonic()
                 while not (one.gone or other.gone) and min(one.heard, other.heard) < asked:
                     await asyncio.sleep(0.2)
                 if one.gone or other.gone:
@@ -439,6 +502,10 @@ class Coordinator:
                 return {(left, right): 0.0, (right, left): 0.0}
             unclear = False
             for (link, _, _), result in zip(directions, answer["results"], strict=True):
+                if "unsupported" in result:
+                    errors[left, right] = result["unsupported"]
+                    cells[link] = None
+                    continue
                 rate, by_cpus = self.seen_by(result, link)
                 cells[link] = self.fastest if by_cpus else rate
                 unclear = unclear or (by_cpus and rate < CLEAR * self.fastest)
@@ -453,11 +520,14 @@ class Coordinator:
         rate = float(result["busbw"])
         self.measured[link] = max(rate, self.measured.get(link, 0.0))
         self.fastest = max(self.fastest, rate)
-        if self.setting.backend == "gloo" and result["busy"] > HOST_BOUND:
+        if self.setting.backend == "gloo" and result["busy"] > speed.BUSY:
             self.by_cpus += 1
             return rate, True
         if speed.tail(result) < UNSTEADY * rate:
             self.unsteady.setdefault(link, []).append(speed.tail(result))
+        if rail := speed.slow_rail(result):
+            for node in link:
+                self.rails[node] = rail
         return rate, False
 
     async def transports(self) -> None:
@@ -483,27 +553,34 @@ class Coordinator:
         """All healthy nodes together: what the plan may count on, over message sizes."""
         peers = self.healthy()
         if len(peers) * self.ranks() < 2:
+            self.find(Finding("whole", "note", "one rank has nobody to talk to: no collective was measured"))
             return
         if not {"node", "pairs"} & set(self.setting.stages):
             await self.start_workers()
         matrix = self.verdict.get("matrix")
         rates = [cell for row in matrix.cells for cell in row if cell] if matrix else []
-        slowest = min(rates, default=1.0)
+        slowest = min(rates, default=self.setting.link_gbits / 8 or 1.0)
         sizes = speed.sizes(self.setting, slowest)
         base = {"seconds": self.setting.seconds, "check": True}
         measure = [{**base, "op": "all_reduce", "bytes": size} for size in sizes]
         measure += [{**base, "op": op, "bytes": sizes[-1]} for op in OPS]
         answer = await self.group(peers, measure)
-        if "error" in answer:
+        if answer.get("gone") and len(self.healthy()) >= self.setting.nodes:  # a node died: the others once more
+            peers = self.healthy()
+            answer = await self.group(peers, measure)
+        results = [result for result in answer["results"] if "unsupported" not in result]
+        if "error" in answer and not answer.get("gone"):  # who is gone has a finding already
+            tried = measure[min(len(results), len(measure) - 1)]
             self.find(
                 Finding(
-                    "whole", "block", f"all nodes together do not finish: {answer['error']}",
+                    "whole", "block", f"all nodes together do not finish {tried['op']}: {answer['error']}",
                     node=answer.get("node", ""), code=COULD_NOT,
-                    fix="every pair works, so it is what they share: switches above them, a limit of connections",
+                    fix="where pairs work it is what all of them share: switches above, a limit of connections",
                 )
             )  # fmt: skip
+        if not results:
+            self.find(Finding("whole", "unknown", "no collective was measured"))
             return
-        results = [result for result in answer["results"] if "unsupported" not in result]
         self.verdict["curves"] = tuple(
             Curve(
                 op,
@@ -523,6 +600,8 @@ class Coordinator:
         suspects = {one.node for one in self.findings if one.level in ("warn", "exclude") and one.node}
         suspects |= {node for node, score in self.setting.history.items() if score >= 1}
         peers = [peer for peer in self.alive() if peer.name in suspects]
+        for peer in peers:
+            self.send(peer, do="rest", id=0)  # dcgmi wants the GPUs to itself
         if peers:
             await self.look("deep", peers)
 
@@ -534,10 +613,24 @@ class Coordinator:
 
     def event(self, event: str, **fields: Any) -> None:
         line = json.dumps({"time": round(time.time(), 3), "event": event, **fields})
-        with contextlib.suppress(OSError), open(os.path.join(self.out, "progress.jsonl"), "a") as file:
-            file.write(line + "\n")
+        self.lines.put(line)
         if os.environ.get(pods.TO_LOG):
             print(pods.PROGRESS + line, flush=True)
+
+    def write(self) -> None:
+        """In a thread: a shared file system may hang, and nodes are waiting. `beat` says that we do not."""
+        line: str | None = ""
+        while line is not None:
+            try:
+                line = self.lines.get(timeout=BEAT)
+            except queue.Empty:
+                line = ""
+            with contextlib.suppress(OSError), open(os.path.join(self.out, "beat"), "w"):
+                os.utime(os.path.join(self.out, "beat"))
+            if not line:
+                continue
+            with contextlib.suppress(OSError), open(os.path.join(self.out, "progress.jsonl"), "a") as file:
+                file.write(line + "\n")
 
     def decide(self) -> decision.Decision:
         switches = {peer.name: peer.switch for peer in self.peers.values() if peer.switch}
@@ -547,6 +640,8 @@ class Coordinator:
         bandwidth = self.verdict.get("bandwidth", 0.0)
         if told := speed.told(bandwidth, self.setting):
             self.find(told)
+        for block in decision.shared(self.setting, self.names, self.findings):
+            self.find(block)
         made = self.decide()
         return Verdict(
             made.code, made.headline, made.train, made.excluded, tuple(self.findings), tuple(self.names),
@@ -557,13 +652,16 @@ class Coordinator:
         self.over = True
         self.event("verdict", code=verdict.code, headline=verdict.headline)
         for peer in self.alive():
-            self.send(peer, do="end", id=0, code=verdict.code, verdict=to_json(verdict))
+            words = pods.last_words(verdict, self.setting, (peer.name, f"{peer.name}/{peer.index}"))
+            self.send(peer, do="end", id=0, code=verdict.code, why=words[:WORDS])
         drained: Iterable[Awaitable[None]] = (peer.writer.drain() for peer in self.alive())
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.gather(*drained, return_exceptions=True), 5)
         until = time.monotonic() + 5  # they close; a hung one does not
         while any(not peer.writer.is_closing() for peer in self.alive()) and time.monotonic() < until:
             await asyncio.sleep(0.1)
+        self.lines.put(None)
+        await asyncio.to_thread(self.writing.join, 10)
 
 
 async def coordinate(setting: Setting, *, port: int, names: Sequence[str], out: str, token: str) -> Verdict:
@@ -575,14 +673,15 @@ async def coordinate(setting: Setting, *, port: int, names: Sequence[str], out: 
 
     def stop(number: int) -> None:
         stopped.append(signal.Signals(number).name)
+        coordinator.over = True  # agents end by the same signal, and are no bad nodes
         main.cancel()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, stop, number)
     try:
-        verdict = await main
-    except asyncio.CancelledError:
-        what = f"stopped by {stopped[0] if stopped else 'cancellation'} before it was done"
+        verdict = await asyncio.wait_for(main, setting.deadline)
+    except (asyncio.CancelledError, asyncio.TimeoutError):
+        what = f"stopped by {stopped[0]} before it was done" if stopped else f"not done after {setting.deadline:g} s"
         coordinator.find(Finding("coordinator", "block", what, code=COULD_NOT))
         verdict = coordinator.conclude()
     except Exception as error:  # whatever it is, it is no pass
@@ -595,20 +694,11 @@ async def coordinate(setting: Setting, *, port: int, names: Sequence[str], out: 
 
 def plain(verdict: Verdict) -> list[str]:
     """The verdict for a job's log, one line each."""
-    lines = [f"dslaunch preflight: {verdict.headline} (exit code {verdict.code})"]
-    for one in verdict.findings:
-        if one.level == "note":
-            continue
-        where = f"{one.node} -> {one.peer}" if one.peer else one.node or "all nodes"
-        values = [
-            f"measured {one.measured}" if one.measured else "",
-            f"expected {one.expected}" if one.expected else "",
-        ]
-        said = ", ".join(filter(None, values))
-        lines.append(
-            f"  {one.level:8}{where}: {one.what}{f' ({said})' if said else ''}{f'; {one.fix}' if one.fix else ''}"
-        )
-    return lines
+    found = [one for one in verdict.findings if one.level != "note"]
+    return [
+        f"dslaunch preflight: {verdict.headline} (exit code {verdict.code})",
+        *(f"  {pods.sentence(one)}" for one in found),
+    ]
 
 
 def main(arguments: list[str]) -> int:
@@ -632,7 +722,9 @@ def main(arguments: list[str]) -> int:
     rung = speed.rung(verdict.bandwidth, setting)
     write_whole(os.path.join(options.out, "config"), f"{rung.config if rung else 'ds_config.json'}\n")
     write_whole(os.path.join(options.out, "verdict.json"), json.dumps(to_json(verdict), indent=1) + "\n")
-    history.append(lemons, verdict.findings, now)
+    if verdict.code in (OK, OK_WITHOUT, TOO_FEW):  # a broken environment makes no bad machine
+        bad = [one for one in verdict.findings if one.node in verdict.excluded and one.code != DIFFERS]
+        history.append(lemons, bad, now)
     print("\n".join(plain(verdict)), file=sys.stderr, flush=True)
     if os.environ.get(pods.TO_LOG):
         print(pods.VERDICT + json.dumps(to_json(verdict), separators=(",", ":")), flush=True)

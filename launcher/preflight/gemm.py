@@ -16,6 +16,7 @@ def matmul(device: Any, seconds: float) -> dict[str, Any]:
     import torch
 
     gpu = device.type == "cuda"
+    # Ours: 1.1e12 operations, 2 ms on an H100 at 500 TFLOP/s and 0.4 GB; on CPU 2e9, some hundredths of a second.
     size, dtype = (8192, torch.bfloat16) if gpu else (1024, torch.float32)
     source = torch.Generator().manual_seed(7)
     a, b = (torch.randn(size, size, generator=source).to(device, dtype) for _ in range(2))
@@ -50,7 +51,7 @@ def _copies(alone: Group) -> dict[str, float]:
     """GB/s from and to pinned host memory."""
     import torch
 
-    size = 256 << 20
+    size = 256 << 20  # ours: 5 ms over PCIe 5 x16, 20 over a slot of a quarter of the lanes
     host = torch.empty(size, dtype=torch.uint8, pin_memory=True)
     there = torch.empty(size, dtype=torch.uint8, device=alone.device)
     ways = {

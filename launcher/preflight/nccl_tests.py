@@ -102,6 +102,8 @@ def run(directory: str, *, gpus: int, size: int, timeout: float) -> dict[str, An
 
 
 def _call(argv: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
+    """Without our NCCL_DEBUG_FILE, which NCCL would open anew and so empty, and without its lines in the table."""
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("NCCL_DEBUG")}
     try:
         return subprocess.run(
             argv,
@@ -109,6 +111,7 @@ def _call(argv: Sequence[str], timeout: float) -> subprocess.CompletedProcess[st
             text=True,
             errors="replace",
             stdin=subprocess.DEVNULL,
+            env=environ,
             timeout=timeout,
             check=False,
         )

@@ -5,9 +5,10 @@ A tag that is not there is no zero: it is listed under `absent`, and who judges 
 
 from __future__ import annotations
 
+import os
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from launcher.checks import Probe
@@ -46,7 +47,6 @@ NUMBERS: dict[str, tuple[str, ...]] = {
     "width_max": ("pci/pci_gpu_link_info/link_widths/max_link_width",),
     "gen": ("pci/pci_gpu_link_info/pcie_gen/current_link_gen",),
     "gen_max": ("pci/pci_gpu_link_info/pcie_gen/max_link_gen",),
-    "replays": ("pci/replay_counter",),
     "temperature": ("temperature/gpu_temp",),
     "slowdown": ("temperature/gpu_temp_slow_threshold",),
     "margin": ("temperature/gpu_temp_tlimit",),  # degrees left, on newer drivers in place of thresholds
@@ -66,7 +66,10 @@ LOST = ("GPU is lost", "Unknown Error", "ERR!", "GPU requires reset", "GPU acces
 
 
 def query(probe: Probe) -> dict[str, Any]:
-    """{"gpus": [...], "driver": ...}; {"missing": why}; {"broken": its message}; or {"unknown": why}."""
+    """{"gpus": [...], "driver": ...}; {"missing": why}; {"broken": its message}; or {"unknown": why}.
+
+    Of the job's GPUs. `others` are the addresses of the rest, and `by` is the variable that says so.
+    """
     answer = probe.run(QUERY, timeout=SECONDS)
     if answer.code is None:
         if "did not answer" in answer.err:
@@ -80,7 +83,59 @@ def query(probe: Probe) -> dict[str, Any]:
         lines = [line.strip() for line in (answer.out + "\n" + answer.err).splitlines() if line.strip()]
         message = next((line for line in lines if not line.startswith("<")), f"exit code {answer.code}")
         return {"broken": message, "code": answer.code}
-    return parse(answer.out)
+    found = parse(answer.out)
+    if "gpus" in found:
+        every = found["gpus"]
+        found["gpus"], found["by"] = jobs(every, os.environ)
+        found["others"] = [gpu["bus"] for gpu in every if gpu not in found["gpus"]]
+    return found
+
+
+def named(environ: Mapping[str, str]) -> str:
+    """The variable that names the job's GPUs. A step inherits SLURM_JOB_GPUS from another node's batch script."""
+    step = environ.get("SLURM_STEP_ID") is not None
+    names = ("CUDA_VISIBLE_DEVICES", "SLURM_STEP_GPUS", *(() if step else ("SLURM_JOB_GPUS",)))
+    return next((name for name in names if name in environ), "")
+
+
+def jobs(gpus: Sequence[dict[str, Any]], environ: Mapping[str, str]) -> tuple[list[dict[str, Any]], str]:
+    """The GPUs that the job may use, by CUDA's rule or else Slurm's; nvidia-smi shows every GPU of the node.
+
+    Of eight, CUDA_VISIBLE_DEVICES=4,5 leaves 4 and 5 (the order is nvidia-smi's where all are of one type), =GPU-8f3a
+    the one whose UUID starts so, = none. SLURM_STEP_GPUS=4,5 leaves two of eight, and both of two: inside a device
+    cgroup nvidia-smi shows the job's alone, from 0 on, and Slurm's numbers count all.
+    """
+    name = named(environ)
+    words = [word.strip() for word in environ.get(name, "").split(",") if word.strip()]
+    if name == "CUDA_VISIBLE_DEVICES":
+        found: list[dict[str, Any]] = []
+        for word in words:
+            one = [gpu for gpu in gpus if _is(word, gpu)]
+            if not one:  # CUDA stops at the first word that is no device
+                break
+            found += one
+        kept = [gpu for gpu in gpus if gpu in found]
+    else:
+        places = {place for word in words for place in _places(word)}
+        kept = [gpu for gpu in gpus if gpu["index"] in places] if len(places) < len(gpus) else []
+        kept = kept or list(gpus)
+    return kept, f"{name}={environ[name]}" if len(kept) < len(gpus) else ""
+
+
+def _is(word: str, gpu: Mapping[str, Any]) -> bool:
+    """An index, the start of a UUID, or an instance of MIG, whose newer names do not say of which GPU."""
+    whole = word.removeprefix("MIG-").partition("/")[0].lower() if word.startswith("MIG-GPU-") else word.lower()
+    if whole.startswith("mig-"):
+        return bool(gpu["mig"] == "Enabled")
+    if whole.startswith("gpu-"):
+        return bool((gpu["uuid"] or "").lower().startswith(whole))
+    return whole == str(gpu["index"])
+
+
+def _places(word: str) -> range:
+    """_places("4-7") is 4, 5, 6 and 7."""
+    match = re.fullmatch(r"(\d+)(?:-(\d+))?", word)
+    return range(int(match[1]), int(match[2] or match[1]) + 1) if match else range(0)
 
 
 def parse(text: str) -> dict[str, Any]:
@@ -90,15 +145,11 @@ def parse(text: str) -> dict[str, Any]:
         return {"unknown": f"nvidia-smi -q -x gave no XML: {error}"}
     if root.tag != "nvidia_smi_log" or root.findtext("driver_version") is None:
         return {"unknown": f"nvidia-smi -q -x answered in a layout not known: <{root.tag}>"}
-    gpus = [_gpu(node) for node in root.findall("gpu")]
+    gpus = [{**_gpu(node), "index": index} for index, node in enumerate(root.findall("gpu"))]
     attached = number(root.findtext("attached_gpus"))
     if attached is None or attached != len(gpus):
         return {"unknown": f"nvidia-smi -q -x says {root.findtext('attached_gpus')} GPUs and describes {len(gpus)}"}
-    return {
-        "gpus": gpus,
-        "driver": root.findtext("driver_version", "").strip(),
-        "cuda": root.findtext("cuda_version", "").strip(),
-    }
+    return {"gpus": gpus}
 
 
 def _gpu(node: ET.Element) -> dict[str, Any]:
@@ -116,7 +167,6 @@ def _gpu(node: ET.Element) -> dict[str, Any]:
     reasons = _reasons(node)
     found["throttle"] = reasons or {}
     found["volatile"], known = _uncorrected(node.find("ecc_errors/volatile"))
-    found["aggregate"], _ = _uncorrected(node.find("ecc_errors/aggregate"))
     absent += [] if reasons is not None else ["throttle"]
     absent += [] if known else ["volatile"]
     found["absent"] = absent

@@ -56,7 +56,9 @@ def last_words(verdict: Verdict, setting: Setting, mine: Iterable[str]) -> list[
 
 def sentence(finding: Finding) -> str:
     where = f"{finding.node} -> {finding.peer}" if finding.peer else finding.node or "all nodes"
-    return f"{finding.level} {where}: {finding.what}{f'; {finding.fix}' if finding.fix else ''}"
+    values = [f"{word} {value}" for word in ("measured", "expected") if (value := getattr(finding, word))]
+    said = f" ({', '.join(values)})" if values else ""
+    return f"{finding.level} {where}: {finding.what}{said}{f'; {finding.fix}' if finding.fix else ''}"
 
 
 def tell(lines: Iterable[str]) -> None:

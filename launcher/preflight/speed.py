@@ -15,6 +15,7 @@ GEMM_WARN, GEMM_EXCLUDE = 0.93, 0.88  # of the node's median GPU: 7 % slower is 
 GEMM_SOURCE = "7 % / 12 % below the median of the GPUs"
 SLOT = 0.7  # of the usual copy rate between host and GPU; half the lanes give half of it
 CORRUPT = "silent corruption: test the memory of its GPUs, and its NICs, before anything trains there"
+BUSY = 0.6  # share of the time in which gloo waited for a CPU: what it measured there is no network's
 SHARE = 0.5  # of the slowest pair that the whole set reaches at least, else links are shared further up
 GB = 1e9
 
@@ -167,15 +168,22 @@ def _copies(node: str, answers: Sequence[Mapping[str, Any]], setting: Setting) -
     return findings
 
 
+def slow_rail(result: Mapping[str, Any]) -> str:
+    """The rail that carries less than the others of the same two nodes; empty where all carry the same."""
+    rail = result.get("slow_rail") or {}
+    if not rail or rail["rate"] >= 0.85 * rail["others"]:
+        return ""
+    return f"rail {rail['index']} carries {rail['rate']:.3g} GB/s, the others {rail['others']:.3g}"
+
+
 def sizes(setting: Setting, slowest: float) -> list[int]:
     """Bytes of the whole set's messages, each eight times the one before; the largest takes about half a second.
 
-    8 GiB on a fabric whose table says so, 64 MiB where the slowest pair has 0.125 GB/s.
+    8 GiB on a fabric whose table says so and whose pairs reach 36 GB/s, 16 MiB where the slowest has 0.125 GB/s.
     """
-    top = setting.whole.bytes if setting.whole and setting.backend == "nccl" else 256 << 20
-    if setting.backend == "gloo":
-        while top > 1 << 20 and top / GB > 0.5 * max(slowest, 1e-6):
-            top >>= 1
+    top = (setting.whole.bytes if setting.whole else 8 << 30) if setting.backend == "nccl" else 256 << 20
+    while top > 1 << 20 and top / GB > 0.25 * max(slowest, 1e-6):
+        top >>= 1
     return [size for size in (top >> shift for shift in (12, 9, 6, 3, 0)) if size >= 1024]
 
 
@@ -240,7 +248,7 @@ def judge_whole(
                 fix="every pair passed: shared links above them, a rail missing, or NCCL on TCP",
             )
         )  # fmt: skip
-    elif not limit and slowest_pair and measured < SHARE * slowest_pair:
+    elif not limit and slowest_pair and measured < SHARE * slowest_pair and last.get("busy", 0.0) < BUSY:
         findings.append(
             Finding(
                 "whole", "warn", "all nodes together are much slower than any two of them",

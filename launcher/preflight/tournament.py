@@ -17,13 +17,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from launcher.preflight import FABRIC, TOO_FEW, Finding, Level, Limit, Matrix
+from launcher.preflight.parity import listing
 
+# These are ours, as the lines below: `make detector` shows what they find and whom they blame.
 ALL_PAIRS = 16  # nodes up to which every pair meets
 SCREENS = 6  # rounds above that
 CONFIRMS = 12  # rounds of second looks, at most
 AGREE = 2  # partners that have to see it too
 DISAGREE = 5  # second looks where a node's own cells lie far apart: its best that much above their median
 APART = 0.06  # of the reference. At 2 % noise the best of 17 lies 0.04 above, at 10 % the best of 5 0.12
+HOPELESS = 3  # rounds without any data at all
 NAMED = 64  # nodes in the matrix of a result, at most, where there are more
 
 # Of the reference, p90 of this run: one pair in ten is faster. With 2 % noise it lies 2.6 % above the mean of healthy
@@ -51,14 +54,6 @@ def rounds(count: int) -> int:
         return 0
     every = count - 1 + count % 2
     return every if count <= ALL_PAIRS else SCREENS
-
-
-def predicted_seconds(count: int, *, start: float = 15.0, each: float = 6.0, looks: int = AGREE) -> float:
-    """Wall time from nothing: 64 nodes 15 + (6 + 2) x 6 = 63 s.
-
-    A start takes 5 to 15 s, a round with processes that stay up 3 to 6 s (derived, not measured): the longer of both.
-    """
-    return start + (rounds(count) + looks) * each if count > 1 else 0.0
 
 
 def circle(count: int) -> list[list[tuple[int, int]]]:
@@ -248,8 +243,12 @@ class Tournament:
         )
 
     def given_up(self) -> frozenset[int]:
-        """A node that cannot be reached costs a time-out in every round: after two partners it rests."""
-        if self.failed and self.done >= 2 and not any(any(row.values()) for row in self.sends):
+        """A node that cannot be reached costs a time-out in every round: after two partners it rests.
+
+        So do all of them where nobody was reached. Nodes of 4 to 16 that fall into two groups, each of which only
+        reaches itself, show that within three rounds, whatever the groups; two are too few for that.
+        """
+        if self.failed and self.done >= min(HOPELESS, self.planned + 1) and not any(any(row.values()) for row in self.sends):
             return frozenset(range(len(self.nodes)))
         return self.dead()
 
@@ -384,7 +383,10 @@ class Tournament:
         if len(self.measured()) <= 2:
             return self.localised(self.two())
         if not any(any(row.values()) for row in self.sends):
-            what = "no two nodes could exchange data"
+            met = len({frozenset(pair) for pair in self.counted()})
+            every = len(self.nodes) - len(self.dropped)
+            rest = "" if met >= every * (every - 1) // 2 else " measured so far"
+            what = f"none of the {met} pairs of nodes{rest} could exchange data"
             return self.localised([self.fabric(what, measured="every pair failed or ran out of time")])
         view = self.view()
         links = self.links(view, settled=False)
@@ -438,7 +440,7 @@ class Tournament:
         at_most = {"expected": f"at most {cap}", "source": "a tenth of the nodes, at least one"}
         if len(gone) * 2 > count - len(self.dropped):
             what = f"{len(gone)} of {count} nodes cannot exchange data"
-            found.append(self.fabric(what, measured=listed(self.nodes[i] for i in gone)))
+            found.append(self.fabric(what, measured=listing([self.nodes[i] for i in gone])))
         if self.limit and view.typical < self.limit.excludes:
             found.append(
                 self.fabric(
@@ -451,7 +453,7 @@ class Tournament:
         slow = [i for i in sorted(view.slow) if worst(view, i) > 0 and too_slow(view, i) and self.agreed(view, i)]
         if len(slow) > cap:
             what = f"{len(slow)} of {count} nodes are slow, too many for it to be the nodes"
-            found.append(self.fabric(what, measured=listed(self.nodes[i] for i in slow), **at_most))
+            found.append(self.fabric(what, measured=listing([self.nodes[i] for i in slow]), **at_most))
         if len(apart) > cap:
             what = f"{sum(link.down for link in links)} links between working nodes are down"
             found.append(self.fabric(what, measured=f"{len(apart)} nodes would have to stay out", **at_most))
@@ -547,7 +549,7 @@ class Tournament:
             level,
             f"{node} {verb} other nodes, which reach each other",
             node=node,
-            measured=f"failed or ran out of time with {listed(partners)}",
+            measured=f"failed or ran out of time with {listing(partners)}",
             expected=rate(view.lines.reference),
             source="what other pairs of this run have",
             fix=f"check link state, addresses and firewall of {node}",
@@ -559,7 +561,7 @@ class Tournament:
         ways = [way for way, side in (("sends", view.tx), ("receives", view.rx)) if i in side]
         signs = "/".join(sign for sign, side in (("tx", view.tx), ("rx", view.rx)) if i in side)
         again = self.proofs.get(i, [])
-        repeated = f"again with {listed(self.nodes[j] for j in dict.fromkeys(again))}" if again else "not repeated"
+        repeated = f"again with {listing({self.nodes[j] for j in again})}" if again else "not repeated"
         slow = too_slow(view, i)
         line = view.lines.exclude if slow else view.lines.warn
         return Finding(
@@ -636,11 +638,12 @@ class Tournament:
             return []
         side = {i: k for k, group in enumerate(groups) for i in group}
         across = [link.best for link in links if side[link.source] != side[link.target]]
+        sides = " | ".join(listing([self.nodes[i] for i in group]) for group in groups)
         return [
             Finding(
                 "pairs",
                 "warn",
-                f"slow between {' | '.join(listed(self.nodes[i] for i in group) for group in groups)}, fast within",
+                f"slow between {sides}, fast within",
                 measured=f"{rate(middle(across))} across",
                 expected=rate(self.view().lines.reference),
                 source="what pairs of one group have",
@@ -663,7 +666,7 @@ class Tournament:
         found = []
         for i in chosen:
             down = [{link.source, link.target} for link in links if link.down and i in (link.source, link.target)]
-            others = listed(dict.fromkeys(self.nodes[j] for ends in down for j in ends - {i}))
+            others = listing({self.nodes[j] for ends in down for j in ends - {i}})
             found.append(
                 Finding(
                     "pairs",
@@ -714,12 +717,6 @@ def too_slow(view: View, i: int) -> bool:
     """Its cells lie under the line, and not one of them is as it should be."""
     sides = [side[i] for side in (view.tx, view.rx) if i in side]
     return any(side.median < view.lines.exclude and side.best < view.lines.warn for side in sides)
-
-
-def listed(nodes: Iterable[str]) -> str:
-    """listed(["a", "b", "c", "d", "e"]) is "a, b, c and 2 more"."""
-    all_of_them = list(nodes)
-    return ", ".join(all_of_them[:3]) + (f" and {len(all_of_them) - 3} more" if len(all_of_them) > 3 else "")
 
 
 def relative(reference: float, source: str = "p90 of this run") -> Lines:

@@ -164,7 +164,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         answers.flush()
 
     if options.backend == "nccl":
-        os.environ["NCCL_IGNORE_NET_MISMATCH"] = "0"  # a node that sees fewer NICs is an error here
+        # From NCCL 2.30 on: ranks that see different networks are an error. Older releases do not read it, and there
+        # the count of ports that each node's own log names tells.
+        os.environ["NCCL_IGNORE_NET_MISMATCH"] = "0"
         if options.nccl_log:
             os.environ.update(
                 NCCL_DEBUG="INFO", NCCL_DEBUG_SUBSYS="INIT,NET,ENV,GRAPH", NCCL_DEBUG_FILE=options.nccl_log

@@ -7,7 +7,15 @@ trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 logs=${DSLAUNCH_LOGS:-"$here/logs"}
 mkdir -p -- "$logs"
-trap 'echo "${BASH_SOURCE[0]##*/} line $LINENO on $(hostname): ended with $?: $BASH_COMMAND" | tee "$logs/failed-before-ranks" >&2' ERR
+# shellcheck disable=SC2329  # the trap calls it; ERR alone hears nothing of an `activate` that is not there
+failed() {
+  local rc=$?
+  trap - ERR EXIT
+  [ "$rc" = 0 ] ||
+    echo "${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: $1" | tee "$logs/failed-before-ranks" >&2
+  exit "$rc"
+}
+trap 'failed "$BASH_COMMAND"' ERR EXIT
 
 # --- environment
 export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale

@@ -4,8 +4,17 @@ set -eo pipefail
 trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 logs=${DSLAUNCH_LOGS:-"$here/logs"}
-mkdir -p -- "$logs"
-trap 'echo "${BASH_SOURCE[0]##*/} line $LINENO on $(hostname): ended with $?: $BASH_COMMAND" | tee "$logs/failed-before-ranks" >&2' ERR
+out=${DSLAUNCH_PREFLIGHT_OUT:-"$logs/preflight"}
+mkdir -p -- "$logs" "$out"
+# shellcheck disable=SC2329  # the trap calls it; ERR alone hears nothing of an `activate` that is not there
+failed() {
+  local rc=$?
+  trap - ERR EXIT
+  [ "$rc" = 0 ] ||
+    echo "${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: $1" | tee "$out/failed-${DSLAUNCH_NODE:-$(hostname)}" >&2
+  exit "$rc"
+}
+trap 'failed "$BASH_COMMAND"' ERR EXIT
 
 # --- Python environment
 eval "$(conda shell.bash hook)"
@@ -23,7 +32,7 @@ cd -P -- "$here/submitted-from"
 start='import runpy, sys; sys.path[0] = sys.argv.pop(1); runpy.run_module('"'"'launcher.preflight.'"'"' + sys.argv.pop(1), run_name='"'"'__main__'"'"', alter_sys=True)'
 code=$here/node/preflight
 [ -d "$code" ] || code=$code.zip  # in a pod
-out=${DSLAUNCH_PREFLIGHT_OUT:-"$logs/preflight"}
+trap - ERR EXIT
 if [ "$NODE_RANK" = 0 ]; then
   python3 -c "$start" "$code" coordinator --setting "$here/preflight.json" --out "$out" \
     --port "${DSLAUNCH_COORDINATOR##*:}" --names "${DSLAUNCH_NODES:-}" &
@@ -32,4 +41,5 @@ rc=0
 python3 -c "$start" "$code" agent --setting "$here/preflight.json" --connect "$DSLAUNCH_COORDINATOR" \
   --name "${DSLAUNCH_NODE:-$(hostname)}" --index "$NODE_RANK" --logs "$logs/preflight" || rc=$?
 wait
+[ "$rc" != 10 ] || rc=0  # ready, without a node that is not needed
 exit "$rc"
