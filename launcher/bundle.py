@@ -211,7 +211,7 @@ def prelude(
         *(['out=${DSLAUNCH_PREFLIGHT_OUT:-"$logs/preflight"}'] if "$out" in failed else []),
         'mkdir -p -- "$logs"' + (' "$out"' if "$out" in failed else ""),
         # one line that `dslaunch status` shows when a node never comes to its ranks
-        "# shellcheck disable=SC2329  # the trap calls it; ERR alone hears nothing of an `activate` that is not there",
+        "# shellcheck disable=SC2329  # the trap calls it; ERR alone does not hear of an `activate` that is missing",
         "failed() {",
         "  local rc=$?",
         "  trap - ERR EXIT",

@@ -244,7 +244,7 @@ def test_two_types_of_gpu_without_a_majority_block():
     ],
 )
 def test_a_type_of_gpu_is_a_word_of_its_name(word, name, is_it):
-    value = {"gpus": [{"name": name}], "driver": "", "amd": True}
+    value = {"gpus": [{"name": name}], "amd": True}
     findings = gpus.judge({"node1": value}, Setting(gpus=1, gpu_names=(word,)))
     assert [one.code for one in findings] == ([] if is_it else [DIFFERS])
 

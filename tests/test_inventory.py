@@ -998,7 +998,7 @@ def test_really_the_commit_of_a_checkout(tmp_path):
 
 
 def imported(seconds, cached=1.0):
-    return {"seconds": seconds, "cached": cached, "file": "/opt/venv/torch/__init__.py"}
+    return {"seconds": seconds, "cached": cached}
 
 
 @pytest.mark.parametrize(

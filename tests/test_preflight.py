@@ -98,7 +98,7 @@ def processes(tmp_path) -> Iterator[Callable[..., Processes]]:
     started: list[Processes] = []
 
     def make(**setting: object) -> Processes:
-        told = {"seconds": 0.2, "join_timeout": 30, **setting}
+        told = {"seconds": 0.2, "join_timeout": 30, "silence": 8.0, **setting}
         started.append(Processes(tmp_path, Setting(**told)))
         return started[-1]
 
@@ -175,12 +175,13 @@ def test_a_coordinator_that_is_told_to_stop_says_so_and_is_no_pass(processes):
     assert agent.wait(10) == COULD_NOT
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_hangs_for_a_while_blames_nobody(processes):
     all_of_them = processes(nodes=3, stages=("host",), join_timeout=60, late=60)
     agents = [all_of_them.agent(index) for index in range(2)]
     all_of_them.until(lambda event: event.get("count") == 2)
     all_of_them.judge.send_signal(signal.SIGSTOP)
-    time.sleep(18)
+    time.sleep(10)
     all_of_them.judge.send_signal(signal.SIGCONT)
     agents.append(all_of_them.agent(2))
     verdict = all_of_them.verdict()
@@ -251,3 +252,50 @@ def test_a_first_node_whose_own_name_means_loopback_is_no_bad_node(tmp_path):
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
+
+
+LOST = ROOT / "launcher" / "node" / "lost.py"
+
+
+@pytest.mark.parametrize(
+    ("failed", "code", "excluded", "said"),
+    [
+        ({"n1": "no activate"}, 20, ["n1"], "n1: no activate"),
+        ({"n1": "no activate", "n2": "no activate"}, 30, [], "n1: no activate; n2: no activate"),
+        ({}, 30, [], "n1, which judges, hangs or went away"),
+    ],
+)
+def test_a_preflight_without_a_verdict_gets_one_from_what_nodes_left(tmp_path, failed, code, excluded, said):
+    for node, why in failed.items():
+        (tmp_path / f"failed-{node}").write_text(f"{why}\n")
+    done = subprocess.run([sys.executable, LOST, tmp_path, "n1", "n2"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    verdict = from_json(Verdict, json.loads((tmp_path / "verdict.json").read_text()))
+    assert (verdict.code, list(verdict.excluded), verdict.train) == (code, excluded, ())
+    assert said in verdict.headline
+    assert (tmp_path / "code").read_text() == f"{code}\n"
+    assert (tmp_path / "exclude").read_text() == "".join(f"{node}\n" for node in excluded)
+
+
+@pytest.mark.slow
+def test_a_local_preflight_that_is_interrupted_leaves_no_process(tmp_path):
+    dslaunch = Path(sys.executable).with_name("dslaunch")
+    argv = [dslaunch, "preflight", "--nodes", "2", "--on", "local", "--stages", "inventory"]
+    child = subprocess.Popen(
+        argv, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ, "HOME": str(tmp_path)}
+    )
+    for line in child.stderr:
+        if line.startswith("inventory"):
+            break
+    child.send_signal(signal.SIGINT)
+    assert child.wait(60) == 130
+    deadline = time.monotonic() + 30
+    while left := [path for path in Path("/proc").glob("[0-9]*") if str(tmp_path) in command_line(path)]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.2)
+
+
+def command_line(process: Path) -> str:
+    with contextlib.suppress(OSError):
+        return (process / "cmdline").read_bytes().decode(errors="replace")
+    return ""

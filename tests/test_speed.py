@@ -154,3 +154,16 @@ def test_sizes_grow_eightfold_to_one_that_takes_half_a_second(setting, slowest, 
     assert found[-1] == top
     assert all(after == 8 * before for before, after in itertools.pairwise(found))
     assert found[0] >= 256
+
+
+def test_one_slow_rail_of_eight_is_named():
+    assert speed.slow_rail({"slow_rail": {"rail": 3, "rate": 21.0, "others": 44.0}}) == (
+        "rail 3 carries 21 GB/s, the others 44"
+    )
+    assert speed.slow_rail({"slow_rail": {"rail": 3, "rate": 42.0, "others": 44.0}}) == ""
+    assert speed.slow_rail({"slow_rail": None}) == speed.slow_rail({}) == ""
+
+
+def test_what_could_not_be_measured_is_unknown():
+    (found,) = judged(inside={"a": {"results": [{"op": "all_reduce", "unsupported": "does not fit"}]}})
+    assert (found.level, found.node) == ("unknown", "a")

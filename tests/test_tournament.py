@@ -363,7 +363,7 @@ def test_two_switches_with_a_slow_link_between_them_are_one_finding():
     half = {"node1", "node2"}
     result = play(Tournament(names(4)), lambda a, b: 40.0 if (a in half) == (b in half) else 20.0)
     (finding,) = result.findings
-    assert finding.what == "slow between node1, node2 | node3, node4, fast within"
+    assert finding.what == "slow between node1 and node2 | node3 and node4, fast within"
     assert (finding.level, finding.node) == ("warn", "")
 
 
@@ -403,7 +403,7 @@ def test_when_no_pair_works_it_is_the_fabric_and_over_soon():
         assert result.fabric_wide
         assert blocks(result) == [FABRIC]
         assert excluded(result) == set()
-        assert result.rounds == 2
+        assert result.rounds == 3
 
 
 def test_dead_nodes_are_no_part_of_the_cap():

@@ -17,14 +17,15 @@ from launcher.preflight.parity import listing, together
 
 STAGE = "inventory"
 
-WARN = 0.5  # seconds, beyond what the round trip leaves open
+# Seconds, ours: NTP holds hosts within some milliseconds, so that half a second is no drift but a clock left alone.
+WARN = 0.5  # beyond what the round trip leaves open
 BAD = 2.0  # rendezvous and leases that compare stamps of two hosts go wrong
 VAGUE = 2.0  # a round trip that leaves more open than this says nothing
 TIME_ERROR = 5  # adjtimex(2): the kernel's clock is not synchronised
 
 
 def measure(setting: Setting, probe: Probe) -> dict[str, Any]:
-    return {"synchronised": synchronised(), "monotonic": time.monotonic(), "time": time.time()}
+    return {"synchronised": synchronised(), "time": time.time()}
 
 
 def synchronised() -> bool | None:

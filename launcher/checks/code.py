@@ -14,7 +14,7 @@ from launcher.preflight.parity import differing, together
 
 STAGE = "inventory"
 
-WHOLE = 50_000_000  # bytes; of a larger file the size and the first of them
+WHOLE = 50_000_000  # bytes, ours: a tenth of a second of hashing; of a larger file the size and the first of them
 WHY = "ranks that run other code call other collectives: a hang"
 
 

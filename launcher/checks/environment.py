@@ -53,7 +53,7 @@ PATHS = {"LD_LIBRARY_PATH", "PATH", "PYTHONPATH"}
 # Where a name smells of a secret, or a value has one (https://user:word@host), nothing of it leaves the node.
 SECRET_NAME = re.compile(r"KEY|TOKEN|SECRET|PASS|PWD|CREDENTIAL|AUTH|COOKIE|SESSION|PRIVATE")
 SECRET_VALUE = re.compile(r"://[^/\s@]+@|\b(hf_|sk-|ghp_|AKIA)\w{8}")
-LONGEST = 2048
+LONGEST = 2048  # characters of a value that are compared, ours
 
 
 def rule(name: str) -> Rule | None:

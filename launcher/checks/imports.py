@@ -17,11 +17,12 @@ from launcher.preflight.parity import together
 
 STAGE = "inventory"
 
+# Ours; the coordinator and the launcher wait minutes for this import, so that it is only told.
 SLOW = 30.0  # seconds; from a warm cache it takes 1 to 5
 ODD = 3.0  # times the median, or the time of one node alone
 NOTICED = 5.0  # seconds more than that: less costs nobody anything
 
-IMPORT = "import sys; sys.path[:] = [path for path in sys.path if path]; import torch; print(torch.__file__)"
+IMPORT = "import sys; sys.path[:] = [path for path in sys.path if path]; import torch"
 
 
 def measure(setting: Setting, probe: Probe) -> dict[str, Any]:
@@ -38,7 +39,7 @@ def measure(setting: Setting, probe: Probe) -> dict[str, Any]:
             lines = answer.err.strip().splitlines()
             return {"error": lines[-1] if lines else f"exit code {answer.code}"}
     again = {"cached": took[1]} if len(took) > 1 else {}
-    return {"seconds": took[0], **again, "file": answer.out.strip().splitlines()[-1]}
+    return {"seconds": took[0], **again}
 
 
 def facts(value: Mapping[str, Any]) -> dict[str, str]:

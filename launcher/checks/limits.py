@@ -25,7 +25,7 @@ LIMITS = {
 IPC_LOCK = 14  # CAP_IPC_LOCK: who has it locks as much as there is
 RDMA = re.compile(r"infiniband|roce|efa|azure|oci|coreweave|sharp|gib")
 NO_RDMA = re.compile(r"tcp|ethernet|gloo|nvlink")
-MANY_NODES, MANY_FILES = 64, 1 << 20
+MANY_NODES, MANY_FILES = 64, 1 << 20  # ours: every rank may hold a connection to every other one
 FEW_FILES = 1024  # the soft limit that a Linux login has, and that torch's documentation says to raise
 SMALL_THREADS = (2, 28)  # NCCL's threads have stacks of their own size since then
 

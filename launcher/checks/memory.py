@@ -29,7 +29,6 @@ def measure(setting: Setting, probe: Probe) -> dict[str, Any]:
         "cpus": cpus,
         "errors": {name: int(count) for name, count in errors.items() if count and count.isdigit()},
         "governor": probe.read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or "",
-        "driver": probe.read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_driver") or "",
     }
 
 

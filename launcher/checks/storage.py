@@ -17,7 +17,7 @@ STAGE = "inventory"
 ROLES = {"checkpoints": "checkpoints", "temporary": "temporary files", "working": "the job's own directory"}
 # The last checkpoint stays until the next one is whole: twice its size, and a tenth for what else is written.
 CHECKPOINTS = 2.2
-# Compiled ops and caches of kernels: a build of DeepSpeed's CPU ops alone leaves 190 MB.
+# Compiled ops and caches of kernels, ours: a build of DeepSpeed's CPU ops alone leaves 190 MB.
 TEMPORARY = 1 << 30
 LOCAL = {"ext2", "ext3", "ext4", "xfs", "btrfs", "overlay", "tmpfs", "zfs", "f2fs", "vfat", "ramfs"}
 

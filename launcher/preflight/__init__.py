@@ -125,6 +125,7 @@ class Setting:
     join_timeout: float = 180.0  # for all nodes to report
     late: float = 45.0  # that a node may start later than most
     deadline: float = 5400.0  # for everything: what is not done then could not run
+    silence: float = 25.0  # without an answer: the node hangs. A saturated link delays one by some
     stage_timeout: float = 120.0  # of one check on one node
     round_timeout: float = 60.0  # of one round of pairs
     left_out: tuple[str, ...] = ()  # Kubernetes nodes that the job file excludes already

@@ -28,7 +28,6 @@ from launcher import checks
 from launcher.checks import addresses
 from launcher.preflight import COULD_NOT, OK, OK_WITHOUT, START, Setting, from_json, pods, xids
 
-DEAF = 60.0  # seconds without a word from the coordinator
 LINE = 1 << 24  # bytes of one message
 HERE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 PR_SET_PDEATHSIG = 1
@@ -164,9 +163,9 @@ class Agent:
     async def next_line(self, reader: asyncio.StreamReader) -> bytes:
         """Nothing when the coordinator is gone, or has hung: it asks something every two seconds."""
         try:
-            return await asyncio.wait_for(reader.readline(), DEAF)
+            return await asyncio.wait_for(reader.readline(), 2 * self.setting.silence + 10)
         except (asyncio.TimeoutError, OSError):
-            self.why = [f"preflight: the coordinator has not said a word for {DEAF:g} s, or is gone"]
+            self.why = ["preflight: the coordinator is gone, or hangs: it has not said a word for a minute"]
             return b""
 
     def rest(self) -> None:

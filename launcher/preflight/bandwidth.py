@@ -32,9 +32,7 @@ ITERATION = 0.05  # seconds that one takes at least where the size is ours to ch
 PROBE = 64 << 10  # bytes that the choice starts from
 LARGEST = {"cpu": 64 << 20, "cuda": 8 << 30}  # that it ends at, memory allowing
 CHECKED = {"cpu": 16 << 20, "cuda": 1 << 30}  # bytes that are compared, at most
-ROOM = (
-    4  # a message is at most one part in so many of a GPU's free memory: all_to_all holds two, a check four of half
-)
+ROOM = 4  # a message is that part of a GPU's free memory at most: all_to_all holds two, a check four halves
 PERIOD = 1021  # values 0..1020: sums over 16000 ranks are exact in 32-bit floats
 ELEMENT = 4  # bytes of one
 

@@ -50,7 +50,6 @@ from launcher.preflight.tournament import Tournament
 BEAT = 2.0  # seconds between two questions whether a node is still there
 CLEAR, LOOKS = 0.85, 3  # of the fastest: below that such a measurement is repeated, so many times in all
 UNSTEADY = 0.6  # of the median rate: an iteration in a hundred below that is looked at again. Steady links: 0.97
-SILENT = 25.0  # seconds without an answer after which it is not; a saturated link delays one by some
 IMPORT = 600.0  # seconds for a worker to import torch: a cold shared file system takes minutes
 RESTLESS = 8  # links that come and go are looked at again, at most: some ten seconds each
 WORDS = 60  # lines of the verdict that every agent is told
@@ -167,8 +166,9 @@ class Coordinator:
             for peer in self.alive():
                 if stalled or not peer.asked:
                     peer.asked = now
-                if now - peer.asked > SILENT:
-                    what = f"it has not answered for {SILENT:g} s: its agent is stopped, or the node hangs"
+                if now - peer.asked > self.setting.silence:
+                    silent = f"{self.setting.silence:g} s"
+                    what = f"it has not answered for {silent}: its agent is stopped, or the node hangs"
                     self.lose(peer, what)
                 else:
                     self.count += 1

@@ -144,6 +144,9 @@ def _inside(node: str, answer: Mapping[str, Any], setting: Setting) -> list[Find
             Finding("nvlink-bandwidth", "exclude", what, node=node, fix="nvidia-smi nvlink --status; fabric manager")
         ]
     result = answer["results"][0]
+    if "unsupported" in result:
+        what = f"its own GPUs were not measured together: {result['unsupported']}"
+        return [Finding("nvlink-bandwidth", "unknown", what, node=node)]
     spoiled = corruption(result, [node], max(1, setting.gpus))
     findings = judge_corruption([replace(spoiled, guilty=(node,))] if spoiled else [], "nvlink-bandwidth")
     found = _against(setting.node, "nvlink-bandwidth", node, float(result["busbw"]), "all_reduce")
@@ -173,7 +176,7 @@ def slow_rail(result: Mapping[str, Any]) -> str:
     rail = result.get("slow_rail") or {}
     if not rail or rail["rate"] >= 0.85 * rail["others"]:
         return ""
-    return f"rail {rail['index']} carries {rail['rate']:.3g} GB/s, the others {rail['others']:.3g}"
+    return f"rail {rail['rail']} carries {rail['rate']:.3g} GB/s, the others {rail['others']:.3g}"
 
 
 def sizes(setting: Setting, slowest: float) -> list[int]:

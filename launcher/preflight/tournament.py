@@ -248,7 +248,11 @@ class Tournament:
         So do all of them where nobody was reached. Nodes of 4 to 16 that fall into two groups, each of which only
         reaches itself, show that within three rounds, whatever the groups; two are too few for that.
         """
-        if self.failed and self.done >= min(HOPELESS, self.planned + 1) and not any(any(row.values()) for row in self.sends):
+        if (
+            self.failed
+            and self.done >= min(HOPELESS, self.planned + 1)
+            and not any(any(row.values()) for row in self.sends)
+        ):
             return frozenset(range(len(self.nodes)))
         return self.dead()
 

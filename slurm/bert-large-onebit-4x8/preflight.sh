@@ -6,7 +6,7 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 logs=${DSLAUNCH_LOGS:-"$here/logs"}
 out=${DSLAUNCH_PREFLIGHT_OUT:-"$logs/preflight"}
 mkdir -p -- "$logs" "$out"
-# shellcheck disable=SC2329  # the trap calls it; ERR alone hears nothing of an `activate` that is not there
+# shellcheck disable=SC2329  # the trap calls it; ERR alone does not hear of an `activate` that is missing
 failed() {
   local rc=$?
   trap - ERR EXIT

@@ -7,7 +7,7 @@ trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 logs=${DSLAUNCH_LOGS:-"$here/logs"}
 mkdir -p -- "$logs"
-# shellcheck disable=SC2329  # the trap calls it; ERR alone hears nothing of an `activate` that is not there
+# shellcheck disable=SC2329  # the trap calls it; ERR alone does not hear of an `activate` that is missing
 failed() {
   local rc=$?
   trap - ERR EXIT
