@@ -83,7 +83,7 @@ def needed_ops(plan: Plan) -> tuple[str, ...]:
     return tuple(found)
 
 
-STEPS = (1.0, 0.5, 0.25, 0.1)  # of the bandwidth that the plan counts on
+STEPS = (1.0, 0.3, 0.1)  # of the bandwidth that the plan counts on
 
 
 def ladder(plan: Plan) -> list[tuple[Rung, Config]]:

@@ -64,12 +64,24 @@ _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 
 class Section:
-    """Unknown keys are refused, by the reader and by the editor's schema alike."""
+    """Unknown keys are refused, by the reader and by the editor's schema alike.
+
+    Comparing and printing are said once here: made anew for each class they take a quarter of this module's import.
+    """
 
     __pydantic_config__: ClassVar[Any] = _STRICT
 
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.__dict__ == other.__dict__
 
-@dataclass(frozen=True)
+    def __hash__(self) -> int:
+        return hash((type(self), *self.__dict__.values()))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Shape(Section):
     """A transformer's architecture, for a model that is neither a preset nor a config.json."""
 
@@ -96,7 +108,7 @@ class Shape(Section):
     qk_norm: Annotated[bool, Help("q and k are normed per head (Qwen 3, Gemma 3)")] = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Optimizer(Section):
     type: Annotated[Token, Help("AdamW, Adam, Lamb, Lion, SGD, OneBitAdam, ...")] = "AdamW"
     lr: Annotated[float, Range(1e-12, 1e3), Help("learning rate at its peak")] = 1e-4
@@ -107,13 +119,13 @@ class Optimizer(Section):
     params: Annotated[dict[str, Any], Help("further parameters, passed on as they are")] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class LrSchedule(Section):
     type: Annotated[Literal["constant", "linear", "cosine"], Help("after the warm-up")] = "constant"
     warmup_steps: Annotated[Whole, Help("steps from 0 to the learning rate")] = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Offload(Section):
     optimizer: Annotated[
         Literal["auto", "none", "cpu", "nvme"],
@@ -123,7 +135,7 @@ class Offload(Section):
     nvme_path: Annotated[FilePath | None, Help("a directory on every node's local NVMe")] = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Parallel(Section):
     """What your program implements; the plan counts on it."""
 
@@ -139,7 +151,7 @@ class Parallel(Section):
     split_hidden: Annotated[bool, Help("tensor ranks split norms too: Megatron's sequence parallelism")] = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Lora(Section):
     """Adapters that your program trains beside frozen weights; the plan counts on it."""
 
@@ -150,7 +162,7 @@ class Lora(Section):
     bits: Annotated[Literal[16, 8, 4], Help("of a frozen weight; 4 is QLoRA")] = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Checkpoint(Section):
     dir: Annotated[FilePath | None, Help("where checkpoints go; checkpoints/NAME when absent")] = None
     every: Annotated[
@@ -160,7 +172,7 @@ class Checkpoint(Section):
     keep: Annotated[Count, Help("how many complete checkpoints stay")] = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Train(Section):
     script: Annotated[FilePath | None, Help("a Python file, run once per rank")] = None
     module: Annotated[
@@ -211,7 +223,7 @@ class Train(Section):
         return Optimizer(type=self.optimizer) if isinstance(self.optimizer, str) else self.optimizer
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Resources(Section):
     nodes: Annotated[int, Range(1, 100_000), Help("machines that train")] = 1
     gpus_per_node: Annotated[int, Range(0, 64), Help("0 trains on CPU, with gloo")] = 0
@@ -240,7 +252,7 @@ class Resources(Section):
     spares: Annotated[int, Range(0, 1000), Help("extra nodes: the preflight picks the healthy ones")] = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Preflight(Section):
     """What is checked in the allocation before training starts."""
 
@@ -259,14 +271,14 @@ class Preflight(Section):
     nccl_tests: Annotated[FilePath | None, Help("directory of nccl-tests binaries to run too, on every node")] = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Environment(Section):
     """Versions on the nodes, where they are not this machine's."""
 
     deepspeed: Annotated[Version | None, Help("rules differ by version: 1-bit needs < 0.19.7")] = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Container(Section):
     image: Annotated[str, Matches(r"[A-Za-z0-9./][A-Za-z0-9._/:@#+-]*", "an image reference without spaces")]
     mounts: Annotated[
@@ -284,7 +296,7 @@ class Container(Section):
     ] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Secret(Section):
     """Where a secret comes from; the value itself never stands in a job file."""
 
@@ -297,7 +309,7 @@ class Secret(Section):
     ] = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Slurm(Section):
     partition: Annotated[Token | None, Help("one or several, a,b")] = None
     account: Token | None = None
@@ -328,14 +340,14 @@ class Slurm(Section):
     srun: Annotated[tuple[Line, ...], Help("further arguments of srun")] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Volume(Section):
     claim: Annotated[DnsName, Help("name of a PersistentVolumeClaim")]
     mount: Annotated[FilePath, Help("where it appears in the pod")]
     read_only: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Toleration(Section):
     key: LabelKey | None = None
     operator: Literal["Exists", "Equal"] = "Exists"
@@ -343,7 +355,7 @@ class Toleration(Section):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class Kubernetes(Section):
     namespace: DnsName | None = None
     queue: Annotated[Label | None, Help("Kueue LocalQueue")] = None
@@ -364,7 +376,7 @@ class Kubernetes(Section):
     annotations: dict[LabelKey, Text] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False, eq=False)
 class JobSpec(Section):
     """One training job."""
 

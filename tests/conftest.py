@@ -9,11 +9,12 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Whatever asks for a cluster is slow, and runs on one worker: two cores are not for two clusters."""
+    """Whatever asks for a cluster is slow. One for jobs and one for preflights, so that no worker is left with all."""
     for item in items:
         if {"slurm", "slurm_big"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
-            item.add_marker(pytest.mark.xdist_group("slurm"))
+            group = "preflight" if item.path.stem == "test_preflight_slurm" else "slurm"
+            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _slurm(name, **options):

@@ -223,24 +223,6 @@ def test_a_wrong_deepspeed_on_the_nodes_ends_the_job_before_training(site):
     assert "the job file says DeepSpeed 0.18.9, this node has" in site.log(run)
 
 
-def test_a_node_that_fails_the_first_look_is_replaced_by_a_spare(site, slurm):
-    program = "import os; open('rank-' + os.environ['RANK'], 'w').write(os.uname().nodename)"
-    command = {"command": ["python3", "-c", program], "launcher": "srun"}
-    asked = job("spare", train={**command, "global_batch": 12, "zero": 0, "steps": 10})
-    asked["resources"] = {"nodes": 3, "spares": 1}
-    # node2 sees an empty directory where the others see the run: a mount that is missing there
-    blind = site.folder / "dslaunch-runs"
-    blind.mkdir()
-    assert slurm.exec("node2", ["mount", "-t", "tmpfs", "tmpfs", str(blind)]).returncode == 0
-    try:
-        run = site.submit(asked)
-        assert site.wait(run, seconds=90)["state"] == "completed", site.log(run)[-3000:]
-    finally:
-        slurm.exec("node2", ["umount", str(blind)])
-    assert [(site.folder / f"rank-{i}").read_text() for i in range(3)] == ["node1", "node3", "node4"]
-    assert "left out: node2" in site.log(run)
-
-
 def test_a_requeued_attempt_still_has_its_secrets_and_they_go_at_the_end(site, monkeypatch):
     secret = os.urandom(12).hex()
     monkeypatch.setenv("MINE", secret)
@@ -361,7 +343,8 @@ def test_a_script_for_4096_nodes_is_as_long_as_one_for_four_and_the_controller_t
         done = site.dslaunch("slurm", "job.yaml", "--dry-run")
         assert done.returncode == 0, done.stderr
         sizes.append(len(done.stdout))
-    assert max(sizes) - min(sizes) <= 4 * 10  # only the number itself, in a few places
+    assert sizes[0] < sizes[1]  # one node has nobody to be compared with: no preflight comes first
+    assert max(sizes[1:]) - min(sizes[1:]) <= 4 * 10  # only the number itself, in a few places
     done = site.dslaunch("slurm", "job.yaml", "--test-only")
     assert done.returncode == 0, done.stderr
     assert "to start at" in done.stdout

@@ -557,8 +557,7 @@ class Coordinator:
             return
         if not {"node", "pairs"} & set(self.setting.stages):
             await self.start_workers()
-        matrix = self.verdict.get("matrix")
-        rates = [cell for row in matrix.cells for cell in row if cell] if matrix else []
+        rates = [self.measured[link] for link in self.measured if {*link} <= {peer.name for peer in peers}]
         slowest = min(rates, default=self.setting.link_gbits / 8 or 1.0)
         sizes = speed.sizes(self.setting, slowest)
         base = {"seconds": self.setting.seconds, "check": True}
@@ -568,7 +567,7 @@ class Coordinator:
         if answer.get("gone") and len(self.healthy()) >= self.setting.nodes:  # a node died: the others once more
             peers = self.healthy()
             answer = await self.group(peers, measure)
-        results = [result for result in answer["results"] if "unsupported" not in result]
+        results = [result for result in answer.get("results", ()) if "unsupported" not in result]
         if "error" in answer and not answer.get("gone"):  # who is gone has a finding already
             tried = measure[min(len(results), len(measure) - 1)]
             self.find(
