@@ -9,7 +9,7 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Whatever asks for a cluster is slow. One for jobs and one for preflights, so that no worker is left with all."""
+    """Whatever asks for a cluster is slow: one for jobs, one for preflights, so that no worker is left with all."""
     for item in items:
         if {"slurm", "slurm_big"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)

@@ -432,7 +432,8 @@ class Tournament:
                     fix="no node is to blame: look at the fabric's settings and at other jobs on it",
                 )
             )
-        return self.localised(blocks + findings)
+        gone_by_itself = {self.nodes[i] for i in self.dropped}  # whoever dropped it has said why
+        return self.localised([one for one in blocks + findings if not {one.node, one.peer} & gone_by_itself])
 
     def fabric_wide(
         self, view: View, gone: Sequence[int], apart: Sequence[int], links: Sequence[Link]
@@ -642,6 +643,8 @@ class Tournament:
             return []
         side = {i: k for k, group in enumerate(groups) for i in group}
         across = [link.best for link in links if side[link.source] != side[link.target]]
+        if not across:  # they never met: a node between them went away
+            return []
         sides = " | ".join(listing([self.nodes[i] for i in group]) for group in groups)
         return [
             Finding(
