@@ -213,10 +213,14 @@ def prelude(
         # one line that `dslaunch status` shows when a node never comes to its ranks
         "# shellcheck disable=SC2329  # the trap calls it; ERR alone does not hear of an `activate` that is missing",
         "failed() {",
-        "  local rc=$?",
+        "  local rc=$? said",
         "  trap - ERR EXIT",
-        '  [ "$rc" = 0 ] ||',
-        f"""    echo "${{BASH_SOURCE[0]##*/}} on $(hostname) ended with $rc: $1" | tee "{failed}" >&2""",
+        '  if [ "$rc" != 0 ]; then',
+        '    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: $1"',
+        '    echo "$said" >&2',
+        # the first one stays: Slurm kills the others while they write
+        f"""    (set -C; echo "$said" >"{failed}") 2>/dev/null || true""",
+        "  fi",
         '  exit "$rc"',
         "}",
         """trap 'failed "$BASH_COMMAND"' ERR EXIT""",

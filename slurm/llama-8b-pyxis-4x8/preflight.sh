@@ -8,10 +8,13 @@ out=${DSLAUNCH_PREFLIGHT_OUT:-"$logs/preflight"}
 mkdir -p -- "$logs" "$out"
 # shellcheck disable=SC2329  # the trap calls it; ERR alone does not hear of an `activate` that is missing
 failed() {
-  local rc=$?
+  local rc=$? said
   trap - ERR EXIT
-  [ "$rc" = 0 ] ||
-    echo "${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: $1" | tee "$out/failed-${DSLAUNCH_NODE:-$(hostname)}" >&2
+  if [ "$rc" != 0 ]; then
+    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: $1"
+    echo "$said" >&2
+    (set -C; echo "$said" >"$out/failed-${DSLAUNCH_NODE:-$(hostname)}") 2>/dev/null || true
+  fi
   exit "$rc"
 }
 trap 'failed "$BASH_COMMAND"' ERR EXIT
