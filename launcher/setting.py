@@ -19,7 +19,7 @@ RECOMMENDED_SHM = 8 << 30  # NCCL and data loaders on a node of 8 GPUs; the Kube
 
 
 def make(spec: JobSpec, plan: Plan | None = None, *, rungs: Sequence[tuple[Rung, Config]] = ()) -> Setting:
-    """`rungs` of the plan\'s ladder, where its config may be exchanged.
+    """`rungs` of the plan's ladder, where its config may be exchanged.
 
     Raises UserError for a GPU or fabric that no table has.
     """

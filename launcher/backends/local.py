@@ -183,11 +183,7 @@ def state(record: runs.Record, run: Run) -> Status:
 
 
 def events(record: runs.Record, run: Run) -> Iterator[dict[str, Any]]:
-    def ask() -> tuple[bool, str]:
-        found = state(record, run)
-        return found.state.over, found.detail
-
-    yield from runs.events(record, ask)
+    yield from runs.events(record, lambda: state(record, run))
 
 
 def verdict(record: runs.Record, run: Run) -> dict[str, Any] | None:

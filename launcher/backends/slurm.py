@@ -541,11 +541,7 @@ def _with_marker(record: runs.Record, word: str, exit_code: str) -> Status:
 
 
 def events(record: runs.Record, run: Run) -> Iterator[dict[str, Any]]:
-    def ask() -> tuple[bool, str]:
-        found = state(record, run)
-        return found.state.over, found.detail
-
-    yield from runs.events(record, ask)
+    yield from runs.events(record, lambda: state(record, run))
 
 
 def verdict(record: runs.Record, run: Run) -> dict[str, Any] | None:

@@ -60,6 +60,9 @@ class Worker:
         self.child: asyncio.subprocess.Process | None = None
 
     async def start(self) -> dict[str, Any]:
+        """Where none runs: what the new one says once it has torch."""
+        if self.child is not None and self.child.returncode is None:
+            return {"ready": True}
         log = f"{self.log}-{self.rank}"
         nccl = ["--nccl-log", log + ".nccl"] if self.setting.backend == "nccl" else []
         with open(log + ".err", "ab") as errors:
@@ -72,10 +75,9 @@ class Worker:
         return await self._line()
 
     async def ask(self, command: Mapping[str, Any]) -> dict[str, Any]:
-        if self.child is None or self.child.returncode is not None:
-            ready = await self.start()
-            if "error" in ready:
-                return ready
+        ready = await self.start()
+        if "error" in ready:
+            return ready
         assert self.child is not None
         assert self.child.stdin is not None
         try:
@@ -132,9 +134,7 @@ class Agent:
             hello=self.options.name,
             index=self.options.index,
             address=address,
-            host=os.uname().nodename,
             boot=checks.Probe().read("/proc/sys/kernel/random/boot_id") or "",
-            cpus=len(os.sched_getaffinity(0)),
             switch=os.environ.get("SLURM_TOPOLOGY_ADDR", "").rpartition(".")[0],
             token=os.environ.get("DSLAUNCH_PREFLIGHT_TOKEN", ""),
         )

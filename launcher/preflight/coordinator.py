@@ -68,7 +68,6 @@ class Peer:
     index: int
     address: str
     boot: str
-    cpus: int
     switch: str
     writer: asyncio.StreamWriter
     heard: float
@@ -141,9 +140,7 @@ class Coordinator:
             self.names[index] = name = pods.named(name, index, self.names)
         if name not in self.names or name in self.peers:
             return None
-        peer = Peer(
-            name, index, hello["address"], hello["boot"], hello["cpus"], hello["switch"], writer, time.monotonic()
-        )
+        peer = Peer(name, index, hello["address"], hello["boot"], hello["switch"], writer, time.monotonic())
         self.peers[name] = peer
         self.event("joined", node=name, count=len(self.peers), of=len(self.names))
         if len(self.peers) == len(self.names):
@@ -328,7 +325,7 @@ class Coordinator:
             self.find(Finding(name, "unknown", what, fix="please report this"))
 
     async def start_workers(self) -> None:
-        """One process with torch for each GPU, for the rest of the preflight."""
+        """One process with torch for each GPU, for the rest of the preflight; those that run stay."""
         ranks = self.ranks()
 
         async def one(peer: Peer, rank: int) -> None:
@@ -419,8 +416,7 @@ class Coordinator:
         if len(names) < 2:
             self.find(Finding("pairs", "note", "one node has no pairs: no bandwidth between nodes was measured"))
             return
-        if "node" not in self.setting.stages:
-            await self.start_workers()
+        await self.start_workers()
         tournament = Tournament(names, limit=self.setting.pair, history=self.setting.history)
         at_once = self.setting.at_once or (1 if self.shared() else len(names))
         room = asyncio.Semaphore(at_once)
@@ -555,8 +551,7 @@ class Coordinator:
         if len(peers) * self.ranks() < 2:
             self.find(Finding("whole", "note", "one rank has nobody to talk to: no collective was measured"))
             return
-        if not {"node", "pairs"} & set(self.setting.stages):
-            await self.start_workers()
+        await self.start_workers()
         rates = [self.measured[link] for link in self.measured if {*link} <= {peer.name for peer in peers}]
         slowest = min(rates, default=self.setting.link_gbits / 8 or 1.0)
         sizes = speed.sizes(self.setting, slowest)
@@ -639,9 +634,9 @@ class Coordinator:
         bandwidth = self.verdict.get("bandwidth", 0.0)
         if told := speed.told(bandwidth, self.setting):
             self.find(told)
-        for block in decision.shared(self.setting, self.names, self.findings):
-            self.find(block)
         made = self.decide()
+        for block in made.shared:
+            self.find(block)
         return Verdict(
             made.code, made.headline, made.train, made.excluded, tuple(self.findings), tuple(self.names),
             stages=self.stages, inventory=self.inventory, **self.verdict,

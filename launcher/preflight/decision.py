@@ -14,6 +14,7 @@ class Decision:
     headline: str
     train: tuple[str, ...]
     excluded: tuple[str, ...]
+    shared: tuple[Finding, ...] = ()  # blocks that follow from many nodes having the same trouble
 
 
 # Checks whose complaint about many nodes is about what the nodes share: above `few` (one in ten, at least one) or
@@ -24,7 +25,7 @@ SHARED = {
 }
 
 
-def shared(setting: Setting, nodes: Sequence[str], findings: Sequence[Finding]) -> list[Finding]:
+def _shared(nodes: Sequence[str], findings: Sequence[Finding]) -> tuple[Finding, ...]:
     """One block for each check that excludes more nodes than can be bad by themselves.
 
     All four nodes reach 365 GB/s inside, where 400 is asked for: a setting does that, not four broken machines.
@@ -37,7 +38,7 @@ def shared(setting: Setting, nodes: Sequence[str], findings: Sequence[Finding]) 
             what = f"{len(bad)} of {len(nodes)} nodes, so it is hardly the nodes: {first.what}"
             fix = f"look for what they share; {first.fix}" if first.fix else "look for what they share"
             blocks.append(replace(first, level="block", node="", what=what, code=code, fix=fix))
-    return blocks
+    return tuple(blocks)
 
 
 def decide(
@@ -48,8 +49,9 @@ def decide(
     Four of five are healthy and four train: 10. Two of four differ from the other two: 21, and nobody is
     excluded. One of four has another DeepSpeed and there is no spare: 21.
     """
-    blocks = [one for one in (*findings, *shared(setting, nodes, findings)) if one.level == "block"]
-    blamed = {one.check for one in shared(setting, nodes, findings)}
+    shared = _shared(nodes, findings)
+    blocks = [*(one for one in findings if one.level == "block"), *shared]
+    blamed = {one.check for one in shared}
     bad: dict[str, list[Finding]] = {}
     for one in findings:
         if one.level == "exclude" and one.node and one.check not in blamed:
@@ -62,7 +64,7 @@ def decide(
         first = max(blocks, key=lambda one: one.code)
         code = first.code or COULD_NOT
         more = f" (and {len(blocks) - 1} more)" if len(blocks) > 1 else ""
-        return Decision(code, f"nothing starts: {_said(first)}{more}", (), broken)
+        return Decision(code, f"nothing starts: {_said(first)}{more}", (), broken, shared)
     if len(healthy) < setting.nodes:
         different = [node for node in excluded if all(one.code == DIFFERS for one in bad[node])]
         code = DIFFERS if len(healthy) + len(different) >= setting.nodes else TOO_FEW

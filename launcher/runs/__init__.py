@@ -120,8 +120,8 @@ def verdict(record: Record) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def events(record: Record, state: Callable[[], tuple[bool, str]]) -> Iterator[dict[str, Any]]:
-    """What the preflight tells on its way, as it does, and what `state` says (over, in words) every two seconds."""
+def events(record: Record, state: Callable[[], Any]) -> Iterator[dict[str, Any]]:
+    """What the preflight tells on its way, as it does, and every two seconds the Status that `state` gives."""
     path = record.folder / "preflight" / "progress.jsonl"
     read, asked, over = 0, 0.0, False
     while True:
@@ -143,8 +143,9 @@ def events(record: Record, state: Callable[[], tuple[bool, str]]) -> Iterator[di
             return
         if time.monotonic() - asked > 2:
             asked = time.monotonic()
-            over, words = state()
-            yield {"event": "state", "detail": words}
+            status = state()
+            over = status.state.over
+            yield {"event": "state", "detail": status.detail}
         time.sleep(0.2)
 
 
