@@ -25,6 +25,7 @@ import yaml
 from launcher import bundle as bundles
 from launcher import plan, preflight, runs, setting, spec, yamldoc
 from launcher.backends import State, kubernetes
+from launcher.backends.kubernetes import server
 from launcher.errors import Unreachable, UserError
 from launcher.preflight import pods as pods_module
 from launcher.run import run
@@ -1163,7 +1164,7 @@ def test_logs_of_a_pod_that_is_not_there_yet(api, tmp_path, monkeypatch):
     api.script["GET", "/log"] = [waiting, waiting, waiting, (200, "up\n")]
     with pytest.raises(UserError, match="ContainerCreating"):
         list(kubernetes.logs(record(tmp_path), rank=None, follow=False, run=run))
-    monkeypatch.setattr(kubernetes.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(server.time, "sleep", lambda seconds: None)
     assert list(kubernetes.logs(record(tmp_path), rank=None, follow=True, run=run)) == ["up"]
 
 
@@ -1209,7 +1210,7 @@ EVENTS = [{"event": "joined", "node": f"node-{number}", "count": number, "of": 2
 
 def test_progress_is_told_as_the_log_grows_and_once(api, tmp_path, monkeypatch):
     checked = replace(record(tmp_path), job="lab/demo-preflight")
-    monkeypatch.setattr(kubernetes.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(server.time, "sleep", lambda seconds: None)
     submitted(tmp_path, kubernetes.preflight(alone(), None), alone())
     lines = [f"{pods_module.PROGRESS}{json.dumps(event)}\n".encode() for event in EVENTS]
     heard = kubernetes.events(checked, run)
