@@ -19,7 +19,10 @@ from launcher.spec import JobSpec
 
 HERE = Path(__file__).parent
 NODE = HERE / "node"
-CODE = "node/preflight"  # the folder in a bundle that holds the packages of the preflight
+CODE = "node/code"  # the folder in a bundle that holds the packages that travel
+# What looks after every training run, and the tables it reads. The preflight's own packages come on top.
+LOOKS_AFTER = ("supervision", "diagnose", "checkpoints")
+TABLES = ("causes.tsv", "signatures.tsv", "progress.tsv")
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,15 @@ def config_json(config: dict[str, Any]) -> str:
 def node_files(plan: Plan) -> tuple[File, ...]:
     """What every backend carries to the nodes."""
     names = ["supervise.py", "rank.py", *(["train_gpt.py"] if plan.reference_trainer else [])]
-    return tuple(node_file(name) for name in names)
+    modules = [HERE / "__init__.py", *(path for name in LOOKS_AFTER for path in sorted(HERE.glob(f"{name}/*.py")))]
+    return (*map(node_file, names), *packed(modules), *packed(HERE / "data" / name for name in TABLES))
+
+
+def packed(paths: Iterable[Path]) -> tuple[File, ...]:
+    """Files of this package, at their places below CODE."""
+    return tuple(
+        File(f"{CODE}/launcher/{path.relative_to(HERE)}", path.read_text(encoding="utf-8")) for path in paths
+    )
 
 
 def node_file(name: str) -> File:
@@ -72,21 +83,22 @@ def common(
     script = node_script(plan, flags=flags, submitted_from=submitted_from, first=bool(setting) and not submitted_from)
     checked: tuple[File, ...] = ()
     if setting:
-        checked = preflight_files(plan.spec, plan.variables, setting, submitted_from=submitted_from)
+        checked = preflight_files(plan.spec, plan.variables, setting, submitted_from=submitted_from, training=True)
     return (File("node.sh", script), File("ds_config.json", config_json(plan.config)), *node_files(plan), *checked)
 
 
 def preflight_files(
-    spec: JobSpec, variables: nccl.Variables, setting: Setting, *, submitted_from: bool = True
+    spec: JobSpec, variables: nccl.Variables, setting: Setting, *, submitted_from: bool = True, training: bool = False
 ) -> tuple[File, ...]:
     """What checks the nodes: a script, what it is told, and the two packages that travel, below node/."""
-    packages = [HERE / "__init__.py", *sorted(HERE.glob("preflight/*.py")), *sorted(HERE.glob("checks/*.py"))]
+    packages = [*sorted(HERE.glob("preflight/*.py")), *sorted(HERE.glob("checks/*.py"))]
     packages += [HERE / "data" / "xids.tsv"] if setting.gpus else []
+    packages += [] if training else [HERE / "__init__.py"]
     told = json.dumps(preflight.to_json(setting), indent=1)
     return (
         File("preflight.sh", preflight_script(spec, variables, submitted_from=submitted_from)),
         File("preflight.json", told + "\n"),
-        *(File(f"{CODE}/launcher/{path.relative_to(HERE)}", path.read_text(encoding="utf-8")) for path in packages),
+        *packed(packages),
     )
 
 
@@ -175,11 +187,11 @@ code=$here/{CODE}
 [ -d "$code" ] || code=$code.zip  # in a pod
 trap - ERR EXIT
 if [ "$NODE_RANK" = 0 ]; then
-  python3 -c "$start" "$code" coordinator --setting "$here/preflight.json" --out "$out" \\
+  python3 -c "$start" "$code" preflight.coordinator --setting "$here/preflight.json" --out "$out" \\
     --port "${{DSLAUNCH_COORDINATOR##*:}}" --names "${{DSLAUNCH_NODES:-}}" &
 fi
 rc=0
-python3 -c "$start" "$code" agent --setting "$here/preflight.json" --connect "$DSLAUNCH_COORDINATOR" \\
+python3 -c "$start" "$code" preflight.agent --setting "$here/preflight.json" --connect "$DSLAUNCH_COORDINATOR" \\
   --name "${{DSLAUNCH_NODE:-$(hostname)}}" --index "$NODE_RANK" --logs "$logs/preflight" || rc=$?
 wait
 [ "$rc" != 10 ] || rc=0  # ready, without a node that is not needed

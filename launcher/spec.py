@@ -272,6 +272,23 @@ class Preflight(Section):
 
 
 @dataclass(frozen=True, repr=False, eq=False)
+class Recover(Section):
+    """What happens when a job that trains fails or stands still."""
+
+    attempts: Annotated[
+        int, Range(0, 100), Help("starts again without a new checkpoint in between; 0: a failure ends the job")
+    ] = 3
+    hang: Annotated[
+        float,
+        Range(0, 86_400),
+        Help("seconds without a step, and 10 x the median step, after which ranks hang; 0: never"),
+    ] = 300.0
+    first_step: Annotated[
+        float, Range(1, 86_400), Help("seconds to the first step, for programs that tell their steps")
+    ] = 1800.0
+
+
+@dataclass(frozen=True, repr=False, eq=False)
 class Environment(Section):
     """Versions on the nodes, where they are not this machine's."""
 
@@ -388,6 +405,7 @@ class JobSpec(Section):
     train: Train = field(default_factory=Train)
     resources: Resources = field(default_factory=Resources)
     preflight: Preflight = field(default_factory=Preflight)
+    recover: Recover = field(default_factory=Recover)
     environment: Environment = field(default_factory=Environment)
     env: Annotated[dict[Variable, Text], Help("variables for every rank, byte for byte")] = field(
         default_factory=dict

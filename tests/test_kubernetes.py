@@ -697,9 +697,9 @@ def test_the_archive_holds_what_other_backends_carry_as_files():
     files = bundles.common(made, setting.make(made.spec, made), flags=["--grace 100"], submitted_from=False)
     config_map, _ = documents("gpus")
     with zipfile.ZipFile(io.BytesIO(base64.b64decode(config_map["binaryData"]["node.preflight.zip"]))) as archive:
-        found = {f"node/preflight/{name}": archive.read(name).decode() for name in archive.namelist()}
-    assert "node/preflight/launcher/checks/gpus.py" in found
-    assert "node/preflight/launcher/data/xids.tsv" in found
+        found = {f"node/code/{name}": archive.read(name).decode() for name in archive.namelist()}
+    assert "node/code/launcher/checks/gpus.py" in found
+    assert "node/code/launcher/data/xids.tsv" in found
     assert len(found) + len(config_map["data"]) == len(files)
     assert found.items() <= {file.path: file.text for file in files}.items()
 

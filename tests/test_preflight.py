@@ -56,7 +56,7 @@ class Processes:
         )  # fmt: skip
 
     def start(self, module: str, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-c", START, str(ROOT), module, *arguments]
+        command = [sys.executable, "-c", START, str(ROOT), f"preflight.{module}", *arguments]
         with (self.folder / "errors").open("ab") as errors:
             child = subprocess.Popen(
                 command, cwd=self.folder, env={**self.env, **env}, stderr=errors, start_new_session=True
@@ -236,7 +236,19 @@ def test_a_first_node_whose_own_name_means_loopback_is_no_bad_node(tmp_path):
     started: list[subprocess.Popen[bytes]] = []
 
     def start(net: namespaces.Namespaces, node: int, *argv: str) -> subprocess.Popen[bytes]:
-        command = net.inside(node, [sys.executable, "-c", START, str(ROOT), *argv, "--setting", "preflight.json"])
+        command = net.inside(
+            node,
+            [
+                sys.executable,
+                "-c",
+                START,
+                str(ROOT),
+                f"preflight.{argv[0]}",
+                *argv[1:],
+                "--setting",
+                "preflight.json",
+            ],
+        )
         started.append(subprocess.Popen(command, cwd=tmp_path, env=env, start_new_session=True))
         return started[-1]
 

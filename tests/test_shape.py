@@ -62,8 +62,11 @@ def name_of(path: Path) -> str:
 
 SOURCES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py")) if "gallery" not in path.parts}
 
-# The same of what travels to the nodes. From above only its types and what is said about pods are used.
+# The same of what travels to the nodes. From above only types of the preflight and what is said about pods are used.
 TRAVELS = [
+    ["launcher.diagnose", "launcher.checkpoints", "launcher.supervision"],
+    [name for name in SOURCES if name.startswith(("launcher.diagnose.", "launcher.checkpoints."))],
+    [name for name in SOURCES if name.startswith("launcher.supervision.")],
     ["launcher.preflight"],
     ["launcher.checks"],
     ["launcher.preflight.parity", "launcher.preflight.kernel", "launcher.preflight.nvidia"],
@@ -77,6 +80,7 @@ TRAVELS = [
     ["launcher.preflight.agent"],
     ["launcher.preflight.coordinator"],
 ]  # fmt: skip
+ABOVE = ("launcher.preflight", "launcher.preflight.pods", "launcher.checks", "launcher.supervision")
 ROAD = {name: height for height, names in enumerate(TRAVELS) for name in names}
 
 
@@ -120,7 +124,7 @@ def test_every_module_has_a_layer():
 def test_imports_point_up_the_page(name):
     for found in ours(name):
         if found in ROAD:
-            assert found in ("launcher.preflight", "launcher.preflight.pods", "launcher.checks"), name
+            assert found in ABOVE or found.startswith(("launcher.diagnose", "launcher.checkpoints")), name
         else:
             assert HEIGHT[found] < HEIGHT[name], f"{name} imports {found}"
 

@@ -91,7 +91,7 @@ class Lab:
         self.children.append(self.judge)
         for index, name in enumerate(self.names):
             agent = [
-                sys.executable, "-c", START, str(ROOT), "agent", "--setting", "preflight.json", "--connect",
+                sys.executable, "-c", START, str(ROOT), "preflight.agent", "--setting", "preflight.json", "--connect",
                 f"{self.net.address(0)}:{PORT}", "--name", name, "--index", str(index), "--logs", "logs",
             ]  # fmt: skip
             child = subprocess.Popen(self.net.inside(index, agent), stderr=subprocess.DEVNULL, **options)

@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-# python3 -c START FOLDER agent ...: these packages from FOLDER, or a zip file, and nothing from the working
+# python3 -c START FOLDER preflight.agent ...: these packages from FOLDER, or a zip file, and nothing from the working
 # directory, where a user's own launcher.py may lie.
 START = (
     "import runpy, sys; sys.path[0] = sys.argv.pop(1); "
-    "runpy.run_module('launcher.preflight.' + sys.argv.pop(1), run_name='__main__', alter_sys=True)"
+    "runpy.run_module('launcher.' + sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 )
 
 # In this order. A stage that names bad nodes leaves them out of the later ones.

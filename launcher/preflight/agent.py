@@ -67,7 +67,7 @@ class Worker:
         nccl = ["--nccl-log", log + ".nccl"] if self.setting.backend == "nccl" else []
         with open(log + ".err", "ab") as errors:
             self.child = await asyncio.create_subprocess_exec(
-                sys.executable, "-c", START, HERE, "worker", "--local-rank", str(self.rank),
+                sys.executable, "-c", START, HERE, "preflight.worker", "--local-rank", str(self.rank),
                 "--backend", self.setting.backend, *nccl,
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=errors, limit=LINE,
                 env=self.env, start_new_session=True, preexec_fn=with_us,

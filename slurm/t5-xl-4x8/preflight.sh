@@ -32,16 +32,16 @@ export NCCL_IB_HCA=mlx5  # every mlx5 port; list them exactly (=mlx5_0,mlx5_1) w
 
 # --- preflight
 cd -P -- "$here/submitted-from"
-start='import runpy, sys; sys.path[0] = sys.argv.pop(1); runpy.run_module('"'"'launcher.preflight.'"'"' + sys.argv.pop(1), run_name='"'"'__main__'"'"', alter_sys=True)'
-code=$here/node/preflight
+start='import runpy, sys; sys.path[0] = sys.argv.pop(1); runpy.run_module('"'"'launcher.'"'"' + sys.argv.pop(1), run_name='"'"'__main__'"'"', alter_sys=True)'
+code=$here/node/code
 [ -d "$code" ] || code=$code.zip  # in a pod
 trap - ERR EXIT
 if [ "$NODE_RANK" = 0 ]; then
-  python3 -c "$start" "$code" coordinator --setting "$here/preflight.json" --out "$out" \
+  python3 -c "$start" "$code" preflight.coordinator --setting "$here/preflight.json" --out "$out" \
     --port "${DSLAUNCH_COORDINATOR##*:}" --names "${DSLAUNCH_NODES:-}" &
 fi
 rc=0
-python3 -c "$start" "$code" agent --setting "$here/preflight.json" --connect "$DSLAUNCH_COORDINATOR" \
+python3 -c "$start" "$code" preflight.agent --setting "$here/preflight.json" --connect "$DSLAUNCH_COORDINATOR" \
   --name "${DSLAUNCH_NODE:-$(hostname)}" --index "$NODE_RANK" --logs "$logs/preflight" || rc=$?
 wait
 [ "$rc" != 10 ] || rc=0  # ready, without a node that is not needed
