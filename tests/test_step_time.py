@@ -401,9 +401,11 @@ def test_a_slow_write_is_told_against_the_time_the_signal_leaves():
     assert late.problem is not None
     assert late.problem.at == ("slurm", "warn_before_end")
     enough = int(late.problem.hint.rsplit(" ", 1)[1])
-    tight = checkpoint.advise(BASE, warn_before_end=240, **slow)
-    assert tight.problem is None
-    assert len(tight.notes) == 1
+    tight = checkpoint.advise(BASE, warn_before_end=enough - 60, **slow)
+    assert tight.problem is not None
+    assumed = checkpoint.advise(BASE, warn_before_end=30, nodes=8, step_seconds=10.0)  # refuses nothing
+    assert assumed.problem is None
+    assert len(assumed.notes) == 1
     good = checkpoint.advise(BASE, warn_before_end=enough, **slow)
     assert good.problem is None
     assert good.notes == ()

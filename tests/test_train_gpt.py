@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -11,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -94,6 +96,8 @@ def test_zero_3_learns_and_its_checkpoint_is_complete(trained):
     there = {p.name: p.stat().st_size for p in newest.iterdir() if p.name != "complete.json"}
     assert said["files"] == there
     assert len(there) == 4
+    assert said["sha256"] == {name: hashlib.sha256((newest / name).read_bytes()).hexdigest() for name in there}
+    assert (folder / "ckpt/newest-verified").read_text() == "step00000060\n"
 
 
 def test_finished_is_finished(trained, copy):
@@ -113,6 +117,17 @@ def test_a_truncated_shard_sends_resume_to_the_older_checkpoint(trained, copy, t
     again, before = losses(metrics), losses(trained[0] / "metrics.jsonl")
     assert again == pytest.approx({step: before[step] for step in range(41, 61)}, abs=1e-4)
     assert json.loads((copy / "step00000060/complete.json").read_text())["step"] == 60  # saved anew
+
+
+def test_a_flipped_bit_in_one_ranks_shard_sends_all_of_them_to_the_older_checkpoint(trained, copy):
+    shard = copy / "step00000060/zero_pp_rank_1_mp_rank_00_optim_states.pt"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 8
+    shard.write_bytes(content)
+    run = train(trained[0] / "ds.json", "--steps", 41, "--checkpoint-dir", copy)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert f"train_gpt (rank 1): step00000060: {shard.name} has changed since it was saved" in run.stdout
+    assert "resumed at step 40 from step00000040" in run.stdout
 
 
 def test_another_world_size_is_refused_until_the_checkpoint_is_converted(trained, copy):
@@ -263,22 +278,21 @@ def test_missing_text_is_refused_and_text_is_read_in_a_fixed_order(trainer, tmp_
         trainer.corpus([str(tmp_path)], at_least=7)
 
 
-HERE = {"world_size": 2, "zero_stage": 3, "shape": {"layers": 2}, "precision": "fp32"}
+HERE = {"world_size": 2, "zero_stage": 0, "shape": {"layers": 2}, "precision": "fp32"}
 
 
 def checkpoint(directory: Path, number: int, *, broken: bool = False, **said) -> None:
     folder = directory / f"step{number:08d}"
     folder.mkdir(parents=True)
-    (folder / "shard.pt").write_text("12345" if broken else "123456")
-    text = json.dumps({"step": number, "files": {"shard.pt": 6}} | HERE | said)
+    (folder / "mp_rank_00_model_states.pt").write_text("12345" if broken else "123456")
+    text = json.dumps({"step": number, "files": {"mp_rank_00_model_states.pt": 6}} | HERE | said)
     (folder / "complete.json").write_text(text)
 
 
 @pytest.mark.parametrize(
     ("saved", "complaint"),
     [
-        ({"world_size": 4}, "saved by 4 ranks at ZeRO stage 3, this run has 2"),
-        ({"zero_stage": 2}, "zero_stage 2, this run has 3"),
+        ({"zero_stage": 2, "world_size": 4}, "saved by 4 ranks at ZeRO stage 2, this run has 2 at stage 0"),
         ({"precision": "bf16"}, "precision bf16, this run has fp32"),
         ({"shape": {"layers": 3}}, "shape"),
         ({"step": 6}, "none of the 1 checkpoints"),
@@ -289,30 +303,54 @@ def checkpoint(directory: Path, number: int, *, broken: bool = False, **said) ->
 def test_a_checkpoint_that_does_not_fit_is_refused(trainer, tmp_path, saved, complaint):
     checkpoint(tmp_path, 5, **saved)
     with pytest.raises(trainer.Refused, match=complaint):
-        trainer.choose(str(tmp_path), HERE)
+        trainer.choose(str(tmp_path), HERE, {})
+
+
+def test_another_programs_checkpoints_are_not_trained_on(trainer, tmp_path):
+    checkpoint(tmp_path, 5)
+    (tmp_path / "step00000005").rename(tmp_path / "global_step5")
+    with pytest.raises(trainer.Refused, match="not this trainer's"):
+        trainer.choose(str(tmp_path), HERE, {})
 
 
 @pytest.mark.parametrize("latest", ["", "../step00000099", "step00000007", "step00000005\n"])
 def test_the_newest_complete_checkpoint_is_chosen_whatever_latest_says(trainer, tmp_path, latest):
+    checkpoint(tmp_path, 4)
     checkpoint(tmp_path, 5)
     checkpoint(tmp_path, 6)
     checkpoint(tmp_path, 7, broken=True)
     (tmp_path / "step00000008").mkdir()
     (tmp_path / "latest").write_text(latest)
-    assert trainer.choose(str(tmp_path), HERE) == (6, False)
-    assert trainer.choose(str(tmp_path / "nothing here"), HERE) == (-1, False)
-
-
-def test_old_checkpoints_go_and_newer_ones_stay(trainer, tmp_path):
-    for step in (1, 2, 3, 4):
-        checkpoint(tmp_path, step, broken=step == 2)
-    (tmp_path / "step00000005").mkdir()
-    trainer.clear_away(str(tmp_path), keep=2)
-    assert sorted(p.name[-1] for p in tmp_path.iterdir()) == ["3", "4", "5"]
+    assert trainer.choose(str(tmp_path), HERE, {}) == (6, False)
+    assert (tmp_path / "latest").read_text() == "step00000006"
+    assert trainer.choose(str(tmp_path), HERE, {"step00000006": "a rank read something else"}) == (5, False)
+    assert trainer.choose(str(tmp_path / "nothing here"), HERE, {}) == (-1, False)
 
 
 def test_fresh_sets_the_earlier_run_aside(trainer, tmp_path):
     checkpoint(tmp_path, 4)
     trainer.set_aside(str(tmp_path))
-    assert trainer.choose(str(tmp_path), HERE) == (-1, False)
+    assert trainer.choose(str(tmp_path), HERE, {}) == (-1, False)
     assert (tmp_path / "before-fresh-1/step00000004/complete.json").exists()
+
+
+def test_it_starts_from_a_run_directory_and_from_a_zip(tmp_path):
+    """The one implementation of a manifest travels with it, as files or, in a pod, packed."""
+    packages = [ROOT / "launcher/__init__.py", *(ROOT / "launcher/checkpoints").glob("*.py")]
+    for place in ("code", "code.zip"):
+        node = tmp_path / place.replace(".", "-")
+        node.mkdir()
+        shutil.copy(TRAINER, node)
+        if place == "code":
+            for path in packages:
+                (node / "code" / path.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, node / "code" / path.relative_to(ROOT))
+        else:
+            with zipfile.ZipFile(node / "code.zip", "w") as packed:
+                for path in packages:
+                    packed.write(path, path.relative_to(ROOT))
+        ask = "import train_gpt, launcher.checkpoints as found; print(found.__file__)"
+        done = subprocess.run(
+            [sys.executable, "-c", ask], cwd=node, env=environment(sys.executable), capture_output=True, text=True
+        )
+        assert str(node / place) in done.stdout, done.stdout + done.stderr

@@ -4,18 +4,20 @@
 
 The DeepSpeed configuration alone decides optimizer, learning rate, ZeRO stage, precision, offload and
 batch sizes; the flags decide the model's shape, the text, the number of steps and the checkpoints. Needs
-torch and deepspeed, nothing else, and RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, which
-torchrun, deepspeed and dslaunch set.
+torch, deepspeed and launcher.checkpoints, which lies beside it; and RANK, WORLD_SIZE, LOCAL_RANK,
+MASTER_ADDR and MASTER_PORT, which torchrun, deepspeed and dslaunch set.
 
 Started again with the same --checkpoint-dir it goes on where it stopped, with the same losses.
 
 Exit codes: 0 all steps done; 1 failed (a traceback, or replicas that differ); 2 wrong input, said in one
-line; 75 stopped by SIGTERM or SIGUSR2 with a checkpoint saved: start it again.
+line; 75 stopped by SIGTERM or SIGUSR2 with a checkpoint saved: start it again; 93 the disk is full: make room
+first, the last checkpoint is still good.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import math
@@ -23,7 +25,6 @@ import os
 import random
 import re
 import resource
-import shutil
 import signal
 import sys
 import sysconfig
@@ -53,17 +54,35 @@ import torch.distributed as dist  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
+# launcher.checkpoints: in a run directory beside this file, in a pod in a zip, in dslaunch itself where it is.
+HERE = os.path.dirname(os.path.abspath(__file__))
+PLACES = ("code", "code.zip", os.path.join(os.pardir, os.pardir))
+sys.path.insert(0, next(path for name in PLACES if os.path.exists(path := os.path.join(HERE, name))))
+from launcher.checkpoints import choose as choosing  # noqa: E402
+from launcher.checkpoints import layout, manifest, retention, shards  # noqa: E402
+
+del sys.path[0]
+
+try:
+    import dslaunch_pulse as pulse  # type: ignore[import-not-found]  # on every rank's path
+except ImportError:
+    pulse = None
+
 # DeepSpeed calls collectives by names that newer torch deprecates, and torch says so at every call.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
 STOPPED_EARLY = 75  # EX_TEMPFAIL
+DO_NOT_RESTART = 93
 DATA_CAP = 8_000_000  # bytes: enough to learn from, small beside any model
-TAG = re.compile(r"step(\d{8,})")
-MANIFEST = "complete.json"
+TAG = re.compile(r"step\d{8,}")
 
 
 class Refused(Exception):
     """What the user can mend, in words: exit code 2."""
+
+
+class DiskFull(Exception):
+    """Only this checkpoint is lost, and the next would not fit either: exit code 93, not to be restarted."""
 
 
 # ---------------------------------------------------------------------------------------------- model
@@ -193,57 +212,12 @@ def draw(text: Tensor, options: argparse.Namespace, *, step: int, micro: int, ro
 # ---------------------------------------------------------------------------------------- checkpoints
 #
 # A checkpoint is a folder step00000050 that DeepSpeed fills from every rank. It counts once complete.json is
-# in it and names every file with the size it has. DeepSpeed's own `latest` is written too, and not trusted.
-
-
-def sizes(folder: str, *, sync: bool = False) -> dict[str, int]:
-    """{"mp_rank_00_model_states.pt": 1234}, folders below included, the manifest left out."""
-    found = {}
-    for where, _, names in os.walk(folder):
-        for name in names:
-            path = os.path.join(where, name)
-            relative = os.path.relpath(path, folder)
-            if relative in (MANIFEST, MANIFEST + ".tmp"):
-                continue
-            if sync:
-                descriptor = os.open(path, os.O_RDONLY)
-                os.fsync(descriptor)
-                os.close(descriptor)
-            found[relative] = os.path.getsize(path)
-    return dict(sorted(found.items()))
-
-
-def manifest(folder: str) -> tuple[dict[str, Any] | None, str]:
-    """The manifest of a complete checkpoint, or None and why it is not complete."""
-    try:
-        with open(os.path.join(folder, MANIFEST), encoding="utf-8") as opened:
-            said = json.load(opened)
-        wanted = dict(said["files"])
-        if f"step{said['step']:08d}" != os.path.basename(folder) or said["world_size"] < 1:
-            raise ValueError(f"step {said['step']}, world_size {said['world_size']}")
-    except FileNotFoundError:
-        return None, f"no {MANIFEST}: the save was cut off"
-    except (ValueError, TypeError, KeyError) as error:
-        return None, f"{MANIFEST} is unreadable: {error!r}"
-    there = sizes(folder)
-    for name, size in wanted.items():
-        if there.get(name) != size:
-            return None, f"{name} has {there.get(name, 'no')} bytes, saved were {size}"
-    return said, ""
-
-
-def tags(directory: str) -> list[str]:
-    """Checkpoint folders, newest first, complete or not."""
-    try:
-        names = [name for name in os.listdir(directory) if TAG.fullmatch(name)]
-    except FileNotFoundError:
-        return []
-    return sorted(names, key=lambda name: int(name.removeprefix("step")), reverse=True)
+# in it, with the size and hash of every file. DeepSpeed's own `latest` is written too, and not trusted.
 
 
 def set_aside(directory: str) -> None:
     """--fresh: a later restart must not take up the run before this one."""
-    old = tags(directory)
+    old = [name for name in layout.names(directory) if TAG.fullmatch(name)]
     if not old:
         return
     count = 1
@@ -257,97 +231,120 @@ def set_aside(directory: str) -> None:
     say(f"--fresh: {len(old)} earlier checkpoints moved to {aside}")
 
 
-def choose(directory: str, here: dict[str, Any]) -> tuple[int, bool]:
-    """The newest complete checkpoint that fits this run: (its step, load it as universal); (-1, _) for none."""
-    found = tags(directory)
-    for tag in found:
-        folder = os.path.join(directory, tag)
-        said, why = manifest(folder)
-        if said is None:
-            say(f"skipping checkpoint {tag}: {why}")
-            continue
-        for what in ("zero_stage", "shape", "precision"):
-            if said.get(what) != here[what]:
+def choose(directory: str, here: dict[str, Any], distrusted: dict[str, str]) -> tuple[int, bool]:
+    """The newest verified checkpoint that fits this run: (its step, load it as universal); (-1, _) for none."""
+    retention.sweep(directory)
+    found = choosing.choose(
+        directory, world_size=here["world_size"], stage=here["zero_stage"], seconds=0, distrusted=distrusted
+    )
+    for tag in found.skipped:
+        say(f"skipping checkpoint {tag.name}: {tag.why or 'it has no complete.json: the save was cut off'}")
+    if found.action == "start":
+        return -1, False
+    if found.tag is not None and not found.tag.universal:
+        said = manifest.read(found.tag.path)
+        for what in ("shape", "precision"):
+            if said and what in said.more and said.more[what] != here[what]:
                 raise Refused(
-                    f"{folder} was saved with {what} {said.get(what)}, this run has {here[what]}: "
+                    f"{found.tag.path} was saved with {what} {said.more[what]}, this run has {here[what]}: "
                     "give this run the same, or start over with --fresh"
                 )
-        if said["world_size"] == here["world_size"] or here["zero_stage"] == 0:
-            return said["step"], False
-        if os.path.isdir(folder + "_universal"):
-            return said["step"], True
-        raise Refused(
-            f"{folder} was saved by {said['world_size']} ranks at ZeRO stage {said['zero_stage']}, this run "
-            f"has {here['world_size']}: run on {said['world_size']}, or start over with --fresh, or convert "
-            f"it: python -m deepspeed.checkpoint.ds_to_universal --inject_missing_state "
-            f"--input_folder {folder} --output_folder {folder}_universal"
-        )
-    if found:
-        raise Refused(f"none of the {len(found)} checkpoints in {directory} is complete: to start over, --fresh")
-    return -1, False
+    if found.action == "convert":
+        raise Refused(f"{found.why}; start over with --fresh, or convert it: {' '.join(found.command)}")
+    if found.tag is None or found.action == "refuse":
+        raise Refused(f"{found.why}: to start over, --fresh")
+    step, universal = found.tag.step or 0, found.action == "universal"
+    if found.tag.name != tag_of(step, universal=universal):
+        raise Refused(f"{found.tag.path} is not this trainer's: to start over, another --checkpoint-dir")
+    choosing.prepare(found, directory)
+    return step, universal
+
+
+def tag_of(step: int, *, universal: bool = False) -> str:
+    return f"step{step:08d}" + ("_universal" if universal else "")
 
 
 def agree_on_resume(options: argparse.Namespace, here: dict[str, Any]) -> tuple[int, bool]:
-    """Rank 0 looks, everyone hears: file systems do not show all nodes the same thing at the same time."""
-    answer, refusal = (-1, False), ""
-    if dist.get_rank() == 0 and options.checkpoint_dir:
-        try:
-            if options.fresh:
-                set_aside(options.checkpoint_dir)
-            else:
-                answer = choose(options.checkpoint_dir, here)
-        except Refused as why:
-            answer, refusal = (-2, False), str(why)
-    step, universal = (int(n) for n in broadcast([float(n) for n in answer]))
-    if step == -2:
-        raise Refused(refusal or "rank 0 cannot resume here: its log says why")
-    return step, bool(universal)
+    """Rank 0 looks, everyone hears: file systems do not show all nodes the same thing at the same time.
+
+    Then each rank reads its part of what was chosen, which loading reads anyway. Where a bit has changed, the next
+    older checkpoint is taken.
+    """
+    distrusted: dict[str, str] = {}
+    while True:
+        answer, refusal = (-1, False), ""
+        if dist.get_rank() == 0 and options.checkpoint_dir:
+            try:
+                if options.fresh:
+                    set_aside(options.checkpoint_dir)
+                else:
+                    answer = choose(options.checkpoint_dir, here, distrusted)
+            except Refused as why:
+                answer, refusal = (-2, False), str(why)
+        step, universal = (int(n) for n in broadcast([float(n) for n in answer]))
+        if step == -2:
+            raise Refused(refusal or "rank 0 cannot resume here: its log says why")
+        if step == -1:
+            return step, False
+        tag = tag_of(step, universal=bool(universal))
+        wrong = spoiled(os.path.join(options.checkpoint_dir, tag))
+        if wrong:
+            print(f"train_gpt (rank {dist.get_rank()}): {tag}: {wrong}", flush=True)
+        if not total([bool(wrong)])[0]:
+            return step, bool(universal)
+        distrusted[tag] = wrong or "another rank read what was not saved"
+
+
+def spoiled(folder: str) -> str:
+    """What is wrong with the files that this rank reads for all: its own shards, and its part of the others."""
+    rank, world = dist.get_rank(), dist.get_world_size()
+    names = sorted(shards.files(folder))
+    mine = [name for number, name in enumerate(names) if (shards.owner(name) or number) % world == rank]
+    return shards.some(manifest.changed(folder, mine)[0])
 
 
 def save(engine: Any, options: argparse.Namespace, *, step: int, here: dict[str, Any]) -> str:
     """Save, then vouch for it, then clear away what is no longer needed, in that order."""
-    tag = f"step{step:08d}"
-    folder = os.path.join(options.checkpoint_dir, tag)
+    tag = tag_of(step)
+    directory = options.checkpoint_dir
+    folder = os.path.join(directory, tag)
     first = dist.get_rank() == 0
+    short = ""
     if first:
-        remove(folder)  # the rest of a save that was cut off
-    dist.barrier()
-    engine.save_checkpoint(options.checkpoint_dir, tag=tag)
-    dist.barrier()
-    files = sizes(folder, sync=True) if first else {}
-    (shards,) = broadcast([sum(name.endswith("_optim_states.pt") for name in files)])
-    if here["zero_stage"] and shards < here["world_size"]:
+        retention.remove(directory, tag)  # the rest of a save that was cut off
+        short = retention.shortage(directory)
+    if broadcast([float(bool(short))])[0]:
+        raise DiskFull(short or "rank 0 says how much is free")
+    try:
+        engine.save_checkpoint(directory, tag=tag)
+        names = shards.files(folder)
+        hashes = manifest.seal(folder, [name for name in names if shards.owner(name) == dist.get_rank()])
+    except (OSError, RuntimeError) as error:
+        if retention.is_full(error, directory):
+            retention.remove(directory, tag)  # room for logs, and nothing half written stays
+            raise DiskFull(f"{directory} was full before {tag} was on disk: {error}") from None
+        raise
+    everywhere: list[dict[str, str]] = [{}] * here["world_size"]
+    dist.all_gather_object(everywhere, hashes)
+    there = shards.files(folder)
+    wanted = {"dp_world_size": here["world_size"], "stage": here["zero_stage"]}
+    missing = shards.layout(there, wanted).missing if first else ()
+    (count,) = broadcast([len(missing)])
+    if count:
         raise Refused(
-            f"{folder} holds the optimizer states of {shards:.0f} of {here['world_size']} ranks: "
+            f"{folder} has no {missing[0] if missing else 'file of some rank'}: "
             "--checkpoint-dir must be one directory that all nodes share"
         )
     if first:
-        text = json.dumps({"step": step, **here, "files": files}, indent=1)
-        path = os.path.join(folder, MANIFEST)
-        with open(path + ".tmp", "w", encoding="utf-8") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.rename(path + ".tmp", path)
-        clear_away(options.checkpoint_dir, keep=options.checkpoint_keep)
+        told = {name: here[name] for name in ("shape", "precision", "deepspeed", "torch")}
+        sealed = {name: value for part in everywhere for name, value in part.items()}
+        manifest.write(
+            folder, step=step, world_size=here["world_size"], stage=here["zero_stage"], hashes=sealed, **told
+        )
+        manifest.point(directory, tag)
+        retention.retain(directory, keep=options.checkpoint_keep)
     dist.barrier()
     return tag
-
-
-def clear_away(directory: str, *, keep: int) -> None:
-    """Leave the newest `keep` complete checkpoints, and whatever is newer than those."""
-    complete = [tag for tag in tags(directory) if manifest(os.path.join(directory, tag))[0]]
-    if len(complete) < keep:
-        return
-    for tag in tags(directory):
-        if int(tag.removeprefix("step")) < int(complete[keep - 1].removeprefix("step")):
-            remove(os.path.join(directory, tag))
-
-
-def remove(folder: str) -> None:
-    """A checkpoint, with what ds_to_universal may have made of it."""
-    for path in (folder, folder + "_universal"):
-        shutil.rmtree(path, ignore_errors=True)
 
 
 # -------------------------------------------------------------------------------------- between ranks
@@ -471,6 +468,8 @@ def join() -> None:
             )
         torch.cuda.set_device(local)
     deepspeed.init_distributed()
+    if pulse:
+        pulse.watch()
 
 
 def main() -> int:
@@ -522,7 +521,7 @@ def train(options: argparse.Namespace, config: dict[str, Any], text: Tensor) -> 
         f"batch {here['world_size']} x {rows} x {micros}, {len(text):,} bytes of text"
     )
     if resumed >= 0:
-        tag = f"step{step:08d}" + ("_universal" if universal else "")
+        tag = tag_of(step, universal=universal)
         loaded, _ = engine.load_checkpoint(options.checkpoint_dir, tag=tag)
         if loaded is None:
             raise RuntimeError(f"DeepSpeed did not load {tag} from {options.checkpoint_dir}")
@@ -560,6 +559,8 @@ def train(options: argparse.Namespace, config: dict[str, Any], text: Tensor) -> 
             say(f"loss is {losses[-1]} at step {step}: stopped, nothing saved since step {max(saved, 0)}")
             return 1
         tokens_per_s = here["world_size"] * rows * micros * options.seq_len / (time.perf_counter() - started)
+        if pulse:
+            pulse.step(step, losses[-1])
         if metrics:
             norm = engine.get_global_grad_norm()
             line = {
@@ -583,7 +584,8 @@ def train(options: argparse.Namespace, config: dict[str, Any], text: Tensor) -> 
                 say(f"replicas differ at step {step}: the ranks no longer train one model; stopped, nothing saved")
                 return 1
             if options.checkpoint_dir:
-                say(f"saved {save(engine, options, step=step, here=here)}")
+                with pulse.phase("checkpoint") if pulse else contextlib.nullcontext():
+                    say(f"saved {save(engine, options, step=step, here=here)}")
                 saved = step
             if last and stage == 0:
                 say("replicas agree" if agree else "replicas differ, as 0/1 Adam's do between synchronizations")
@@ -605,6 +607,10 @@ if __name__ == "__main__":
         if str(why):
             print(f"train_gpt (rank {os.environ.get('RANK', '?')}): {why}", file=sys.stderr, flush=True)
         code = 2
+    except DiskFull as why:
+        rank = os.environ.get("RANK", "?")
+        print(f"train_gpt (rank {rank}): DISK_FULL: No space left on device: {why}", file=sys.stderr, flush=True)
+        code = DO_NOT_RESTART
     except Exception:
         traceback.print_exc()
         code = 1

@@ -120,15 +120,15 @@ def advise(
     if warn_before_end is not None:
         needed = SLOWEST_WRITE * write + SLACK_SECONDS + (step_seconds or 0)
         rounded = -(-int(needed) // 30) * 30 + 30
-        short = warn_before_end < write + (step_seconds or 0)
-        if short and write_gb_per_s:  # an assumed rate refuses nothing
+        if warn_before_end < needed and write_gb_per_s:
             problem = Problem(
-                f"the job is told to save {warn_before_end:,.0f} s before its end, and a step and a checkpoint take "
-                f"{write + (step_seconds or 0):,.0f} s",
+                f"the job is told to save {warn_before_end:,.0f} s before its end, and a checkpoint takes "
+                f"{write:,.3g} s: that needs {SLOWEST_WRITE:g} times as long for a slow one, a step, and "
+                f"{SLACK_SECONDS} s by which the word may come late",
                 hint=f"slurm.warn_before_end: {rounded}",
                 at=("slurm", "warn_before_end"),
             )
-        elif short or warn_before_end < needed:
+        elif warn_before_end < needed:  # an assumed rate refuses nothing
             notes.append(
                 f"slurm.warn_before_end {warn_before_end:,.0f} leaves little: {rounded} covers a slow write "
                 f"({SLOWEST_WRITE:g} x {write:,.3g} s), a step and {SLACK_SECONDS} s"
