@@ -62,6 +62,7 @@ def node_files(plan: Plan) -> tuple[File, ...]:
     """What every backend carries to the nodes."""
     names = ["supervise.py", "rank.py", *(["train_gpt.py"] if plan.reference_trainer else [])]
     modules = [HERE / "__init__.py", *(path for name in LOOKS_AFTER for path in sorted(HERE.glob(f"{name}/*.py")))]
+    modules.append(NODE / "hook" / "dslaunch_pulse.py")  # for the ranks' own path
     return (*map(node_file, names), *packed(modules), *packed(HERE / "data" / name for name in TABLES))
 
 
@@ -141,11 +142,8 @@ if found.split("+")[0] != sys.argv[1].split("+")[0]:
 EOF"""
 
 
-# Secrets go with the script, however it ends.
-FORGET = """\
-trap 'rm -rf -- "$run/secrets"' EXIT
-"""
-
+BATCH = ("port.py", "journal.py", "recover.py")  # what a script that starts the nodes runs itself
+DUPLICATE, OVER = 100, 101  # that recover.py answers: another job has this run; its starts are used up
 STOPPED_EARLY = 75  # EX_TEMPFAIL: a checkpoint was saved, the run is not finished
 
 # Several nodes end with codes of their own; the job's is that of the rank that failed first anywhere.
@@ -294,10 +292,24 @@ def node_script(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool =
         ),
         'exec python3 -u "$here/node/supervise.py" \\',
         f"  --launcher {spec.train.launcher} --nodes {spec.resources.nodes} --per-node {spec.per_node} \\",
+        f"  --hang {spec.recover.hang:g} --first-step {spec.recover.first_step:g} --steps {spec.train.steps} "
+        f"--stage {plan.setup.stage} --model-parallel {plan.setup.tensor * plan.setup.pipeline} "
+        f"{'' if plan.reference_trainer else '--vouch '}\\",
         f'  --logs "$logs" {"".join(f"{flag} " for flag in flags)}-- \\',
         "  " + wrap(quote(word) for word in plan.command),
     ]
     return "\n".join(lines) + "\n"
+
+
+def checkpoints(plan: Plan, name: str = "") -> str:
+    """The directory of the checkpoints, or a file in it, as a word of the script that starts the nodes."""
+    folder, workdir = plan.checkpoint_dir, plan.spec.train.workdir
+    path = f"{folder}{name}" if folder.startswith("/") else f"{workdir}/{folder}{name}"
+    return quote(path) if path.startswith("/") else '"$run/submitted-from"/' + quote(path)
+
+
+def indent(text: str, by: str) -> str:
+    return "".join(by + line for line in text.splitlines(keepends=True))
 
 
 def _from_job_file(path: str, submitted_from: bool) -> str:

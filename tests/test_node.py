@@ -314,6 +314,8 @@ def test_a_cache_that_belongs_to_someone_else_is_refused(tmp_path, monkeypatch):
 
 # The environment
 
+PLACES = {"jit": "/jit", "state": "/state", "tag": ""}
+
 
 @pytest.mark.parametrize(
     ("launcher", "given", "expected"),
@@ -325,7 +327,7 @@ def test_a_cache_that_belongs_to_someone_else_is_refused(tmp_path, monkeypatch):
 )
 def test_stale_ranks_do_not_reach_the_launcher(launcher, given, expected):
     options = supervise.Options(launcher, 1, 2, "/logs", 25, 300, False, False, ["true"])
-    env, _ = supervise.rank_environment(options, given, jit="/jit", addresses=["127.0.0.1"])
+    env, _ = supervise.rank_environment(options, given, addresses=["127.0.0.1"], **PLACES)
     names = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "PET_NNODES", "CROSS_SIZE", "MINE"}
     assert {name: env[name] for name in names - {"LOCAL_RANK"} if name in env} == expected
     assert env["DSLAUNCH_METRICS"] == "/logs/metrics.jsonl"
@@ -338,9 +340,9 @@ def test_gloo_is_told_the_interface_that_leads_to_the_master(monkeypatch):
     options = supervise.Options("torchrun", 2, 1, "/logs", 25, 300, False, False, ["true"])
     assert supervise.interface_of("127.0.0.1") == "lo"
     monkeypatch.setattr(supervise, "local_address", lambda remote: "127.0.0.1")
-    env, notes = supervise.rank_environment(options, {}, jit="/jit", addresses=["10.0.0.5"])
+    env, notes = supervise.rank_environment(options, {}, addresses=["10.0.0.5"], **PLACES)
     assert (env["GLOO_SOCKET_IFNAME"], notes) == ("lo", [])
-    env, notes = supervise.rank_environment(options, {}, jit="/jit", addresses=["127.0.1.1"])
+    env, notes = supervise.rank_environment(options, {}, addresses=["127.0.1.1"], **PLACES)
     assert "GLOO_SOCKET_IFNAME" not in env
     assert "GLOO_SOCKET_IFNAME is left to gloo" in notes[0]
 
@@ -464,6 +466,7 @@ def test_every_rank_has_its_place_whatever_an_operator_has_set(node, launcher):
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
 def test_the_rank_that_failed_first_is_named(node, launcher):
+    """Scenario 62, on one node."""
     node.launcher, node.per_node = launcher, 2
     program = "import os, time; r = int(os.environ['RANK']); time.sleep(60 * (1 - r)); print('bye'); os._exit(7)"
     assert node.python(program) == 7
@@ -513,7 +516,7 @@ def test_each_node_reports_its_own(tmp_path):
     assert nodes[0].left() == []
     assert {path.name for path in nodes[0].logs.glob("*.json")} == {
         *(f"rank-{number:05d}.json" for number in range(4)),
-        *(f"node-{number:04d}.json" for number in range(2)),
+        *(f"{what}-{number:04d}.json" for number in range(2) for what in ("node", "beat")),
     }
 
 

@@ -197,7 +197,7 @@ def name_of(number: int) -> str:
 
 
 def attempt(env: Mapping[str, str]) -> int:
-    count = env.get("SLURM_RESTART_COUNT", "")
+    count = env.get("DSLAUNCH_ATTEMPT") or env.get("SLURM_RESTART_COUNT", "")
     return int(count) if count.isdecimal() else 0
 
 
@@ -225,6 +225,7 @@ def main(plan_file: str) -> int:
         return CONFIG
 
     rank = int(env["RANK"])
+    env["DSLAUNCH_PROGRESS"] = os.path.join(state, f"progress-{rank:05d}")
     log_name = os.path.join(logs, f"rank-{rank:05d}.log")
     try:
         log = os.open(log_name, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)

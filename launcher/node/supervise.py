@@ -2,8 +2,11 @@
 
     supervise.py --launcher torchrun --nodes 4 --per-node 2 --logs DIR -- python3 train.py --x 1
 
-NODE_RANK, MASTER_ADDR and MASTER_PORT come from the environment. Standard library only: this file and
-rank.py are copied to nodes that have no dslaunch.
+NODE_RANK, MASTER_ADDR and MASTER_PORT come from the environment. Standard library only: this file, rank.py and the
+packages in `code` beside them are copied to nodes that have no dslaunch.
+
+Ends as the rank that failed first on this node; with 124 where the ranks hung and were ended, with 75 where all
+stopped early with a checkpoint, with 69, 70 or 78 where nothing of the user's was to blame or had run.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import importlib.metadata
 import ipaddress
 import json
 import os
+import pkgutil
 import signal
 import socket
 import stat
@@ -30,22 +34,33 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+HERE = os.path.dirname(os.path.abspath(__file__))
+CODE = os.path.join(HERE, "code")  # in a pod a zip; in a checkout this file lies in the package itself
+sys.path.insert(0, next(filter(os.path.exists, (CODE, CODE + ".zip")), os.path.dirname(os.path.dirname(HERE))))
+
+from launcher.diagnose import Evidence, Exit, Hang  # noqa: E402
+from launcher.supervision import HUNG, NO_HOST, Refused, evidence, overseer, report, resume  # noqa: E402
+from launcher.supervision.overseer import Overseer  # noqa: E402
+from launcher.supervision.voucher import Voucher  # noqa: E402
+
 CONFIG = 78  # EX_CONFIG: started in a way that cannot be right; nothing of the user's has run
-NO_HOST = 69  # EX_UNAVAILABLE: the master's name never resolved
 STOPPED_EARLY = 75  # EX_TEMPFAIL: the program saved a checkpoint and wants to be started again
 BROKEN = 70  # EX_SOFTWARE: the launcher says 0, but not every rank has a record
 SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD})
 STOPS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
 TERMINATION_LOG = "/dev/termination-log"  # what `kubectl describe pod` shows
 SHOWN = 20  # lines of a failed rank's log
+HOOK = "dslaunch_pulse.py"  # what programs import
 CHUNK = 1 << 18
 LONGEST = 1 << 16  # bytes of a line that is printed in one piece
 PROGRESS = 10.0  # seconds between two states of a progress bar
 OTHERS = 15  # seconds that the other nodes get to end with 75, where they cannot be told
+LAST_WORDS = 5.0  # seconds that hanging ranks get between SIGTERM and SIGKILL
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 # What an operator or an outer launcher leaves behind. PyTorchJob's RANK is the node's, its WORLD_SIZE the
@@ -66,14 +81,6 @@ CACHES = (
 VISIBLE = ("VISIBLE_DEVICES", "VISIBLE_MODULES", "ZE_AFFINITY_MASK")
 
 
-class Refused(Exception):
-    """Why nothing was started, and the exit code that says so."""
-
-    def __init__(self, message: str, *, code: int = CONFIG) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 @dataclass(frozen=True)
 class Options:
     launcher: str
@@ -85,6 +92,13 @@ class Options:
     same_host: bool
     shared_logs: bool
     argv: list[str]
+    hang: float = 0.0
+    first_step: float = 1800.0
+    steps: int = 0
+    stage: int | None = None
+    model_parallel: int = 1
+    fresh: bool = False
+    vouch: bool = False
 
     @property
     def world(self) -> int:
@@ -109,6 +123,11 @@ class Verdict:
     first: Mapping[str, Any] | None = None
     lines: tuple[str, ...] = ()  # the last ones of whoever failed
     signalled: str | None = None
+    hang: Hang | None = None
+    files: Mapping[str, int] = field(default_factory=dict)  # logs of this attempt, and where it begins in them
+    exits: tuple[Exit, ...] = ()
+    step: int | None = None
+    oom_kills: int = 0
 
 
 def say(text: str) -> None:
@@ -131,6 +150,13 @@ def parse(arguments: list[str]) -> Options:
     parser.add_argument("--resolve-timeout", type=float, default=300.0)
     parser.add_argument("--same-host", action="store_true", help="all nodes are this machine")
     parser.add_argument("--shared-logs", action="store_true", help="all nodes see the same DIR")
+    parser.add_argument("--hang", type=float, default=0.0, help="seconds without a step; 0: no rank ever hangs")
+    parser.add_argument("--first-step", type=float, default=1800.0, help="seconds to the first steps")
+    parser.add_argument("--steps", type=int, default=0, help="after the last one nobody waits for another")
+    parser.add_argument("--stage", type=int, help="of ZeRO, to judge checkpoints by")
+    parser.add_argument("--model-parallel", type=int, default=1)
+    parser.add_argument("--vouch", action="store_true", help="write manifests of the checkpoints that appear")
+    parser.add_argument("--fresh", action="store_true", help="start over whatever checkpoints there are")
     values = parser.parse_args(arguments[:split])
     argv = arguments[split + 1 :]
     if not argv:
@@ -164,7 +190,8 @@ def place(options: Options, env: Mapping[str, str]) -> Place:
 
 
 def attempt(env: Mapping[str, str]) -> int:
-    count = env.get("SLURM_RESTART_COUNT", "")
+    """How many times training was started before in this run."""
+    count = env.get("DSLAUNCH_ATTEMPT") or env.get("SLURM_RESTART_COUNT", "")
     return int(count) if count.isdecimal() else 0
 
 
@@ -338,7 +365,7 @@ def compiled(path: str) -> Iterator[None]:
 
 
 def rank_environment(
-    options: Options, env: Mapping[str, str], *, jit: str, addresses: list[str]
+    options: Options, env: Mapping[str, str], *, jit: str, addresses: list[str], state: str, tag: str
 ) -> tuple[dict[str, str], list[str]]:
     """What the launcher is started with, and what the user may want to know about it."""
     kept = OURS if options.launcher == "srun" else ()
@@ -349,6 +376,10 @@ def rank_environment(
     for name, folder in CACHES:
         result.setdefault(name, os.path.join(jit, folder))
     result.setdefault("DSLAUNCH_METRICS", os.path.join(options.logs, "metrics.jsonl"))
+    result["DSLAUNCH_RESUME"] = tag
+    result["PYTHONPATH"] = os.pathsep.join(filter(None, (os.path.join(state, "hook"), env.get("PYTHONPATH"))))
+    for name in ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_PIPE_FILE"):
+        result.setdefault(name, recorder(state))  # the second is the first one's name before torch 2.8
     result.setdefault("OMP_NUM_THREADS", str(threads(options, env)))
     if options.nodes > 1 and not options.same_host and "GLOO_SOCKET_IFNAME" not in result:
         name_of_interface = gloo_interface(addresses)
@@ -360,6 +391,41 @@ def rank_environment(
                 "left to gloo; set it if ranks cannot connect to each other"
             )
     return result, notes
+
+
+def recorder(state: str) -> str:
+    """Where torch's flight recorders write, before the rank's number."""
+    return os.path.join(state, "flight-")
+
+
+# The checkpoint to go on from
+
+
+def pause(seconds: float, doing: str) -> None:
+    """Signals are blocked: whoever waits has to ask for them."""
+    got = signal.sigtimedwait(STOPS, seconds)
+    if got is not None:
+        name = signal.Signals(got.si_signo).name
+        raise Refused(f"{name} while {doing}", code=128 + got.si_signo)
+
+
+def resumed(options: Options, where: Place, env: Mapping[str, str], *, count: int) -> str:
+    directory = env.get("DSLAUNCH_CHECKPOINT_DIR", "")
+    if not directory:
+        return ""
+    return resume.gate(
+        directory,
+        config=env.get("DSLAUNCH_DS_CONFIG", ""),
+        first=0 in where.ranks,
+        logs=options.logs if options.shared_logs or 0 in where.ranks else None,
+        attempt=count,
+        # the reference trainer has a flag of this name, and is asked for by it in the job file
+        run=resume.Run(
+            options.world, options.stage, options.model_parallel, options.fresh or "--fresh" in options.argv
+        ),
+        say=say,
+        pause=pause,
+    )
 
 
 # The launcher
@@ -594,11 +660,12 @@ class End:
     signalled: str | None = None
 
 
-def watch(launcher: int, *, state: str, plan: str, grace: float) -> End:
+def watch(launcher: int, *, state: str, plan: str, grace: float, over: Overseer) -> End:
     """Hand signals to the ranks, not to their launcher, which would kill them before they have saved."""
     signalled: int | None = None
     told: set[int] = set()
     stages: list[tuple[float, str]] = []
+    hung = False
     while True:
         got = signal.sigtimedwait(SIGNALS, 0.5)
         ended = reap()
@@ -621,6 +688,15 @@ def watch(launcher: int, *, state: str, plan: str, grace: float) -> End:
             new = [one["wrapper"] for one in running(state, plan) if one["wrapper"] not in told]
             send(new, signal.SIGINT if signalled == signal.SIGINT else signal.SIGTERM)
             told.update(new)
+        if over.hang and not hung:
+            hung = True
+            send((one["wrapper"] for one in running(state, plan)), signal.SIGTERM)
+            send(descendants(), signal.SIGCONT)  # whoever is stopped does not hear of SIGTERM
+            stages = [
+                (now + LAST_WORDS, "programs"),
+                (now + LAST_WORDS + 2, "launcher"),
+                (now + LAST_WORDS + 3, "all"),
+            ]
         while stages and now >= stages[0][0]:
             stage = stages.pop(0)[1]
             if stage == "launcher":
@@ -691,6 +767,32 @@ def verdict(options: Options, where: Place, ranks: list[dict[str, Any]], end: En
     return Verdict(0, "", signalled=end.signalled)
 
 
+def ended_for(options: Options, found: Hang | None, *, count: int, failed: bool) -> Hang | None:
+    """The hang that this node's ranks were ended for, or that took them along when another node's went first."""
+    if found or not failed or not options.shared_logs:
+        return found
+    value = overseer.read(os.path.join(options.logs, f"hang-{count}", "verdict.json"))
+    return overseer.hang_of(value) if value else None
+
+
+def words(found: Hang) -> str:
+    return f"hang: no step for {found.seconds:.0f} s after step {found.step} (limit {found.limit:.0f} s): {found.why}"
+
+
+def diagnosis(options: Options, where: Place, result: Verdict, *, since: float) -> Any:
+    """Why, as far as this node's logs tell; None when they cannot be read. The exit code counts more."""
+    facts = Evidence(
+        code=result.code, exits=result.exits, oom_kills={host(): result.oom_kills}, hang=result.hang, hosts=(host(),)
+    )
+    try:
+        return report.diagnosis(
+            result.files, facts, kernel=os.path.join(options.logs, f"{where.name}.dmesg"), since=since
+        )
+    except Exception:
+        traceback.print_exc()
+        return None
+
+
 def tell_stop(options: Options, count: int) -> int:
     """What to end with when all ranks here stopped early, with their checkpoint.
 
@@ -722,7 +824,9 @@ def tell_kubernetes(text: str) -> None:
             file.write(text.encode("utf-8", "replace")[:4096])
 
 
-def conclude(options: Options, where: Place, result: Verdict, *, started: float, count: int) -> None:
+def conclude(
+    options: Options, where: Place, result: Verdict, *, started: float, count: int, since: float = 0.0
+) -> None:
     """Tell the user, whoever reads the logs' directory, and Kubernetes."""
     if result.reason:
         say(result.reason)
@@ -742,44 +846,111 @@ def conclude(options: Options, where: Place, result: Verdict, *, started: float,
         "started": started,
         "ended": time.time(),
         "attempt": count,
+        "diagnosis": None,
+        "hang": overseer.to_json(result.hang),
+        "step": result.step,
+        "oom_kills": result.oom_kills,
     }
-    write_json(os.path.join(options.logs, f"{where.name}.json"), value)
-    if result.first and result.code != STOPPED_EARLY and not result.signalled:
+    path = os.path.join(options.logs, f"{where.name}.json")
+    write_json(path, value)
+    if (result.first or result.hang) and result.code != STOPPED_EARLY and not result.signalled:
         # srun tells the highest exit code of all nodes, which is that of a node it ended itself
         with contextlib.suppress(OSError), open(os.path.join(options.logs, f"first-failure-{count}"), "x") as file:
             file.write(f"{result.code}\n")
+    if result.code not in (0, STOPPED_EARLY):  # last: Slurm may end this node while it reads its logs
+        value["diagnosis"] = diagnosis(options, where, result, since=since)
+        write_json(path, value)
 
 
-def supervise(options: Options, where: Place, env: Mapping[str, str]) -> Verdict:
+def supervise(options: Options, where: Place, env: Mapping[str, str], *, count: int) -> Verdict:
     addresses = resolve(where, timeout=options.resolve_timeout)
     check_master(options, where, addresses)
     base = private_directory(env)
     jit = os.path.join(base, f"jit-{software()}")
     with compiled(jit), tempfile.TemporaryDirectory(prefix="node-", dir=base) as state:
-        ranks_env, notes = rank_environment(options, env, jit=jit, addresses=addresses)
-        for note in notes:
-            say(note)
-        plan = os.path.join(state, "plan.json")
-        write_json(plan, rank_plan(options, where, env))
-        log = os.path.join(options.logs, f"{where.name}.launcher.log")
-        with open(log, "ab") as output:
-            log_from = output.tell()
-            launcher = subprocess.Popen(
-                command(options, where, python=sys.executable, rank_py=beside("rank.py"), plan=plan),
-                env=ranks_env,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                preexec_fn=before_launcher,
-            )
-        echo = Echo(state, Tail(log, start=log_from, prefix=f"[node {where.node}] "))
-        echo.start()
-        end = watch(launcher.pid, state=state, plan=plan, grace=options.grace)
-        launcher.returncode = end.code  # reaped above, with everybody else
-        sweep()
-        echo.finish()
-        result = verdict(options, where, records(state), end)
-    if result.code in (0, STOPPED_EARLY):
+        over = Overseer(settings(options, where, state=state, count=count), say)
+        over.start()
+        try:
+            tag = resumed(options, where, env, count=count)
+            return train(options, where, env, over, jit=jit, addresses=addresses, tag=tag)
+        finally:
+            over.stop()
+
+
+def settings(options: Options, where: Place, *, state: str, count: int) -> overseer.Settings:
+    return overseer.Settings(
+        node=where.node,
+        nodes=options.nodes,
+        name=where.name,
+        host=host(),
+        attempt=count,
+        logs=options.logs,
+        shared=options.shared_logs,
+        state=state,
+        floor=options.hang,
+        first_step=options.first_step,
+        steps=options.steps,
+        recorder=recorder(state),
+    )
+
+
+def train(
+    options: Options,
+    where: Place,
+    env: Mapping[str, str],
+    over: Overseer,
+    *,
+    jit: str,
+    addresses: list[str],
+    tag: str,
+) -> Verdict:
+    state, count = over.settings.state, over.settings.attempt
+    os.mkdir(os.path.join(state, "hook"))
+    with open(os.path.join(state, "hook", HOOK), "wb") as file:
+        file.write(pkgutil.get_data("launcher", f"node/hook/{HOOK}") or b"")
+    ranks_env, notes = rank_environment(options, env, jit=jit, addresses=addresses, state=state, tag=tag)
+    for note in notes:
+        say(note)
+    plan = os.path.join(state, "plan.json")
+    write_json(plan, rank_plan(options, where, env))
+    log = os.path.join(options.logs, f"{where.name}.launcher.log")
+    with open(log, "ab") as output:
+        log_from = output.tell()
+        launcher = subprocess.Popen(
+            command(options, where, python=sys.executable, rank_py=beside("rank.py"), plan=plan),
+            env=ranks_env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            preexec_fn=before_launcher,
+        )
+    echo = Echo(state, Tail(log, start=log_from, prefix=f"[node {where.node}] "))
+    echo.start()
+    voucher = None
+    if options.vouch and 0 in where.ranks and env.get("DSLAUNCH_CHECKPOINT_DIR"):
+        voucher = Voucher(env["DSLAUNCH_CHECKPOINT_DIR"])
+        voucher.start()
+    end = watch(launcher.pid, state=state, plan=plan, grace=options.grace, over=over)
+    launcher.returncode = end.code  # reaped above, with everybody else
+    sweep()
+    echo.finish()
+    if voucher:
+        voucher.finish()
+    over.stop()
+    ranks = records(state)
+    result = verdict(options, where, ranks, end)
+    evidence.keep(recorder(state), over.settings.folder)  # a watchdog of NCCL's may have written them
+    found = ended_for(options, over.hang, count=count, failed=result.code != 0)
+    if found:
+        result = replace(result, code=HUNG, reason=words(found), first=None, hang=found)
+    result = replace(
+        result,
+        files={log: log_from, **{one["log"]: one["log_from"] for one in ranks}},
+        exits=tuple(Exit(one["rank"], one["host"], one["code"], one["signal"] or "", one["ended"]) for one in ranks),
+        step=over.step(),
+        oom_kills=over.oom_kills(),
+    )
+    if result.code in (0, STOPPED_EARLY) or found:
         return result
     path, start = (result.first["log"], result.first["log_from"]) if result.first else (log, log_from)
     return replace(result, lines=last_lines(path, start))
@@ -797,11 +968,11 @@ def rank_plan(options: Options, where: Place, env: Mapping[str, str]) -> dict[st
 
 
 def beside(name: str) -> str:
-    return os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+    return os.path.join(HERE, name)
 
 
 def main(arguments: list[str]) -> int:
-    started = time.time()
+    started, since = time.time(), time.monotonic()
     options = parse(arguments)
     kept = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else set()  # nohup
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS - kept)
@@ -815,7 +986,7 @@ def main(arguments: list[str]) -> int:
     try:
         where = place(options, env)
         os.makedirs(options.logs, exist_ok=True)
-        result = supervise(options, where, env)
+        result = supervise(options, where, env, count=count)
     except Refused as refused:
         result = Verdict(refused.code, str(refused))
     except OSError as error:
@@ -824,7 +995,7 @@ def main(arguments: list[str]) -> int:
         say(result.reason)
         tell_kubernetes(result.reason)
         return result.code
-    conclude(options, where, result, started=started, count=count)
+    conclude(options, where, result, started=started, count=count, since=since)
     if result.code == STOPPED_EARLY and options.world > len(where.ranks):
         return tell_stop(options, count)
     return result.code
