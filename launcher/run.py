@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
+import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,23 +25,40 @@ class Result:
 Run = Callable[..., Result]
 
 
-def run(argv: Sequence[str], *, timeout: float = 30.0, env: Mapping[str, str] | None = None) -> Result:
-    """A command without a shell, its text in the C locale so that it can be parsed."""
+def run(
+    argv: Sequence[str], *, timeout: float = 30.0, env: Mapping[str, str] | None = None, bounded: bool = False
+) -> Result:
+    """A command without a shell, its text in the C locale so that it can be parsed.
+
+    `bounded`: its time ends even when this process is killed, and Ctrl-C is not for it. For what must not go on
+    unseen, nor be stopped half way.
+    """
     environ = {**(os.environ if env is None else env), "LC_ALL": "C"}
+    command = list(argv)
+    if bounded and shutil.which("timeout") and shutil.which(argv[0]):
+        command = ["timeout", "--kill-after=1", f"{timeout:g}", *command]
+        timeout += 5
     try:
         done = subprocess.run(
-            list(argv), capture_output=True, timeout=timeout, env=environ, stdin=subprocess.DEVNULL, check=False
-        )
+            command, capture_output=True, timeout=timeout, env=environ, stdin=subprocess.DEVNULL, check=False,
+            start_new_session=bounded,
+        )  # fmt: skip
     except FileNotFoundError:
         return Result(None, "", f"{argv[0]}: command not found")
     except subprocess.TimeoutExpired:
         return Result(None, "", f"{argv[0]} did not answer within {timeout:g} s")
+    if command[0] == "timeout" and done.returncode in (124, 137):
+        return Result(None, "", f"{argv[0]} did not answer within {command[2]} s")
     return Result(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def spawn(argv: Sequence[str], *, log: str, cwd: str, env: Mapping[str, str]) -> int:
     """A process in a session of its own that outlives this one; its pid."""
-    with open(log, "ab") as out, open(os.devnull, "rb") as null:  # noqa: PTH123 - descriptors for a child
+    with open(log, "ab", opener=_private) as out, open(os.devnull, "rb") as null:  # noqa: PTH123 - descriptors for a child
         child = subprocess.Popen(
             list(argv),
             stdin=null,
@@ -47,3 +69,22 @@ def spawn(argv: Sequence[str], *, log: str, cwd: str, env: Mapping[str, str]) ->
             start_new_session=True,
         )
     return child.pid
+
+
+@contextlib.contextmanager
+def signals_wait() -> Iterator[list[int]]:
+    """SIGINT, SIGTERM and SIGHUP are written down instead of obeyed; whoever asked for this looks at the list."""
+    came: list[int] = []
+
+    def note(number: int, _: Any) -> None:
+        came.append(number)
+
+    if threading.current_thread() is not threading.main_thread():  # which has the signals to itself
+        yield came
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

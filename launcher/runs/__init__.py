@@ -2,19 +2,194 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from launcher.errors import Problem, UserError
+from launcher.node import journal
+from launcher.runs.logs import printable, tail
 
-JOURNAL = "journal.jsonl"
+
+class Phase(enum.Enum):
+    """Where a run is, as its journal tells it. UNKNOWN is a phase of its own: nothing follows from it."""
+
+    PLANNED = "planned"
+    RENDERED = "rendered"  # the files are there, and no job
+    SUBMITTING = "submitting"
+    QUEUED = "queued"
+    PREFLIGHT = "preflight"
+    RUNNING = "running"
+    SUSPECT = "suspect"
+    RECOVERING = "recovering"
+    DONE = "done"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    UNKNOWN = "unknown"
+
+    @property
+    def over(self) -> bool:
+        return self in (Phase.DONE, Phase.FAILED, Phase.CANCELLED)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of training, and how it ended; `cause` is an id of the failure table, `decision` what followed."""
+
+    number: int
+    hosts: tuple[str, ...] = ()
+    ended: bool = False
+    code: int | None = None
+    cause: str = ""
+    node: str = ""
+    rank: int | None = None
+    step: int | None = None
+    why: str = ""
+    decision: str = ""
+
+
+@dataclass(frozen=True)
+class Story:
+    """A journal, folded."""
+
+    phase: Phase = Phase.PLANNED
+    since: float = 0.0
+    why: str = ""
+    backend: str = ""
+    name: str = ""
+    steps: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    digest: str = ""
+    token: str = ""
+    job: str = ""  # the newest that is known
+    jobs: tuple[str, ...] = ()
+    asked: float = 0.0  # when the newest submission was begun
+    open: bool = False  # a submission was begun, and whether it left one job is not known
+    again: int = 0  # tries before the newest
+    attempts: tuple[Attempt, ...] = ()
+    decision: str = ""
+    code: int | None = None
+
+
+# What an event makes of a run. `state` and `finished` say it themselves.
+PHASES = {
+    "rendered": Phase.RENDERED,
+    "submitting": Phase.SUBMITTING,
+    "submitted": Phase.QUEUED,
+    "adopted": Phase.QUEUED,
+    "absent": Phase.RENDERED,
+    "unanswered": Phase.UNKNOWN,
+    "refused": Phase.FAILED,
+    "cancelled": Phase.CANCELLED,
+    "started": Phase.PREFLIGHT,
+    "attempt": Phase.RUNNING,
+    "requeueing": Phase.RECOVERING,
+    "requeued": Phase.RECOVERING,
+    "resubmitting": Phase.RECOVERING,
+    "resubmitted": Phase.RECOVERING,
+}
+# What a scheduler, or somebody who watches it, says; live words do not turn a run that recovers into a queued one.
+WATCHED = {
+    "pending": Phase.QUEUED,
+    "completed": Phase.DONE,
+    **{phase.value: phase for phase in Phase if phase not in (Phase.PLANNED, Phase.RENDERED, Phase.SUBMITTING)},
+}
+ALIVE = ("submitting", "submitted", "adopted", "started", "attempt", "requeued", "resubmitting", "resubmitted")
+
+
+def fold(entries: Sequence[Mapping[str, Any]]) -> Story:
+    """rendered, submitting, submitted is a run that is QUEUED; submitting alone is one that is SUBMITTING.
+
+    A run that is over stays so, whatever is told later, until something shows that it lives: a new attempt, a new
+    submission. Of a resubmission that was not answered nothing is known, nor of any state that was not seen.
+    """
+    story = Story()
+    for entry in entries:
+        story = _next(story, entry)
+    return story
+
+
+def _next(story: Story, entry: Mapping[str, Any]) -> Story:
+    event = entry["event"]
+    phase = PHASES.get(event, story.phase)
+    if event == "state":
+        phase = _watched(story.phase, str(entry.get("state", "")).lower())
+    elif event == "finished":
+        phase = Phase.DONE if entry.get("code") == 0 else Phase.FAILED
+    elif event == "decided":
+        phase = Phase.FAILED if entry.get("action") == "stop" else Phase.RECOVERING
+    elif event == "preflight" and entry.get("code") not in (0, 10):
+        phase = Phase.FAILED
+    if story.phase.over and event not in ALIVE:
+        phase = Phase.DONE if story.phase is Phase.FAILED and phase is Phase.DONE else story.phase
+    changed: dict[str, Any] = {}
+    if phase is not story.phase:
+        changed = {"phase": phase, "since": entry.get("time", 0.0), "why": _why(entry)}
+    if event in ("rendered", "submitting"):  # `submitting` said all of it before there was `rendered`
+        changed |= {key: entry[key] for key in ("backend", "name", "steps", "extra", "digest") if key in entry}
+    if event == "submitting":  # a job that submits its own successor sees to that itself
+        changed |= {"open": True, "asked": entry.get("time", 0.0), "token": entry.get("token", story.token)}
+        changed["again"] = entry.get("again", 0)
+    if event == "submitted":
+        changed["open"] = story.again > 0  # `adopted` follows, once it was seen that the earlier tries left none
+    if event in ("adopted", "resubmitted", "refused", "absent", "started"):
+        changed["open"] = False
+    if event in ("submitted", "adopted", "resubmitted", "started") and entry.get("job"):
+        job = str(entry["job"])
+        changed |= {"job": job, "jobs": (*(one for one in story.jobs if one != job), job)}
+    if event in ("attempt", "ended", "decided"):
+        changed["attempts"] = _attempts(story.attempts, entry)
+    if event == "decided":
+        changed["decision"] = _decision(entry)
+    if event == "finished":
+        changed["code"] = entry.get("code")
+    return replace(story, **changed)
+
+
+def _watched(now: Phase, word: str) -> Phase:
+    """RUNNING does not end a PREFLIGHT, nor QUEUED a recovery: the scheduler knows of neither."""
+    said = WATCHED.get(word, Phase.UNKNOWN)
+    kept = {Phase.RUNNING: (Phase.PREFLIGHT, Phase.RECOVERING), Phase.QUEUED: (Phase.RECOVERING,)}
+    return now if now in kept.get(said, ()) else said
+
+
+def _why(entry: Mapping[str, Any]) -> str:
+    return str(entry.get("why") or entry.get("detail") or "")
+
+
+def _attempts(known: tuple[Attempt, ...], entry: Mapping[str, Any]) -> tuple[Attempt, ...]:
+    number = entry.get("attempt")
+    if not isinstance(number, int):
+        return known
+    there = {attempt.number: attempt for attempt in known}
+    one = there.get(number, Attempt(number))
+    if entry["event"] == "decided":
+        one = replace(one, decision=_decision(entry))
+    else:
+        said = {key: entry[key] for key in ("code", "cause", "node", "rank", "step", "why") if key in entry}
+        hosts = tuple(entry.get("hosts") or one.hosts)
+        one = replace(one, hosts=hosts, ended=one.ended or entry["event"] == "ended", **said)
+    there[number] = one
+    return tuple(there[key] for key in sorted(there))
+
+
+def _decision(entry: Mapping[str, Any]) -> str:
+    """ "requeue without node3: the node failed"."""
+    without = entry.get("exclude") or ()
+    names = without if isinstance(without, str) else ",".join(map(str, without))
+    parts = [
+        str(entry.get("action", "")),
+        f" without {names}" if names else "",
+        f": {_why(entry)}" if _why(entry) else "",
+    ]
+    return "".join(parts)
 
 
 @dataclass(frozen=True)
@@ -27,47 +202,43 @@ class Record:
     job: str  # the scheduler's id; empty when no submission was recorded
     name: str
     steps: int
-    extra: dict[str, Any]  # what this backend needs to find the job again
+    extra: Mapping[str, Any]  # what this backend needs to find the job again
+    entries: tuple[Mapping[str, Any], ...] = ()
+    token: str = ""  # what its jobs are found by, whatever their numbers
+    state: Phase = Phase.UNKNOWN
+
+    @property
+    def story(self) -> Story:
+        return fold(self.entries)
 
 
-def root(option: str | None, environ: dict[str, str]) -> Path:
+def root(option: str | None, environ: Mapping[str, str]) -> Path:
     """Where runs live: --runs, else DSLAUNCH_RUNS, else ./dslaunch-runs."""
     return Path(option or environ.get("DSLAUNCH_RUNS") or "dslaunch-runs").absolute()
 
 
 def new_id(name: str) -> str:
-    """demo-20261121-031502-4f2a: sorts by time, never twice, fits every scheduler."""
-    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+    """demo-20261121-031502-4f2a90c1: sorts by time, never twice, fits every scheduler."""
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(4).hex()}"
 
 
-ID = re.compile(r"(?P<name>.+)-(?P<when>[0-9]{8}-[0-9]{6}-[0-9a-f]{4})")
+ID = re.compile(r"(?P<name>.+)-(?P<when>[0-9]{8}-[0-9]{6}-(?:[0-9a-f]{8}|[0-9a-f]{4}))")
 
 
 def known(runs: Path, *, name: str | None = None) -> list[Path]:
     """Run directories, the newest first; of one job name when given."""
     found = []
-    for journal in runs.glob(f"*/{JOURNAL}"):
-        match = ID.fullmatch(journal.parent.name)
+    for path in runs.glob(f"*/{journal.NAME}"):
+        match = ID.fullmatch(path.parent.name)
         if match and name in (None, match["name"]):
-            found.append((match["when"], journal.parent))
+            found.append((match["when"], path.parent))
     return [folder for _, folder in sorted(found, reverse=True)]
-
-
-def note(folder: Path, event: str, **fields: Any) -> None:
-    """One line of the journal, on disk before this returns."""
-    line = json.dumps({"time": round(time.time(), 3), "event": event, **fields}) + "\n"
-    descriptor = os.open(folder / JOURNAL, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    try:
-        os.write(descriptor, line.encode())
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def find(run: str, runs: Path) -> Record:
     """A run by directory, id, or name (the newest of that name)."""
-    folder = Path(run) if (Path(run) / JOURNAL).is_file() else runs / run
-    if not (folder / JOURNAL).is_file():
+    folder = Path(run) if (Path(run) / journal.NAME).is_file() else runs / run
+    if not (folder / journal.NAME).is_file():
         named = known(runs, name=run)
         if not named:
             newest = ", ".join(path.name for path in known(runs)[:5])
@@ -77,16 +248,19 @@ def find(run: str, runs: Path) -> Record:
                 )
             )
         folder = named[0]
-    fields: dict[str, Any] = {}
-    for line in (folder / JOURNAL).read_text(encoding="utf-8").splitlines():
-        try:
-            fields.update(json.loads(line))
-        except ValueError:
-            continue  # a line cut off by a crash
-    folder = folder.absolute()
+    return read(folder.absolute())
+
+
+def read(folder: Path) -> Record:
+    """The run of one directory."""
+    try:
+        entries, _ = journal.read(folder)
+    except OSError as error:
+        raise UserError(Problem(f"cannot read {folder / journal.NAME}: {error.strerror}")) from None
+    story = fold(entries)
     return Record(
-        id=folder.name, folder=folder, backend=fields.get("backend", ""), job=str(fields.get("job", "")),
-        name=fields.get("name", ""), steps=fields.get("steps", 0), extra=fields.get("extra", {}),
+        id=folder.name, folder=folder, backend=story.backend, job=story.job, name=story.name, steps=story.steps,
+        extra=story.extra, entries=tuple(entries), token=story.token or folder.name, state=story.phase,
     )  # fmt: skip
 
 
@@ -96,19 +270,6 @@ def exit_code(record: Record) -> int | None:
         return int((record.folder / "exit-code").read_text())
     except (OSError, ValueError):
         return None
-
-
-def progress(record: Record) -> dict[str, Any] | None:
-    """The newest line of the metrics: step, loss, tokens per second."""
-    lines = _end(record.folder / "logs" / "metrics.jsonl", 8192).split(b"\n")
-    for line in reversed(lines[:-1]):
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict) and isinstance(found.get("step"), int):
-            return found
-    return None
 
 
 def verdict(record: Record) -> dict[str, Any] | None:
@@ -181,77 +342,3 @@ def _failure(record: Record, failure: dict[str, Any]) -> str:
     how = f"was killed by {failure['signal']}" if failure.get("signal") else f"ended with exit code {failure['code']}"
     said = [line for line in tail(record.folder / "logs" / f"rank-{failure['rank']:05d}.log", 5) if line.strip()]
     return f"rank {failure['rank']} on {failure['host']} {how}" + (f": {said[-1].strip()[:200]}" if said else "")
-
-
-def tail(path: Path, lines: int) -> list[str]:
-    """The last lines of a file of any size, for a terminal."""
-    return [printable(raw) for raw in _end(path, 64 * 1024).split(b"\n") if raw][-lines:]
-
-
-def _end(path: Path, size: int) -> bytes:
-    """At most the last `size` bytes of a file; none of one that is not there."""
-    try:
-        with path.open("rb") as file:
-            file.seek(0, os.SEEK_END)
-            file.seek(max(0, file.tell() - size))
-            return file.read()
-    except OSError:
-        return b""
-
-
-def read_logs(
-    record: Record, *, rank: int | None, follow: bool, over: Callable[[], bool], main: str
-) -> Iterator[str]:
-    """Lines of the job's output, or of one rank's, control bytes taken out."""
-    pattern = main if rank is None else f"logs/rank-{rank:05d}.log"
-    positions: dict[str, int] = {}
-    last_look = 0.0
-    finished = False
-    while True:
-        yield from news(record, pattern, positions, last=finished or not follow)
-        if finished or not follow:
-            break
-        if time.monotonic() - last_look > 3:
-            finished, last_look = over(), time.monotonic()
-        if not finished:
-            time.sleep(0.3)
-    if not positions:
-        ranks = sorted(int(path.stem[5:]) for path in (record.folder / "logs").glob("rank-*.log"))
-        hint = f"there are logs of ranks {ranks[0]} to {ranks[-1]}" if ranks else "the job has not started here yet"
-        raise UserError(
-            Problem(f"no log of {'the job' if rank is None else f'rank {rank}'} in {record.folder}", hint)
-        )
-
-
-def news(record: Record, pattern: str, positions: dict[str, int], *, last: bool = False) -> Iterator[str]:
-    """Lines that came since; `positions` remembers how far each file was read. A half line waits for its rest."""
-    for path in sorted(record.folder.glob(pattern)):
-        start = positions.setdefault(path.name, 0)
-        for raw, whole in _pieces(path, start):
-            if not whole and not last:
-                break
-            positions[path.name] += len(raw)
-            yield printable(raw)
-
-
-LONGEST = 1 << 16
-
-
-def _pieces(path: Path, start: int) -> Iterator[tuple[bytes, bool]]:
-    """Lines from `start` on, and whether each is whole; a line of megabytes comes in pieces of 64 KiB."""
-    with path.open("rb") as file:
-        file.seek(start)
-        while raw := file.readline(LONGEST):
-            yield raw, raw.endswith(b"\n") or len(raw) == LONGEST
-
-
-KEEP = {9: "\t"}
-STRIP = {code: KEEP.get(code) for code in (*range(32), *range(127, 160))}
-
-
-def printable(raw: bytes) -> str:
-    """A log line for a terminal: no escape sequences, no control bytes, no half characters."""
-    text = re.sub(
-        r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[@-Z\\-_])", "", raw.decode(errors="replace")
-    )
-    return text.rstrip("\r\n").split("\r")[-1].translate(STRIP)
