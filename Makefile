@@ -5,7 +5,7 @@ PYTHON ?= python3
 READY := $(VENV)/.ready
 JOBS ?= 2
 
-.PHONY: demo test quick lint bench accuracy detector trials conformance bless clean
+.PHONY: demo test quick lint bench accuracy detector trials signatures chaos conformance bless clean
 
 ## make demo: the main job on this machine, two nodes of two processes, ZeRO-3 on CPU
 demo: $(READY)
@@ -46,6 +46,14 @@ detector: $(READY)
 ## make trials: the same over real links that tc makes slow, gloo in network namespaces; needs root, about 20 minutes
 trials: $(READY)
 	$(BIN)/python tests/trials.py
+
+## make signatures: right causes on logs of other projects, each project held out in turn
+signatures: $(READY)
+	$(BIN)/python -m tests.signatures
+
+## make chaos: faults on a real Slurm while DeepSpeed trains; what each costs in steps and seconds; needs root
+chaos: $(READY) slurm
+	$(BIN)/python tests/chaos.py
 
 ## make conformance: our rules beside two real DeepSpeeds, over a thousand configs on each; about 15 minutes
 conformance: $(READY) libaio

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from launcher import runs
+    from launcher import launch, runs
     from launcher.bundle import Bundle
     from launcher.errors import Problem
     from launcher.facts import Model
@@ -93,6 +93,7 @@ def job_file(command: F) -> F:
 
 
 site_option = click.option("--site", metavar="FILE", help="Defaults laid under the job file.")
+again_option = click.option("--again", is_flag=True, help="Also when this very job is queued or runs already.")
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="A.B=C", help="A value laid over it; repeatable."
 )
@@ -105,21 +106,28 @@ def load(
 
     `text` when it is read already; `others` weighs the ways not taken too.
     """
-    from launcher import plan, yamldoc
-    from launcher.errors import Problem, UserError
+    from launcher import plan
+    from launcher.errors import UserError
 
     document = read(job, site, overrides, text=text)
-    config_json = None
     try:
-        if isinstance(document.spec.model, str) and document.spec.model.endswith(".json"):
-            path = _base(job) / document.spec.model
-            try:
-                config_json = yamldoc.decode(yamldoc.read_bytes(str(path)), name=str(path))
-            except UserError as error:
-                raise UserError(*(Problem(p.message, p.hint, ("model",)) for p in error.problems)) from None
-        return document, plan.make(document.spec, config_json=config_json, others=others)
+        return document, plan.make(document.spec, config_json=_model_file(document, job), others=others)
     except UserError as error:
         raise placed(document, error) from None
+
+
+def _model_file(document: Document, job: str) -> str | None:
+    """The text of a model's own config.json, where the job file names one."""
+    from launcher import yamldoc
+    from launcher.errors import Problem, UserError
+
+    if not (isinstance(document.spec.model, str) and document.spec.model.endswith(".json")):
+        return None
+    path = _base(job) / document.spec.model
+    try:
+        return yamldoc.decode(yamldoc.read_bytes(str(path)), name=str(path))
+    except UserError as error:
+        raise UserError(*(Problem(p.message, p.hint, ("model",)) for p in error.problems)) from None
 
 
 def read(job: str, site: str | None, overrides: tuple[str, ...], *, text: str | None = None) -> Document:
@@ -505,10 +513,15 @@ def _saved(folder: str) -> Saved:
 @cli.command()
 @click.argument("rule", metavar="[DSL031]", required=False)
 def explain(rule: str | None) -> None:
-    """Explain what lint and plan name by an id, or list every id."""
+    """Explain what lint, plan and diagnose name by an id (DSL031, cuda_oom), or list lint's and plan's."""
+    from launcher import diagnoses
     from launcher import lint as linter
+    from launcher.diagnose import tables
 
-    click.echo(linter.explained(linter.row(rule)) if rule else linter.listed())
+    found = diagnoses.explained(rule, *tables.read()) if rule else None
+    if found is None:
+        found = linter.explained(linter.row(rule)) if rule else linter.listed()
+    click.echo(found)
 
 
 @cli.command()
@@ -654,18 +667,23 @@ def probe(nodes: str | None, as_json: bool, srun: tuple[str, ...]) -> None:
 @job_file
 @runs_option
 @click.option("--detach", is_flag=True, help="Print the run's id and return at once.")
-def local(job: str, site: str | None, overrides: tuple[str, ...], runs: str | None, detach: bool) -> None:
+@again_option
+def local(
+    job: str, site: str | None, overrides: tuple[str, ...], runs: str | None, detach: bool, again: bool
+) -> None:
     """Run the job on this machine: one process tree per node."""
     from launcher.backends import local as backend
 
     document, made = load(job, site, overrides)
     bundle = render(backend, document, made)
     tell(made.notes)
-    record = start("local", job, document, made, bundle, runs)
-    if detach:
-        click.echo(record.id)
+    begun = start("local", job, document, made, bundle, runs, again=again)
+    if begun.how == "already" or detach:
+        if begun.how == "already":
+            tell([f"already running as {begun.record.id}: dslaunch status {handle(begun.record, runs)}"])
+        click.echo(begun.record.id)
         return
-    sys.exit(follow(record))
+    sys.exit(follow(begun.record))
 
 
 @cli.command()
@@ -673,8 +691,15 @@ def local(job: str, site: str | None, overrides: tuple[str, ...], runs: str | No
 @runs_option
 @click.option("--dry-run", is_flag=True, help="Print the script that would be submitted; submit nothing.")
 @click.option("--test-only", is_flag=True, help="Ask the controller when it would start; submit nothing.")
+@again_option
 def slurm(
-    job: str, site: str | None, overrides: tuple[str, ...], runs: str | None, dry_run: bool, test_only: bool
+    job: str,
+    site: str | None,
+    overrides: tuple[str, ...],
+    runs: str | None,
+    dry_run: bool,
+    test_only: bool,
+    again: bool,
 ) -> None:
     """Submit the job to Slurm, and print the run's id."""
     from launcher.backends import slurm as backend
@@ -705,9 +730,7 @@ def slurm(
             except UserError as error:
                 raise placed(document, error) from None
         return
-    record = start("slurm", job, document, made, bundle, runs)
-    click.echo(f"submitted job {record.job}; dslaunch status {handle(record, runs)}", err=True)
-    click.echo(record.id)
+    told_started(start("slurm", job, document, made, bundle, runs, again=again), runs, "job")
 
 
 @cli.command()
@@ -724,9 +747,55 @@ def k8s(job: str, site: str | None, overrides: tuple[str, ...], runs: str | None
     if not apply:
         click.echo(bundle.text(bundle.entry), nl=False)
         return
-    record = start("kubernetes", job, document, made, bundle, runs)
-    click.echo(f"PyTorchJob {record.job}; dslaunch status {handle(record, runs)}", err=True)
-    click.echo(record.id)
+    told_started(start("kubernetes", job, document, made, bundle, runs), runs, "PyTorchJob")
+
+
+@cli.command()
+@click.argument("run", metavar="RUN")
+@runs_option
+@click.option("--nodes", type=click.IntRange(1, 100_000), help="On another number of nodes.")
+@click.option("--fresh", is_flag=True, help="Set its checkpoints aside, and start over.")
+@set_option
+def resume(run: str, runs: str | None, nodes: int | None, fresh: bool, overrides: tuple[str, ...]) -> None:
+    """Go on with a run that is over: a new run of the same job, from its newest checkpoint that is whole.
+
+    Refused while the old one lives (2), and while nobody knows whether it does (8). On another number of nodes the
+    job makes a universal checkpoint first.
+    """
+    from launcher import backends, plan, spec
+    from launcher import runs as records
+    from launcher.backends import State
+    from launcher.errors import Problem, Unreachable, UserError
+    from launcher.run import run as execute
+
+    record = records.find(run, records.root(runs, os.environ))
+    backend = backends.load(record.backend)
+    saved = record.folder / "job.yaml"
+    if not saved.is_file():
+        hint = "submit its job file again: it goes on from its checkpoints by itself"
+        raise UserError(Problem(f"{record.id} keeps no job file", hint))
+    if record.job:
+        found = backend.state(record, execute)
+        if found.state is State.UNKNOWN:
+            raise Unreachable(Problem(f"nobody knows whether {record.id} lives: {found.detail}", "try again later"))
+        if not found.state.over:
+            raise UserError(Problem(f"{record.id} lives: {found.detail}", f"dslaunch cancel {handle(record, runs)}"))
+    job = os.path.join(os.path.realpath(record.folder / "submitted-from"), "job.yaml")  # noqa: PTH118
+    more = [f"resources.nodes={nodes}"] if nodes else []
+    document = spec.load(_text(str(saved)), name=str(saved), overrides=[*overrides, *more], environ=os.environ)
+    try:
+        made = plan.make(document.spec, config_json=_model_file(document, job))
+    except UserError as error:
+        raise placed(document, error) from None
+    bundle = render(backend, document, made)
+    tell(made.notes)
+    place = str(record.extra.get("checkpoints", ""))
+    if fresh and os.path.isdir(place):  # noqa: PTH112
+        aside = f"{place}.before-{records.new_id('fresh')}"
+        os.rename(place, aside)  # noqa: PTH104
+        tell([f"earlier checkpoints are in {aside}"])
+    begun = start(record.backend, job, document, made, bundle, runs, resumed_from=record.id)
+    told_started(begun, runs, "job")
 
 
 @cli.command()
@@ -804,7 +873,8 @@ def preflight(
     base = _base(job) if job else Path.cwd()
     values = {} if name == "kubernetes" else bundles.secret_values(document.spec, os.environ, base)
     where = {"entry": bundle.entry} if here else {}  # the batch script itself, as a process of this shell
-    record = begin("local" if here else name, document, bundle, runs, base=base, values=values, **where)
+    checking = "local" if here else name
+    record = begin(checking, document, bundle, runs, base=base, values=values, alone=False, **where).record
     answer = await_verdict(record, backends.load(record.backend))
     verdict = types.from_json(types.Verdict, answer)
     blind = sum(one.level == "unknown" for one in verdict.findings)
@@ -888,36 +958,49 @@ def begin(
     *,
     base: Path,
     values: dict[str, str],
+    checkpoints: str = "",
+    predicted: dict[str, float] | None = None,
+    alone: bool = True,
+    again: bool = False,
+    resumed_from: str = "",
     **more: str,
-) -> runs.Record:
-    """Write the run directory, submit, and journal both. Nothing is left when submitting is refused."""
-    import shutil
-
-    from launcher import backends, runs
-    from launcher import bundle as bundles
+) -> launch.Begun:
+    """Submit, once: what lives already is found. Nothing is left when it is refused. Exits when a signal came."""
+    from launcher import launch, runs
     from launcher.errors import Unreachable, UserError
     from launcher.run import run
 
-    backend, spec = backends.load(backend_name), document.spec
-    folder = runs.root(runs_dir, dict(os.environ)) / runs.new_id(spec.name)
-    bundles.write(bundle, folder, submitted_from=base, secrets=values)
-    facts = {
-        "backend": backend_name,
-        "name": spec.name,
-        "steps": spec.train.steps,
-        "extra": {"per_node": spec.per_node},
-    }
-    runs.note(folder, "submitting", **facts)
+    spec = document.spec
+    extra = {"per_node": spec.per_node, **({"checkpoints": checkpoints} if checkpoints else {})}
+    facts: dict[str, Any] = {"extra": extra if alone else {**extra, "checks": True}}
+    if predicted:
+        facts["predicted"] = predicted
+    if resumed_from:
+        facts["resumed_from"] = resumed_from
+    order = launch.Order(backend_name, spec, bundle, base, values, facts, alone=alone, again=again, options=more)
     try:
-        job_id = backend.submit(folder, spec, run, **more)
-    except Unreachable as error:
-        runs.note(folder, "no answer", why=str(error))
+        begun = launch.begin(order, runs.root(runs_dir, os.environ), run)
+    except launch.Interrupted as error:
+        click.echo(f"interrupted by {launch.told(error.number)}: {error.says or 'nothing was submitted'}", err=True)
+        sys.exit(128 + error.number)
+    except Unreachable:
         raise
     except UserError as error:
-        shutil.rmtree(folder)
         raise placed(document, error) from None
-    runs.note(folder, "submitted", job=job_id)
-    return runs.find(str(folder), folder.parent)
+    record = begun.record
+    job_id = record.job.partition(":")[0]
+    if begun.cancelled:
+        tell([f"job {job} of the same run was cancelled before it started" for job in begun.cancelled])
+    if begun.signal:
+        again_with = f"dslaunch cancel {handle(record, runs_dir)}"
+        click.echo(
+            f"interrupted by {launch.told(begun.signal)}: job {job_id} of {record.id} exists; {again_with} ends it",
+            err=True,
+        )
+        sys.exit(128 + begun.signal)
+    if begun.how == "adopted":
+        tell([f"job {job_id} of an earlier submission was found: nothing was submitted again"])
+    return begun
 
 
 def await_verdict(record: runs.Record, backend: Any) -> dict[str, Any]:
@@ -967,6 +1050,14 @@ def await_verdict(record: runs.Record, backend: Any) -> dict[str, Any]:
     return empty
 
 
+def told_started(begun: launch.Begun, runs_dir: str | None, what: str) -> None:
+    record = begun.record
+    done = f"already submitted as {record.id} ({what} {record.job})" if begun.how == "already" else ""
+    done = done or f"{begun.how} {what} {record.job}"
+    click.echo(f"{done}; dslaunch status {handle(record, runs_dir)}", err=True)
+    click.echo(record.id)
+
+
 def handle(record: runs.Record, runs_dir: str | None) -> str:
     """What one types to find the run again: its id, or its directory when that is elsewhere."""
     import shlex
@@ -975,12 +1066,51 @@ def handle(record: runs.Record, runs_dir: str | None) -> str:
 
 
 def start(
-    backend_name: str, job: str, document: Document, made: Plan, bundle: Bundle, runs_dir: str | None
-) -> runs.Record:
+    backend_name: str,
+    job: str,
+    document: Document,
+    made: Plan,
+    bundle: Bundle,
+    runs_dir: str | None,
+    *,
+    again: bool = False,
+    resumed_from: str = "",
+) -> launch.Begun:
     """The job with everything that has to be on this machine."""
+    from dataclasses import replace
+
+    from launcher import yamldoc
+    from launcher.bundle import File
+
     base = _base(job)
-    values = {} if backend_name == "kubernetes" else present(document, made, base)
-    return begin(backend_name, document, bundle, runs_dir, base=base, values=values)
+    asked = yamldoc.dump([yamldoc.plain(document.root)])  # the site's defaults and --set are in it
+    bundle = replace(bundle, files=(*bundle.files, File("job.yaml", asked)))
+    pods = backend_name == "kubernetes"
+    values = {} if pods else present(document, made, base)
+    place = "" if pods else os.path.realpath(base / made.spec.train.workdir / made.checkpoint_dir)
+    if place and made.saving:
+        tell(_room(place, made))
+    time = made.time
+    predicted = {"step_seconds": time.seconds, "tokens_per_s": time.tokens_per_s} if time else None
+    return begin(
+        backend_name, document, bundle, runs_dir, base=base, values=values, checkpoints=place, predicted=predicted,
+        again=again, resumed_from=resumed_from,
+    )  # fmt: skip
+
+
+def _room(place: str, made: Plan) -> list[str]:
+    """Whether the disk has room for the checkpoints, where this machine sees it."""
+    from pathlib import Path
+
+    from launcher import saves
+    from launcher.checkpoints import retention
+
+    there = next(path for path in (Path(place), *Path(place).parents) if path.is_dir())
+    if there == Path("/") or not made.saving:
+        return []
+    return saves.room(
+        place, free=retention.free(str(there)), one=made.saving.bytes, keep=made.spec.train.checkpoint.keep
+    )
 
 
 def present(document: Document, made: Plan, base: Path) -> dict[str, str]:
@@ -1035,6 +1165,7 @@ def follow(record: runs.Record) -> int:
     from launcher import runs, show
     from launcher.backends import local as backend
     from launcher.run import run
+    from launcher.runs import logs
 
     click.echo(f"{record.id}: starting, logs in {record.folder}/logs", err=True)
     terminal = sys.stderr.isatty()
@@ -1044,9 +1175,9 @@ def follow(record: runs.Record) -> int:
     try:
         while True:
             found = backend.state(record, run)
-            step = runs.progress(record)
+            step = logs.progress(record.folder)
             if step is None:  # a program without metrics: its own output is what there is to see
-                for line in runs.news(record, "logs/node-*.out", told):
+                for line in logs.news(record.folder, "logs/job.out", told):
                     click.echo(line)
             elif step["step"] != shown or found.state.over:
                 if terminal:
@@ -1080,9 +1211,8 @@ def follow(record: runs.Record) -> int:
         return 0
     for failure in runs.failures(record) or [found.detail]:
         click.echo(f"{record.id}: {failure}", err=True)
-    for path in sorted(record.folder.glob("logs/node-*.out")) if step is not None or not told else ():
-        for line in runs.tail(path, 25):
-            click.echo(f"  {line}", err=True)
+    for line in logs.tail(record.folder / "logs" / "job.out", 25) if step is not None or not told else ():
+        click.echo(f"  {line}", err=True)
     return found.code or 1
 
 

@@ -10,7 +10,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from launcher import facts, nccl, runs
+    from launcher import facts, nccl
+    from launcher import runs as runs_
     from launcher.backends import Status
     from launcher.errors import Problem
     from launcher.plan import Plan
@@ -382,7 +383,28 @@ def fabrics(rows: Iterable[facts.Fabric]) -> str:
     return "\n".join(lines)
 
 
-def status(record: runs.Record, found: Status, step: dict[str, Any] | None, failures: list[str]) -> str:
+def runs(rows: list[dict[str, Any]], *, now: float) -> str:
+    """One line for each run, the newest first."""
+    lines = [("RUN", "STATE", "JOB", "STEP", "SINCE", "WHY")]
+    for row in rows:
+        step = f"{row['step'] or 0}/{row['steps']}" if row["steps"] else ""
+        job, why = str(row["job"]).partition(":")[0], plain(str(row["why"]).split("\n")[0])[:60]
+        lines.append((row["run"], row["state"], job, step, ago(now - row["since"]), why))
+    return table(lines)
+
+
+def ago(seconds: float) -> str:
+    """45 is "45 s", 200 is "3 min", 7300 is "2 h"."""
+    for size, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size:.0f} {unit}"
+    return f"{max(0.0, seconds):.0f} s"
+
+
+def status(
+    record: runs_.Record, found: Status, step: dict[str, Any] | None, failures: list[str], phase: runs_.Phase
+) -> str:
+    """The scheduler's word, the run's own, and how each attempt ended."""
     state, detail = found.state.value, found.detail.removeprefix(f"{found.state.value}: ")
     code = f", exit code {found.code}" if found.code else ""
     lines = [
@@ -391,12 +413,38 @@ def status(record: runs.Record, found: Status, step: dict[str, Any] | None, fail
     ]
     if record.job:
         lines.append(f"  {record.backend} job {record.job.partition(':')[0]}")
+    story = record.story
+    lines.append(f"  {phase.value}" + (f": {PHASES[phase.value]}" if phase.value in PHASES else ""))
     if step:
         lines.append("  " + progress_line(step, record.steps))
+    for attempt in story.attempts:
+        lines.append("  " + attempt_line(attempt))
     lines += [f"  first failure: {failure}" for failure in failures[:1]]
     lines += [f"  then: {failure}" for failure in failures[1:4]]
     lines.append(f"  {record.folder}")
     return "\n".join(lines)
+
+
+PHASES = {
+    "rendered": "its files are there, and no job",
+    "preflight": "its nodes are checked before anything trains",
+    "recovering": "training ended and goes on by itself",
+    "unknown": "nobody knows, and nothing is done about it",
+}
+
+
+def attempt_line(attempt: runs_.Attempt) -> str:
+    """ "attempt 0 ended with 137 (cuda-oom) on node3, rank 3, step 412; then requeue without node3"."""
+    code = "" if attempt.code is None else f" with {attempt.code}"
+    words = [f"attempt {attempt.number} {'ended' if attempt.ended else 'runs'}{code}"]
+    words += [f" ({attempt.cause})"] if attempt.cause else []
+    rank = "" if attempt.rank is None else f"rank {attempt.rank}"
+    step = "" if attempt.step is None else f"step {attempt.step}"
+    where = ", ".join(filter(None, (attempt.node, rank, step)))
+    words += [f" on {where}"] if where else []
+    words += [f": {attempt.why}"] if attempt.why else []
+    words += [f"; then {attempt.decision}"] if attempt.decision else []
+    return plain("".join(words))
 
 
 def progress_line(step: dict[str, Any], steps: int) -> str:

@@ -342,7 +342,10 @@ class Slurm(Section):
     warn_before_end: Annotated[
         int, Range(0, 65535), Help("seconds before the end at which ranks get SIGUSR2 and save")
     ] = 180
-    requeue: Annotated[bool, Help("go back to the queue after node failure, preemption or time limit")] = False
+    requeue: Annotated[
+        bool | Literal["auto"],
+        Help("back to the queue after node failure, preemption and time limit; auto: not after the time limit"),
+    ] = "auto"
     mail_user: Annotated[
         Annotated[str, Matches(r"[A-Za-z0-9._+-]+@[A-Za-z0-9.-]+", "a mail address")] | None, Help("")
     ] = None

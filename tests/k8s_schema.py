@@ -384,7 +384,7 @@ def _reference(source: dict[str, Any], maps: dict[str, Any], job: dict[str, Any]
     found = maps[source["name"]]
     if found["metadata"].get("namespace") != job["metadata"].get("namespace"):
         yield f"{kind}: ConfigMap {source['name']} is in another namespace"
-    keys = {**found["data"], **found.get("binaryData", {})}
+    keys = {**found.get("data", {}), **found.get("binaryData", {})}
     missing = [item["key"] for item in source.get("items", []) if item["key"] not in keys]
     if missing:
         yield f"{kind}: ConfigMap {source['name']} has no {', '.join(missing)}"

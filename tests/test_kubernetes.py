@@ -3,7 +3,7 @@
 import base64
 import contextlib
 import copy
-import http.server
+import functools
 import io
 import json
 import os
@@ -13,11 +13,11 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import fake_kube
 import k8s_schema
 import pytest
 import yaml
@@ -25,7 +25,7 @@ import yaml
 from launcher import bundle as bundles
 from launcher import plan, preflight, runs, setting, spec, yamldoc
 from launcher.backends import State, kubernetes
-from launcher.backends.kubernetes import server
+from launcher.backends.kubernetes import output, server
 from launcher.errors import Unreachable, UserError
 from launcher.preflight import pods as pods_module
 from launcher.run import run
@@ -200,7 +200,7 @@ BAD = {
 }
 
 
-def spoil(what, config_map, job):
+def spoil(what, config_map, code, job):
     """One mistake in good manifests."""
     policy, specs = job["spec"]["runPolicy"], job["spec"]["pytorchReplicaSpecs"]
     pod = specs["Worker"]["template"]["spec"] = copy.deepcopy(specs["Worker"]["template"]["spec"])
@@ -255,7 +255,7 @@ def spoil(what, config_map, job):
         "node's IP": lambda: first.update(valueFrom={"fieldRef": {"fieldPath": "spec.nodeIP"}}) or first.pop("value"),
     }
     changes[what]()
-    return [config_map, job]
+    return [config_map, code, job]
 
 
 @pytest.mark.parametrize("what", BAD)
@@ -273,7 +273,7 @@ def test_the_crd_sees_what_it_can(crd_schema):
         "Master.replicas='1'",
         "gpu eight",
     ):
-        assert k8s_schema.crd_problems(spoil(what, *documents())[1], crd_schema), what
+        assert k8s_schema.crd_problems(spoil(what, *documents())[-1], crd_schema), what
 
 
 def test_the_pods_ask_for_what_training_needs():
@@ -294,20 +294,20 @@ def test_the_pods_ask_for_what_training_needs():
 
 
 def test_one_node_is_a_master_alone():
-    assert list(documents("one-node")[1]["spec"]["pytorchReplicaSpecs"]) == ["Master"]
+    assert list(documents("one-node")[-1]["spec"]["pytorchReplicaSpecs"]) == ["Master"]
 
 
 @pytest.mark.parametrize(
     ("asked", "memory"), [("8G", "8Gi"), ("64000", "64000Mi"), ("64000K", "64000Ki"), ("2T", "2Ti"), ("0", None)]
 )
 def test_memory_means_what_it_means_on_slurm(asked, memory):
-    job = kubernetes.manifests(make({"resources": {"memory": asked}}))[1]
+    job = kubernetes.manifests(make({"resources": {"memory": asked}}))[-1]
     assert pods(job)[0]["containers"][0]["resources"]["limits"].get("memory") == memory
 
 
 def test_secrets_are_references_and_never_values():
     text = kubernetes.render(PLANS["secrets"]).text(kubernetes.ENTRY)
-    env = pods(list(yaml.safe_load_all(text))[1])[0]["containers"][0]["env"]
+    env = pods(list(yaml.safe_load_all(text))[-1])[0]["containers"][0]["env"]
     assert {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}} in env
     assert "kind: Secret" not in text
 
@@ -463,7 +463,7 @@ def test_the_same_job_is_the_same_bytes(tmp_path):
 
 def test_a_changed_job_has_another_digest():
     def digest(*change):
-        return kubernetes.manifests(make(*change))[1]["metadata"]["annotations"][kubernetes.DIGEST]
+        return kubernetes.manifests(make(*change))[-1]["metadata"]["annotations"][kubernetes.DIGEST]
 
     assert digest() == digest()
     changes = [{"env": {"A": "1"}}, {"train": {"steps": 61}}, {"resources": {"nodes": 4}}]
@@ -483,16 +483,29 @@ def test_printing_needs_no_client_library(tmp_path):
 
 
 def lay_out(text, folder):
-    """What the kubelet makes of the printed ConfigMap, and the container's command for that place."""
-    config_map, job = yaml.safe_load_all(text)
+    """What the kubelet makes of the printed ConfigMaps, and the container's command for that place."""
+    *config_maps, job = yaml.safe_load_all(text)
     box, volume = pods(job)[0]["containers"][0], pods(job)[0]["volumes"][0]
-    data = {key: value.encode() for key, value in config_map["data"].items()}
-    data |= {key: base64.b64decode(value) for key, value in config_map.get("binaryData", {}).items()}
-    for item in volume["configMap"]["items"]:
-        path = folder / item["path"]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data[item["key"]])
-    return [word.replace(kubernetes.MOUNT, str(folder)) for word in box["command"]], box
+    stored = {one["metadata"]["name"]: one for one in config_maps}
+    for source in volume["projected"]["sources"]:
+        one = stored[source["configMap"]["name"]]
+        data = {key: value.encode() for key, value in one.get("data", {}).items()}
+        data |= {key: base64.b64decode(value) for key, value in one.get("binaryData", {}).items()}
+        for item in source["configMap"]["items"]:
+            path = folder / item["path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data[item["key"]])
+    places = {kubernetes.MOUNT: str(folder), kubernetes.HERE: f"{folder}-here"}
+    return [
+        functools.reduce(lambda text, row: text.replace(*row), places.items(), word) for word in box["command"]
+    ], box
+
+
+def archived(config_maps):
+    """Path -> text of what travels in the archive."""
+    parts = [value for one in config_maps for value in one.get("binaryData", {}).values()]
+    with zipfile.ZipFile(io.BytesIO(b"".join(map(base64.b64decode, parts)))) as archive:
+        return {f"node/code/{name}": archive.read(name).decode() for name in archive.namelist()}
 
 
 def test_variables_reach_the_ranks_byte_for_byte(tmp_path):
@@ -517,10 +530,12 @@ def test_variables_reach_the_ranks_byte_for_byte(tmp_path):
 
 def test_scripts_round_trip_through_the_config_map():
     made = PLANS["odd-environment"]
-    data = next(yaml.safe_load_all(kubernetes.render(made).text(kubernetes.ENTRY)))["data"]
+    *config_maps, _ = yaml.safe_load_all(kubernetes.render(made).text(kubernetes.ENTRY))
+    data = archived(config_maps) | config_maps[0]["data"]
     flags = [f"--grace {kubernetes.GRACE - 20}"]
     for file in bundles.common(made, None, flags=flags, submitted_from=False):
-        assert data[file.path.replace("/", ".")] == file.text
+        key = file.path if file.path.startswith("node/code/") else file.path.replace("/", ".")
+        assert data[key] == file.text
 
 
 def own_address():
@@ -545,15 +560,17 @@ def start(tmp_path, text, more):
     for index, extra in enumerate(more):
         mount = tmp_path / f"mount-{index}"
         command, box = lay_out(text, mount)
-        archive = mount / "node" / "preflight.zip"
-        if archive.exists():  # the kubelet makes this file, and mounts it there
+        archive, *more_parts = sorted((mount / "node").glob("code.zip.*"))
+        with zipfile.ZipFile(io.BytesIO(b"".join(part.read_bytes() for part in (archive, *more_parts)))) as old:
+            code = {name: old.read(name) for name in old.namelist()}
+        if "launcher/preflight/pods.py" in code:  # the kubelet makes this file, and mounts it there
             end = tmp_path / f"termination-{index}"
             end.touch()
-            with zipfile.ZipFile(archive) as old:
-                code = {name: old.read(name) for name in old.namelist()}
             before = code["launcher/preflight/pods.py"]
             code["launcher/preflight/pods.py"] = before.replace(pods_module.TERMINATION_LOG.encode(), bytes(end))
             assert code["launcher/preflight/pods.py"] != before
+            for part in more_parts:
+                part.unlink()
             with zipfile.ZipFile(archive, "w") as new:
                 for name, text_of_it in code.items():
                     new.writestr(name, text_of_it)
@@ -677,7 +694,7 @@ def test_a_preflight_of_its_own_tells_its_verdict_through_the_log(api, tmp_path)
 
 
 def test_pods_check_themselves_first_where_a_job_has_several_with_gpus():
-    config_map, job = documents("gpus")
+    config_map, *_, job = documents("gpus")
     files = config_map["data"]
     assert 'bash "$here/preflight.sh"' in files["node.sh"]
     env = pods(job)[0]["containers"][0]["env"]
@@ -695,9 +712,8 @@ def test_pods_check_themselves_first_where_a_job_has_several_with_gpus():
 def test_the_archive_holds_what_other_backends_carry_as_files():
     made = PLANS["gpus"]
     files = bundles.common(made, setting.make(made.spec, made), flags=["--grace 100"], submitted_from=False)
-    config_map, _ = documents("gpus")
-    with zipfile.ZipFile(io.BytesIO(base64.b64decode(config_map["binaryData"]["node.preflight.zip"]))) as archive:
-        found = {f"node/code/{name}": archive.read(name).decode() for name in archive.namelist()}
+    config_map, *more, _ = documents("gpus")
+    found = archived(more)
     assert "node/code/launcher/checks/gpus.py" in found
     assert "node/code/launcher/data/xids.tsv" in found
     assert len(found) + len(config_map["data"]) == len(files)
@@ -729,7 +745,7 @@ def test_the_manifests_of_a_preflight_are_ones_that_a_strict_server_takes(nodes)
     assert found["spec"]["runPolicy"]["cleanPodPolicy"] == "None"  # a pod that fails ends nobody else's
     told = json.loads(bundle.text("preflight.json"))
     assert (told["left_out"], told["name"]) == (["node-7"], found["metadata"]["name"])
-    assert not any("node.sh" in row["data"] or "secrets" in row["data"] for row in config_maps)
+    assert not {"node.sh", "secrets"} & set(config_maps[0]["data"])
 
 
 def test_the_manifests_of_a_preflight_fit_the_operators_own_crd(crd_schema):
@@ -811,118 +827,10 @@ def test_a_pods_last_words_begin_with_the_verdict_and_its_own_findings(tmp_path,
 # --- the API server -------------------------------------------------------------------------------
 
 
-class Api(http.server.ThreadingHTTPServer):
-    """Objects by path. `script` has the replies to give instead, `logs` the pods' output."""
-
-    daemon_threads = True
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.objects, self.script, self.logs, self.asked = {}, {}, {}, []
-        self.count = 0
-
-
-def merged(under, top):
-    both = isinstance(under, dict) and isinstance(top, dict)
-    return {**under, **{key: merged(under.get(key), value) for key, value in top.items()}} if both else top
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def do(self):
-        server, method = self.server, self.command
-        path, _, query = self.path.partition("?")
-        length = int(self.headers.get("Content-Length") or 0)
-        body = json.loads(self.rfile.read(length)) if length else {}
-        server.asked.append((method, path, query))
-        name = path.rpartition("/")[2]
-        scripted = [reply for (verb, part), reply in server.script.items() if verb == method and part in path]
-        if scripted:
-            code, answer = scripted[0].pop(0) if isinstance(scripted[0], list) else scripted[0]
-            if code == 0:
-                self.close_connection = True
-                return None
-            return self.answer(code, answer)
-        if name == "log":
-            pod = path.split("/")[-2]
-            return (
-                self.chunks(server.logs[pod]) if pod in server.logs else self.refuse(404, f'pods "{pod}" not found')
-            )
-        if method == "POST":
-            path = f"{path}/{body['metadata']['name']}"
-            if path in server.objects:
-                return self.refuse(409, f'"{body["metadata"]["name"]}" already exists')
-            server.count += 1
-            body["metadata"]["uid"] = f"uid-{server.count}"
-            server.objects[path] = body
-            return self.answer(201, body)
-        if path not in server.objects:
-            return self.refuse(404, f'"{name}" not found')
-        if method == "PATCH":
-            server.objects[path] = merged(server.objects[path], body)
-        if method == "PUT":
-            server.objects[path] = body
-        return self.answer(200, server.objects.pop(path) if method == "DELETE" else server.objects[path])
-
-    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = do
-
-    def refuse(self, code, message):
-        self.answer(code, {"kind": "Status", "status": "Failure", "message": message, "code": code})
-
-    def answer(self, code, value):
-        data = value.encode() if isinstance(value, str) else json.dumps(value).encode()
-        self.send_response(code)
-        self.send_header("Content-Type", "text/plain" if isinstance(value, str) else "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def chunks(self, parts):
-        self.send_response(200)
-        self.send_header("Content-Type", "text/plain")
-        self.send_header("Transfer-Encoding", "chunked")
-        self.end_headers()
-        for part in parts:
-            self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
-        self.wfile.write(b"0\r\n\r\n")
-
-
 @pytest.fixture
 def api(tmp_path, monkeypatch):
-    server = Api()
-    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
-    configure(tmp_path, monkeypatch, server.server_address[1])
-    yield server
-    server.shutdown()
-    server.server_close()
-
-
-def configure(tmp_path, monkeypatch, port):
-    """A kubeconfig with this server. The client library reads the variable once, when it is imported."""
-    import kubernetes.config.kube_config
-
-    path = tmp_path / "kubeconfig"
-    context = {"cluster": "c", "user": "u", "namespace": "lab"}
-    path.write_text(
-        json.dumps(
-            {
-                "apiVersion": "v1",
-                "kind": "Config",
-                "current-context": "here",
-                "clusters": [{"name": "c", "cluster": {"server": f"http://127.0.0.1:{port}"}}],
-                "contexts": [{"name": "here", "context": context}],
-                "users": [{"name": "u", "user": {"token": "none"}}],
-            }
-        )
-    )
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "KUBERNETES_SERVICE_HOST"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("KUBECONFIG", str(path))
-    monkeypatch.setattr(kubernetes.config.kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    with fake_kube.serving(tmp_path, monkeypatch) as server:
+        yield server
 
 
 JOB = "/apis/kubeflow.org/v1/namespaces/lab/pytorchjobs/demo"
@@ -951,13 +859,18 @@ def conditions(*types):
 
 def test_the_config_map_comes_first_and_fields_are_checked(api, tmp_path):
     assert submit(tmp_path) == "lab/demo"
-    posts = [(path, query) for method, path, query in api.asked if method == "POST"]
-    assert [path for path, _ in posts] == [MAP.rpartition("/")[0], JOB.rpartition("/")[0]]
+    posts = [(path, query) for method, path, query in api.asked if method == "POST" and "dryRun" not in query]
+    assert [path for path, _ in posts] == [MAP.rpartition("/")[0]] * 2 + [JOB.rpartition("/")[0]]
     assert all("fieldValidation=Strict" in query for _, query in posts)
-    config_map, job = documents()
+    config_map, _, job = documents()
     assert api.objects[MAP]["data"] == config_map["data"]
-    assert api.objects[JOB]["spec"] == job["spec"]
-    assert (tmp_path / kubernetes.UID).read_text() == "uid-2"
+    created = copy.deepcopy(api.objects[JOB])
+    for one in (created, *(row["template"] for row in created["spec"]["pytorchReplicaSpecs"].values())):
+        assert one["metadata"]["annotations"].pop(kubernetes.RUN) == tmp_path.name  # for which run it was made
+    for row in created["spec"]["pytorchReplicaSpecs"].values():
+        del row["template"]["metadata"]["annotations"]
+    assert created["spec"] == job["spec"]
+    assert (tmp_path / kubernetes.UID).read_text() == "uid-3"
 
 
 def test_the_job_files_namespace_wins(api, tmp_path):
@@ -970,12 +883,12 @@ def test_a_job_that_is_there_already_is_adopted(api, tmp_path):
     submit(tmp_path / "a")
     api.objects[JOB]["status"] = conditions("Created", "Running")
     assert submit(tmp_path / "b") == "lab/demo"
-    assert (tmp_path / "b" / kubernetes.UID).read_text() == "uid-2"
+    assert (tmp_path / "b" / kubernetes.UID).read_text() == "uid-3"
 
 
 def test_a_409_with_the_same_digest_is_adopted(api, tmp_path):
     """Somebody else's try, or ours whose answer was lost, came between the look and the creation."""
-    job = documents()[1]
+    job = documents()[-1]
     job["metadata"]["uid"] = "early"
     api.script["GET", "/pytorchjobs/demo"] = [(404, {"message": "not found"}), (200, job)]
     api.script["POST", "/pytorchjobs"] = (409, {"message": "already exists"})
@@ -984,7 +897,7 @@ def test_a_409_with_the_same_digest_is_adopted(api, tmp_path):
 
 @pytest.mark.parametrize("late", [False, True])
 def test_a_job_with_another_digest_is_named(api, tmp_path, late):
-    job = kubernetes.manifests(make({"train": {"steps": 61}}))[1]
+    job = kubernetes.manifests(make({"train": {"steps": 61}}))[-1]
     if late:
         api.script["GET", "/pytorchjobs/demo"] = [(404, {"message": "not found"}), (200, job)]
         api.script["POST", "/pytorchjobs"] = (409, {"message": "already exists"})
@@ -997,10 +910,13 @@ def test_a_job_with_another_digest_is_named(api, tmp_path, late):
 
 
 def test_a_job_that_is_over_is_not_adopted(api, tmp_path):
-    submit(tmp_path)
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    submit(tmp_path / "a")
     api.objects[JOB]["status"] = conditions("Created", "Failed")
     with pytest.raises(UserError, match="it is over: failed"):
-        submit(tmp_path)
+        submit(tmp_path / "b")
+    assert submit(tmp_path / "a") == "lab/demo"  # its own: what became of it is another question
 
 
 def test_what_an_earlier_run_left_is_replaced(api, tmp_path):
@@ -1026,7 +942,7 @@ def test_a_refusal_says_the_servers_words_and_leaves_nothing(api, tmp_path):
 
 def test_a_cluster_without_the_operator_is_said(api, tmp_path):
     api.script["POST", "/pytorchjobs"] = (404, "404 page not found\n")
-    with pytest.raises(UserError, match="404") as caught:
+    with pytest.raises(UserError, match="no PyTorchJob kubeflow") as caught:
         submit(tmp_path)
     assert "crd" in caught.value.problems[0].hint
 
@@ -1047,7 +963,7 @@ def test_no_answer_is_neither_yes_nor_no(api, tmp_path, reply):
 
 
 def test_an_unanswered_creation_keeps_what_the_job_needs(api, tmp_path):
-    api.script["POST", "/pytorchjobs"] = (500, {"message": "timeout"})
+    api.script["POST", "/pytorchjobs"] = [(201, {}), (500, {"message": "timeout"})]  # a dry run, and the real one
     with pytest.raises(Unreachable):
         submit(tmp_path)
     assert MAP in api.objects
@@ -1056,7 +972,7 @@ def test_an_unanswered_creation_keeps_what_the_job_needs(api, tmp_path):
 def test_a_refused_connection_is_no_answer(tmp_path, monkeypatch, capfd):
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        configure(tmp_path, monkeypatch, sock.getsockname()[1])
+        fake_kube.configure(tmp_path, monkeypatch, sock.getsockname()[1])
         with pytest.raises(Unreachable):
             submit(tmp_path)
         assert kubernetes.state(record(tmp_path), run).state is State.UNKNOWN
@@ -1083,7 +999,7 @@ def test_a_refused_connection_is_no_answer(tmp_path, monkeypatch, capfd):
     ],
 )
 def test_conditions_become_states(api, tmp_path, status, state):
-    api.objects[JOB] = {**documents()[1], "status": status}
+    api.objects[JOB] = {**documents()[-1], "status": status}
     found = kubernetes.state(record(tmp_path), run)
     assert found.state is state
     assert found.code == {State.COMPLETED: 0, State.FAILED: 1}.get(state)
@@ -1114,7 +1030,7 @@ SAYS = "preflight: nothing starts: node-7: GPU 3 (exit code 20)\nto go on withou
     ],
 )
 def test_a_failed_job_says_which_pod_failed_first_and_why(api, tmp_path, pods, code, words):
-    api.objects[JOB] = {**documents()[1], "status": conditions("Created", "Failed")}
+    api.objects[JOB] = {**documents()[-1], "status": conditions("Created", "Failed")}
     reply = (403, {"message": "pods is forbidden"}) if pods is None else (200, {"kind": "PodList", "items": pods})
     api.script["GET", "/namespaces/lab/pods"] = reply
     found = kubernetes.state(record(tmp_path), run)
@@ -1139,16 +1055,26 @@ def test_a_later_job_of_that_name_is_not_this_run(api, tmp_path):
 
 
 def test_logs_come_from_the_pod_of_the_rank(api, tmp_path):
-    api.objects[JOB] = documents()[1]
+    api.objects[JOB] = {**documents()[-1], "status": conditions("Created", "Succeeded")}
+    master = [
+        ("05", b"dslaunch: starting\n"),
+        ("07", b"[rank 0] step 1\n"),
+        ("08", b"[rank 1] step \x1b[1m1\n"),
+        ("09", b"the end"),
+    ]
+    worker = [("06", b"[rank 2] here\n"), ("10.5", b"[rank 20] there\n"), ("10.45", b"[rank 3] x\r\n")]
     api.logs = {
-        "demo-master-0": [b"dslaunch: starting\n[rank 0] st", b"ep 1\n[rank 1] step \x1b[1m1\n", b"the end"],
-        "demo-worker-0": [b"[rank 2] here\n[rank 20] there\n[rank 3] x\r\n"],
+        pod: [(f"2026-01-01T00:00:{at}Z", line) for at, line in lines]
+        for pod, lines in (("demo-master-0", master), ("demo-worker-0", sorted(worker)))
     }
 
     def logs(rank, follow=False):
         return list(kubernetes.logs(record(tmp_path), rank=rank, follow=follow, run=run))
 
-    assert logs(None) == ["dslaunch: starting", "[rank 0] step 1", "[rank 1] step 1", "the end"]
+    assert logs(None) == [
+        "dslaunch: starting", "[rank 2] here", "[rank 0] step 1", "[rank 1] step 1", "the end",
+        "[rank 3] x", "[rank 20] there",
+    ]  # fmt: skip
     assert logs(None, follow=True) == logs(None)
     assert logs(0) == ["step 1"]
     assert logs(1) == ["step 1"]
@@ -1159,13 +1085,18 @@ def test_logs_come_from_the_pod_of_the_rank(api, tmp_path):
 
 
 def test_logs_of_a_pod_that_is_not_there_yet(api, tmp_path, monkeypatch):
-    api.objects[JOB] = {**documents()[1], "status": conditions("Created")}
+    api.put(JOB, {**documents()[-1], "status": conditions("Created")})
     waiting = (400, {"message": "container pytorch is waiting to start: ContainerCreating"})
-    api.script["GET", "/log"] = [waiting, waiting, waiting, (200, "up\n")]
+    api.script["GET", "/log"] = [waiting] * 6
     with pytest.raises(UserError, match="ContainerCreating"):
         list(kubernetes.logs(record(tmp_path), rank=None, follow=False, run=run))
-    monkeypatch.setattr(server.time, "sleep", lambda seconds: None)
-    assert list(kubernetes.logs(record(tmp_path), rank=None, follow=True, run=run)) == ["up"]
+    monkeypatch.setattr(output, "AGAIN", 0.1)
+    api.logs["demo-master-0"] = [("2026-01-01T00:00:01Z", b"up\n"), ("2026-01-01T00:00:02Z", b"")]
+    heard = kubernetes.logs(record(tmp_path), rank=0, follow=True, run=run)
+    api.logs["demo-master-0"].insert(1, ("2026-01-01T00:00:01Z", b"[rank 0] one\n"))
+    assert next(heard) == "one"
+    api.put(JOB, {**documents()[-1], "status": conditions("Created", "Succeeded")})
+    assert list(heard) == []
 
 
 def test_cancel_deletes_both_and_tolerates_that_they_are_gone(api, tmp_path):
@@ -1178,7 +1109,8 @@ def test_cancel_deletes_both_and_tolerates_that_they_are_gone(api, tmp_path):
 
 def test_a_job_with_a_preflight_brings_its_config_map_and_leaves_none(api, tmp_path):
     submit(tmp_path, PLANS["gpus"])
-    assert set(api.objects) == {JOB, MAP}
+    maps = [one["metadata"]["name"] for one in documents("gpus")[:-1]]
+    assert set(api.objects) == {JOB, *(f"/api/v1/namespaces/lab/configmaps/{name}" for name in maps)}
     kubernetes.cancel(record(tmp_path), run)
     assert api.objects == {}
     api.script["POST", "/pytorchjobs"] = (403, FORBIDDEN)
@@ -1249,6 +1181,7 @@ def test_nodes_are_cordoned_with_the_reason(api):
     api.script["PATCH", "nodes/node-9"] = (500, {"message": "etcd is away"})
     reasons = {"node-7": "GPU 3", "node-7/1": "slow", "node-8": "slow", "node-9": "slow", "pod demo-worker-4": "late"}
     said = kubernetes.drain(reasons, run)
+    del api.objects["/api/v1/nodes/node-7"]["metadata"]["resourceVersion"]
     assert api.objects["/api/v1/nodes/node-7"] == {
         "metadata": {"name": "node-7", "annotations": {"a": "b", kubernetes.REASON: "dslaunch preflight: GPU 3"}},
         "spec": {"podCIDR": "x", "unschedulable": True},

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from launcher import bundle, cli, plan, run, spec, yamldoc
 from launcher.backends import kubernetes, local, slurm
+from launcher.backends.slurm import script
 from launcher.errors import UserError
 
 SHELLCHECK = Path(sys.executable).parent / "shellcheck"
@@ -166,7 +167,7 @@ def directives(text: str) -> dict[str, str]:
     return found
 
 
-PLAIN = {"nodes", "ntasks-per-node", "job-name", "output", "open-mode", "signal", "no-requeue", "time"}
+PLAIN = {"nodes", "ntasks-per-node", "job-name", "output", "open-mode", "signal", "requeue", "time"}
 FREE = {  # field: how it is written with --set
     "env": "env.V={}",
     "args": "train.args=[--first, {}]",
@@ -306,7 +307,7 @@ def test_every_directive_arrives_as_it_was_written():
     assert {name: value for name, value in found.items() if name not in PLAIN - {"time"}} == expected
 
 
-@pytest.mark.parametrize("option", sorted(slurm.OURS))
+@pytest.mark.parametrize("option", sorted(script.OURS))
 def test_an_option_that_dslaunch_sets_cannot_be_said_again(option):
     with pytest.raises(UserError, match=f"sbatch option {option} is dslaunch's own"):
         slurm.render(plan.make(load(f"slurm.sbatch.{option}=1")))

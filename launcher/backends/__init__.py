@@ -5,7 +5,11 @@ A backend is a module with
     render(plan) -> Bundle                     pure
     preflight(spec, plan) -> Bundle            pure: a job that checks its nodes and ends
     submit(folder, spec, run) -> str           the scheduler's id of the job
+    look_up(folder, run) -> list[(str, bool)]  jobs with the run's token, and whether each has started
     state(record, run) -> Status
+    states(records, run) -> dict[str, Status]  by the run's id, with one question for all; where it is missing,
+                                               each is asked for with state
+    OUTPUT                                     where its output is, a pattern within the run directory; or
     logs(record, rank, follow, run) -> Iterator[str]
     cancel(record, run) -> None
     events(record, run) -> Iterator[dict]      of a preflight, as it goes on
@@ -43,6 +47,8 @@ class Status:
     state: State
     detail: str = ""
     code: int | None = None  # the job's exit code, once it is known
+    job: str = ""  # the scheduler's id of the run's newest job, where its answer names one
+    absent: bool = False  # the scheduler answered, and says that it has no such job
 
 
 def load(name: str) -> ModuleType:

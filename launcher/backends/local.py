@@ -26,46 +26,67 @@ GRACE = 40.0  # seconds for ranks to save; local.sh itself kills after 30
 
 SCRIPT = """\
 #!/usr/bin/env bash
-# {name}: {nodes} nodes on this machine, each a process tree of its own. The first failure ends all.
+# {name}: {nodes} nodes on this machine, each a process tree of its own. The first failure ends an attempt.
 set -uo pipefail
 run=$(cd -- "$(dirname -- "${{BASH_SOURCE[0]}}")" && pwd)
-{secrets}attempt=0
 unset SLURM_RESTART_COUNT  # of a job that this may run in
-export MASTER_ADDR=127.0.0.1
-MASTER_PORT=$(python3 "$run/node/port.py" "$(basename -- "$run")" 0) || exit 69
-export MASTER_PORT
-pids=()
-for ((node = 0; node < {nodes}; node++)); do
-{gpus}  NODE_RANK=$node bash "$run/node.sh" >>"$run/logs/node-$node.out" 2>&1 &
-  pids+=("$!")
-done
-rc=0
+recover=(python3 "$run/node/recover.py" --run "$run" --job "$$:" --nodes {nodes} --attempts {attempts} \\
+  --checkpoints {checkpoints})
+attempt=$("${{recover[@]}}" begin)  # the journal says which one comes, and whether another process has this run
+case $? in
+  0) rm -f -- "$run/exit-code" ;;
+  {duplicate}) exit 0 ;;
+  *) exit 69 ;;
+esac
+signalled=
 deadline=0
+pids=()
 tell() {{ ((${{#pids[@]}} == 0)) || kill "-$1" "${{pids[@]}}" 2>/dev/null; }}
-trap 'tell USR2' USR2
-trap 'tell TERM; deadline=${{deadline/#0/$((SECONDS + 30))}}' TERM INT
-while ((${{#pids[@]}})); do
-  for node in "${{!pids[@]}}"; do
-    kill -0 "${{pids[node]}}" 2>/dev/null && continue
-    wait "${{pids[node]}}"
-    code=$?
-    unset "pids[node]"
-    ((code == 0)) && continue
-    ((rc == 0)) && rc=$code
-    ((deadline)) || deadline=$((SECONDS + 30))
-    tell TERM  # a dead node would leave the others waiting
+trap 'signalled=1; tell USR2' USR2
+trap 'signalled=1; tell TERM; deadline=${{deadline/#0/$((SECONDS + 30))}}' TERM INT
+end() {{  # the run is over
+{forget}  echo "$1" >"$run/exit-code"
+  exit "$1"
+}}
+while :; do
+  export DSLAUNCH_ATTEMPT=$attempt MASTER_ADDR=127.0.0.1
+  MASTER_PORT=$(python3 "$run/node/port.py" "$(basename -- "$run")" "$attempt") || end 69  # of this attempt alone
+  export MASTER_PORT
+  "${{recover[@]}}" attempt --attempt "$attempt" --hosts "$HOSTNAME"
+  rc=0
+  [ -n "$signalled" ] || deadline=0
+  for ((node = 0; node < {nodes}; node++)); do
+{gpus}    NODE_RANK=$node bash "$run/node.sh" >>"$run/logs/job.out" 2>&1 &
+    pids+=("$!")
   done
-  ((deadline && SECONDS > deadline)) && tell KILL
-  sleep 0.2
+  while ((${{#pids[@]}})); do
+    for node in "${{!pids[@]}}"; do
+      kill -0 "${{pids[node]}}" 2>/dev/null && continue
+      wait "${{pids[node]}}"
+      code=$?
+      unset "pids[node]"
+      ((code == 0)) && continue
+      ((rc == 0)) && rc=$code
+      ((deadline)) || deadline=$((SECONDS + 30))
+      tell TERM  # a dead node would leave the others waiting
+    done
+    ((deadline && SECONDS > deadline)) && tell KILL
+    sleep 0.2
+  done
+{verdict}
+  read -r next pause < <("${{recover[@]}}" after --attempt "$attempt" --code "$rc" --told "$signalled" \\
+    --hosts "$HOSTNAME")
+  [ "$next" = restart ] || end "$rc"
+  sleep "$pause"
+  [ -z "$signalled" ] || end {stopped}
+  attempt=$((attempt + 1))
 done
-{verdict}echo "$rc" >"$run/exit-code"
-exit "$rc"
 """
 
 # Two "nodes" on one machine may not use the same GPUs: NCCL refuses a device that comes twice.
 SLICE = """\
-  CUDA_VISIBLE_DEVICES=$(seq -s, $((node * {per_node})) $((node * {per_node} + {per_node} - 1)))
-  export CUDA_VISIBLE_DEVICES
+    CUDA_VISIBLE_DEVICES=$(seq -s, $((node * {per_node})) $((node * {per_node} + {per_node} - 1)))
+    export CUDA_VISIBLE_DEVICES
 """
 
 
@@ -84,14 +105,18 @@ def render(plan: Plan) -> Bundle:
         name=spec.name,
         nodes=spec.resources.nodes,
         stopped=bundles.STOPPED_EARLY,
-        verdict=bundles.VERDICT,
-        secrets=bundles.FORGET if spec.secrets else "",
+        attempts=spec.recover.attempts,
+        checkpoints=bundles.checkpoints(plan),
+        duplicate=bundles.DUPLICATE,
+        verdict=bundles.indent(bundles.VERDICT, "  "),
+        forget='  rm -rf -- "$run/secrets"\n' if spec.secrets else "",
         gpus=SLICE.format(per_node=spec.per_node)
         if spec.resources.gpus_per_node and spec.resources.nodes > 1
         else "",
     )
     common = bundles.common(plan, None, flags=["--same-host", "--shared-logs"])
-    return Bundle((File(ENTRY, script), *common, bundles.node_file("port.py")), ENTRY)
+    helpers = map(bundles.node_file, bundles.BATCH)
+    return Bundle((File(ENTRY, script), *common, *helpers), ENTRY)
 
 
 PREFLIGHT = """\
@@ -108,7 +133,7 @@ DSLAUNCH_PREFLIGHT_OUT=$run/preflight
 export DSLAUNCH_PREFLIGHT_TOKEN DSLAUNCH_NODES DSLAUNCH_COORDINATOR DSLAUNCH_PREFLIGHT_OUT
 pids=()
 for ((node = 0; node < {nodes}; node++)); do
-{gpus}  NODE_RANK=$node DSLAUNCH_NODE=local$node setsid bash "$run/preflight.sh" >>"$run/logs/node-$node.out" 2>&1 &
+{gpus}  NODE_RANK=$node DSLAUNCH_NODE=local$node setsid bash "$run/preflight.sh" >>"$run/logs/job.out" 2>&1 &
   pids+=("$!")
 done
 tell() {{ kill "-$1" -- "${{pids[@]/#/-}}" 2>/dev/null; }}  # each is a process group
@@ -145,8 +170,32 @@ def submit(folder: Path, spec: JobSpec, run: Run, *, entry: str = ENTRY) -> str:
     env = dict(os.environ)
     if importlib.util.find_spec("torch"):  # .venv/bin/dslaunch without an activated venv trains with that venv
         env["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{env.get('PATH', os.defpath)}"
-    pid = spawn(["bash", str(folder / entry)], log=str(folder / "logs" / "local.out"), cwd=str(folder), env=env)
+    log = str(folder / "logs" / "local.out")
+    pid = spawn(["bash", "-c", CLAIM, str(folder / entry), str(folder / PID)], log=log, cwd=str(folder), env=env)
     return f"{pid}:{_started(pid) or ''}"
+
+
+PID = "pid"  # "PID:START", of the process tree that this run directory has
+SETTLE = 2.0  # seconds from a spawn to its claim, on a busy machine
+# The process says itself who it is, before it does anything: a dslaunch that was killed right after the spawn has not
+# written it down. A link is made once, so a run directory never has two.
+CLAIM = """\
+stat=$(<"/proc/$$/stat")
+read -r -a fields <<<"${stat##*) }"
+(umask 077; echo "$$:${fields[19]}" >"$1.$$")
+ln -- "$1.$$" "$1" || exit 73
+rm -f -- "$1.$$"
+exec bash "$0"
+"""
+
+
+def look_up(folder: Path, run: Run) -> list[tuple[str, bool]]:
+    """The process tree of this run, whether it is still there or not."""
+    try:
+        job = (folder / PID).read_text().strip()
+    except OSError:
+        return []
+    return [(job, True)] if job else []
 
 
 def _started(pid: int) -> str | None:
@@ -190,11 +239,7 @@ def verdict(record: runs.Record, run: Run) -> dict[str, Any] | None:
     return runs.verdict(record)
 
 
-def logs(record: runs.Record, *, rank: int | None, follow: bool, run: Run) -> Iterator[str]:
-    def over() -> bool:
-        return state(record, run).state.over
-
-    yield from runs.read_logs(record, rank=rank, follow=follow, over=over, main="logs/node-*.out")
+OUTPUT = "logs/job.out"  # of all nodes, as lines came
 
 
 def drain(nodes: Mapping[str, str], run: Run) -> list[str]:

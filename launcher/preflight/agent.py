@@ -217,8 +217,9 @@ class Agent:
 
     async def measure(self, name: str, timeout: float) -> dict[str, Any]:
         child = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", START, HERE, "agent", "--measure", name, "--setting", self.options.setting,
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
+            sys.executable, "-c", START, HERE, "preflight.agent", "--measure", name,
+            "--setting", self.options.setting, stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
             env=self.env, start_new_session=True, preexec_fn=with_us, limit=LINE,
         )  # fmt: skip
         try:

@@ -703,6 +703,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--names", default="", help="of the nodes, with commas, in the scheduler's order")
     options = parser.parse_args(arguments)
     setting = setting_of(options.setting)
+    if only := os.environ.get("DSLAUNCH_PREFLIGHT_STAGES"):  # between two attempts to train
+        setting = replace(setting, stages=tuple(stage for stage in setting.stages if stage in only.split(",")))
     os.makedirs(options.out, exist_ok=True)
     lemons = history.default(os.environ)
     now = time.time()

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import posixpath
+import shlex
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,10 +28,14 @@ PORT = 23456  # the operator's default, named so that its Service carries it
 SHM = "/dev/shm"  # noqa: S108 - where NCCL and data loaders expect it
 GRACE = 120  # seconds between a pod's SIGTERM and its end: time for a checkpoint
 ARCHIVE = f"{bundles.CODE}.zip"
+HERE = "/tmp/dslaunch"  # noqa: S108 - where a pod puts it together: a mounted ConfigMap cannot be written to
 APPLY_LIMIT = 260_000  # bytes of JSON: `kubectl apply` writes it into an annotation too, and those end at 262,144
+PART = 240_000  # characters of base64 in one ConfigMap
 JOIN = 900.0  # seconds for all pods to report: one node has the image, another pulls 20 GB at 50 MB/s in 400
 GROUP, VERSION, PLURAL = "kubeflow.org", "v1", "pytorchjobs"
 DIGEST, REASON = "dslaunch.dev/digest", "dslaunch.dev/reason"
+RUN = "dslaunch.dev/run"  # the run that created an object; text that is printed has none
+NO_LIMIT = 2**31 - 1
 MANAGED_BY, COMPONENT = "app.kubernetes.io/managed-by", "app.kubernetes.io/component"
 
 
@@ -45,7 +50,7 @@ def preflight(spec: JobSpec, plan: Plan | None) -> Bundle:
     _check(spec, plan, training=False)
     name = checking(spec.name)
     files = bundles.preflight_files(spec, nccl.variables(spec), _setting(spec, plan, name), submitted_from=False)
-    documents = _documents(spec, name, files, training=False)
+    documents = _documents(spec, name, files, CHECK)
     told = next(file for file in files if file.path == "preflight.json")
     return Bundle((File(ENTRY, yamldoc.dump(documents)), told), ENTRY)
 
@@ -142,6 +147,10 @@ def notes(plan: Plan) -> list[str]:
     found, train = [], plan.spec.train
     if _volume_with(_checkpoints(plan), plan.spec) is None:
         found.append(f"checkpoints in {plan.checkpoint_dir} end with the pods: put train.checkpoint.dir on a volume")
+    elif plan.spec.recover.attempts == 0:
+        found.append("recover.attempts is 0: the first pod that fails ends the job")
+    if _volume_with(_checkpoints(plan), plan.spec) is None and plan.spec.recover.attempts:
+        found.append("a failure ends the job: starting again needs checkpoints on a volume, which keeps count too")
     if train.script and not train.script.startswith("/") and train.workdir == ".":
         found.append(f"{train.script} has to be in the image, in its own working directory; or set train.workdir")
     return found
@@ -152,15 +161,29 @@ def manifests(plan: Plan) -> list[dict[str, Any]]:
     spec = plan.spec
     told = _setting(spec, plan, spec.name) if spec.checks_nodes else None
     # what the ranks get to save in; the rest is for the supervisor to kill, sweep and report
-    files = bundles.common(plan, told, flags=[f"--grace {GRACE - 20}"], submitted_from=False)
-    return _documents(spec, spec.name, files, training=True)
+    flags = [f"--grace {GRACE - 20}"]
+    if not recovers(plan):
+        return _documents(spec, spec.name, bundles.common(plan, told, flags=flags, submitted_from=False), TRAIN)
+    files = bundles.common(plan, told, flags=[*flags, "--shared-logs"], submitted_from=False)
+    there = {file.path for file in files}
+    more = [bundles.node_file(name) for name in POD if f"node/{name}" not in there]
+    return _documents(spec, spec.name, [*files, *more], _again(plan), recovers=True)
+
+
+def recovers(plan: Plan) -> bool:
+    """Whether pods start again after a failure: the count of it has to outlive them, and so have checkpoints."""
+    found = _volume_with(_checkpoints(plan), plan.spec)
+    return bool(plan.spec.recover.attempts and found and not found.read_only)
 
 
 def _bundle(name: str) -> str:
     return f"{name}-bundle"
 
 
-def _documents(spec: JobSpec, name: str, files: Sequence[File], *, training: bool) -> list[dict[str, Any]]:
+def _documents(
+    spec: JobSpec, name: str, files: Sequence[File], start: str, *, recovers: bool = False
+) -> list[dict[str, Any]]:
+    training = start != CHECK
     options = spec.kubernetes
     labels = {
         **options.labels,
@@ -169,27 +192,26 @@ def _documents(spec: JobSpec, name: str, files: Sequence[File], *, training: boo
         MANAGED_BY: "dslaunch",
     }
     carried, archive = _archived(files)
-    config_map: dict[str, Any] = {
-        "apiVersion": "v1",
-        "kind": "ConfigMap",
-        "metadata": _metadata(spec, _bundle(name), labels, {}),
-        "data": {_key(file.path): file.text for file in carried},
-        **({"binaryData": {_key(ARCHIVE): archive}} if archive else {}),
-    }
-    text = json.dumps(config_map, ensure_ascii=False, separators=(",", ":"))
-    size = len(text.encode()) + 5 * sum(map(text.count, "<>&"))  # which kubectl writes as \u003c
-    if size > APPLY_LIMIT:
-        message = f"scripts and config have {size:,} bytes, and `kubectl apply` takes {APPLY_LIMIT:,} in a ConfigMap"
-        raise UserError(Problem(message))
-    paths = {_key(path): path for path in (*(file.path for file in carried), *([ARCHIVE] if archive else []))}
-    template = _template(spec, labels, _mounted(config_map, paths), training)
-    replicas: dict[str, Any] = {"Master": {"replicas": 1, "restartPolicy": "Never", "template": template}}
+    paths = {_key(file.path): file.path for file in carried}
+    config_maps = [_config_map(spec, _bundle(name), labels, data={_key(file.path): file.text for file in carried})]
+    for number, start_of in enumerate(range(0, len(archive), PART)):
+        path = f"{ARCHIVE}.{number}"
+        paths[_key(path)] = path
+        part = {_key(path): archive[start_of : start_of + PART]}
+        config_maps.append(_config_map(spec, f"{name}-code-{number}", labels, binaryData=part))
+    template = _template(spec, labels, _mounted(config_maps, paths), start, recovers)
+    # ExitCode: a pod that ends with 128 or more is deleted and created again, and less ends the job
+    replica: dict[str, Any] = {"restartPolicy": "ExitCode" if recovers else "Never", "template": template}
+    replicas: dict[str, Any] = {"Master": {"replicas": 1, **replica}}
     if spec.resources.nodes > 1:
-        workers = spec.resources.nodes - 1
-        replicas["Worker"] = {"replicas": workers, "restartPolicy": "Never", "template": template}
+        replicas["Worker"] = {"replicas": spec.resources.nodes - 1, **replica}
     # when one pod has failed, the others free their GPUs; those of a preflight end by themselves, and one of them
     # that fails is no reason to stop before there is a verdict
     policy: dict[str, Any] = {"cleanPodPolicy": "Running" if training else "None"}
+    if recovers:
+        # node/pod.py counts, on the volume. The operator forgets what it counted when it creates a pod again, cannot
+        # know that a new checkpoint was saved, and with 0 ends the job at the first failure
+        policy["backoffLimit"] = NO_LIMIT
     if options.gang:
         policy["schedulingPolicy"] = {"minAvailable": spec.resources.nodes}
     job_labels = {**labels, **({"kueue.x-k8s.io/queue-name": options.queue} if options.queue else {})}
@@ -204,14 +226,22 @@ def _documents(spec: JobSpec, name: str, files: Sequence[File], *, training: boo
     told = [[file.path, file.text] for file in files]  # not the archive: compressors differ
     digest = hashlib.sha256(json.dumps([told, job], sort_keys=True).encode()).hexdigest()[:16]
     job["metadata"]["annotations"] = {**options.annotations, DIGEST: digest}
-    return [config_map, job]
+    return [*config_maps, job]
+
+
+def _config_map(spec: JobSpec, name: str, labels: dict[str, str], **content: dict[str, str]) -> dict[str, Any]:
+    found = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": _metadata(spec, name, labels, {}), **content}
+    text = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+    size = len(text.encode()) + 5 * sum(map(text.count, "<>&"))  # which kubectl writes as \u003c
+    if size > APPLY_LIMIT:
+        message = f"scripts and config have {size:,} bytes, and `kubectl apply` takes {APPLY_LIMIT:,} in a ConfigMap"
+        raise UserError(Problem(message))
+    return found
 
 
 def _archived(files: Sequence[File]) -> tuple[list[File], str]:
-    """The preflight's 30 modules as one zip file, base64: Python runs it as it is, and a manifest stays readable."""
+    """The 50 modules that travel as one zip file, base64: Python runs it as it is, and a manifest stays readable."""
     code = [file for file in files if file.path.startswith(bundles.CODE + "/")]
-    if not code:
-        return list(files), ""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compresslevel=9) as archive:
         for file in code:
@@ -226,10 +256,14 @@ def _key(path: str) -> str:
     return path.replace("/", ".")
 
 
-def _mounted(config_map: dict[str, Any], paths: Mapping[str, str]) -> dict[str, Any]:
-    """The volume that has every file at its path again."""
-    items = [{"key": key, "path": path} for key, path in paths.items()]
-    return {"name": "bundle", "configMap": {"name": config_map["metadata"]["name"], "items": items}}
+def _mounted(config_maps: Sequence[dict[str, Any]], paths: Mapping[str, str]) -> dict[str, Any]:
+    """The volume that has every file at its path again, whichever ConfigMap it came in."""
+    sources = []
+    for one in config_maps:
+        keys = one.get("data") or one["binaryData"]
+        items = [{"key": key, "path": paths[key]} for key in keys]
+        sources.append({"configMap": {"name": one["metadata"]["name"], "items": items}})
+    return {"name": "bundle", "projected": {"sources": sources}}
 
 
 def _metadata(spec: JobSpec, name: str, labels: dict[str, str], annotations: dict[str, str]) -> dict[str, Any]:
@@ -243,17 +277,36 @@ def _metadata(spec: JobSpec, name: str, labels: dict[str, str], annotations: dic
 
 
 # a uid that the image does not know has / as its home; the operator's RANK is the node's
-COMMAND = '[ -w "$HOME" ] || export HOME=/tmp; '
-TRAIN = f'NODE_RANK=$RANK exec bash "{MOUNT}/node.sh"'
+COMMAND = (
+    '[ -w "$HOME" ] || export HOME=/tmp; '
+    f'export NODE_RANK=$RANK; mkdir -p "{HERE}" && cp -rL "{MOUNT}"/* "{HERE}" && '
+    f'cat "{HERE}/{ARCHIVE}".* >"{HERE}/{ARCHIVE}" && '
+)
+TRAIN = f'exec bash "{HERE}/node.sh"'
 # no $(( )): Kubernetes reads $( itself. The first process of a pod ignores a SIGTERM that it has no trap for
 CHECK = (
-    "((port = MASTER_PORT + 1)); export NODE_RANK=$RANK DSLAUNCH_COORDINATOR=$MASTER_ADDR:$port; "
-    f"""trap 'exit 143' TERM; bash "{MOUNT}/preflight.sh" & wait "$!\""""
+    "{ ((port = MASTER_PORT + 1)); export DSLAUNCH_COORDINATOR=$MASTER_ADDR:$port; "
+    f"""trap 'exit 143' TERM; bash "{HERE}/preflight.sh" & wait "$!"; }}"""
 )
+POD = ("pod.py", "journal.py", "recover.py")  # what counts a job's attempts, before any environment is loaded
 
 
-def _template(spec: JobSpec, labels: dict[str, str], bundle: dict[str, Any], training: bool) -> dict[str, Any]:
-    options = spec.kubernetes
+def _again(plan: Plan) -> str:
+    """As TRAIN, in the hands of node/pod.py. Its Python is whichever there is without the job's environment."""
+    folder = posixpath.join(_checkpoints(plan), ".dslaunch", plan.spec.name)
+    venv = [shlex.quote(f"{plan.spec.venv}/bin/python3")] if plan.spec.venv else []
+    return (
+        f"{{ for python in python3 {' '.join([*venv, '/opt/conda/bin/python3'])}; do "
+        'command -v "$python" >/dev/null && break; done; '
+        f'exec "$python" -u "{HERE}/node/pod.py" --folder {shlex.quote(folder)} --nodes {plan.spec.resources.nodes} '
+        f'--attempts {plan.spec.recover.attempts} -- bash "{HERE}/node.sh"; }}'
+    )
+
+
+def _template(
+    spec: JobSpec, labels: dict[str, str], bundle: dict[str, Any], start: str, recovers: bool
+) -> dict[str, Any]:
+    options, training = spec.kubernetes, start != CHECK
     assert spec.box is not None
     mounts: list[dict[str, Any]] = [
         {"name": "bundle", "mountPath": MOUNT, "readOnly": True},
@@ -264,17 +317,20 @@ def _template(spec: JobSpec, labels: dict[str, str], bundle: dict[str, Any], tra
         {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": options.shm}},
     ]
     env: list[dict[str, Any]] = [{"name": "DSLAUNCH_LOGS", "value": LOGS}]
-    if spec.checks_nodes or not training:  # nodes are what is found bad, and what the next attempt excludes
+    if spec.checks_nodes or not training or recovers:  # what is found bad, and what the next attempt excludes
         env.append({"name": "DSLAUNCH_NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}})
     if not training:
         env.append({"name": pods.TO_LOG, "value": "1"})
+    if recovers:  # empty where kubectl created the job
+        run = {"fieldRef": {"fieldPath": f"metadata.annotations['{RUN}']"}}
+        env.append({"name": "DSLAUNCH_RUN", "valueFrom": run})
     for index, volume in enumerate(options.volumes):
         volumes.append({"name": f"volume-{index}", "persistentVolumeClaim": {"claimName": volume.claim}})
         mounts.append({"name": f"volume-{index}", "mountPath": volume.mount, "readOnly": volume.read_only})
     container: dict[str, Any] = {
         "name": "pytorch",  # the operator looks for this name
         "image": spec.box.image,
-        "command": ["bash", "-c", COMMAND + (TRAIN if training else CHECK)],
+        "command": ["bash", "-c", COMMAND + start],
         "env": [*env, *_secrets(spec)],
         "terminationMessagePolicy": "FallbackToLogsOnError",  # what fails before it can write its own
         "ports": [{"name": "pytorchjob-port", "containerPort": PORT}],

@@ -2,33 +2,92 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from launcher import runs
 from launcher.backends import State, Status
+from launcher.backends.slurm import queue
+from launcher.backends.slurm.queue import NO_ANSWER, parse_state, states
 from launcher.backends.slurm.script import ENTRY
-from launcher.bundle import STOPPED_EARLY
 from launcher.errors import Problem, Unreachable, UserError
 from launcher.plan import Plan
 from launcher.run import Result, Run
+from launcher.runs.submit import ANSWER, Unsent
 from launcher.spec import JobSpec
 
 
-def submit(folder: Path, spec: JobSpec, run: Run) -> str:
-    """The job id. Raises UserError with Slurm's own words, Unreachable when there was no answer."""
+def submit(folder: Path, spec: JobSpec, run: Run, *, after: str = "") -> str:
+    """The job id. Raises UserError with Slurm's own words, Unreachable when there was no answer.
+
+    The run's id is the job's name, which nothing else ever has: the job can be looked up by it whether or not
+    sbatch was answered, and as a singleton at most one of that name runs. `after` is a job that has to end first.
+    """
     places = [str(folder), str((folder / "submitted-from").resolve())]
     odd = [place for place in places if any(c in place for c in ',: "')]
     if spec.box and odd:
         raise UserError(Problem(f"{odd[0]} holds a comma, colon, quote or space, which container mounts cannot"))
-    return parse_submitted(run(_sbatch(folder, "--parsable"), env=environment(os.environ, spec)))
+    command = _sbatch(folder, "--parsable", f"--dependency={_dependency(spec, after)}")
+    return parse_submitted(run(command, env=environment(os.environ, spec), timeout=ANSWER, bounded=True))
+
+
+def _dependency(spec: JobSpec, after: str) -> str:
+    """ "singleton", with what the job file asks for: "singleton,afterok:7"."""
+    asked = next((str(value) for key, value in spec.slurm.sbatch.items() if "dependency".startswith(key)), "")
+    return ",".join(filter(None, ["singleton", asked, f"afterany:{after}" if after else ""]))
+
+
+def look_up(folder: Path, run: Run) -> list[tuple[str, bool]]:
+    """Jobs with the run's token, and whether each has started. Raises Unreachable when squeue gives no answer.
+
+    Asked by name and for this user's jobs alone, which every site allows. What squeue has forgotten, sacct may know,
+    where there is one; a job that ran has left its output in the run directory.
+    """
+    record = runs.read(folder)
+    environ, user = queue.clean(os.environ), f"--user={os.getuid()}"
+    columns = ",".join(f"{name}:{width}" for name, width in queue.COLUMNS)
+    named = [f"--name={record.id}", user]
+    asked = run(["squeue", "--noheader", "--states=all", *named, f"--Format={columns}"], env=environ)
+    if asked.code != 0:
+        raise _no_answer(_words(asked))
+    jobs = [job for job in queue.parse_queue(asked.out) if queue.is_ours(record, job)]
+    if not jobs:
+        since = time.strftime("%Y-%m-%d", time.localtime(record.story.asked - DAY))  # sacct starts at midnight
+        columns = "JobIDRaw,State,Submit,ExitCode,JobName,Comment"
+        books = ["sacct", "--noheader", "--parsable2", "-X", f"--format={columns}", f"--starttime={since}"]
+        listed = run([*books, *named], env=environ)
+        accounted = queue.parse_accounted(listed.out) if listed.code == 0 else []
+        jobs = [job for job in accounted if queue.is_ours(record, job)]
+    told = {str(entry["job"]) for entry in record.entries if entry["event"] == "started" and entry.get("job")}
+    ran = told | {path.stem.removeprefix("slurm-") for path in record.folder.glob("logs/slurm-*.out")}
+    state = {job.id: parse_state(job.word) for job in jobs}
+    # one that was cancelled before it ran is no job beside another
+    kept = [job for job in state if state[job] is not State.CANCELLED or job in ran] or list(state)
+    found = {job: state[job] is not State.PENDING or job in ran for job in kept}
+    return list((found or dict.fromkeys(sorted(ran), True)).items())
+
+
+DAY = 86_400
+
+
+def sending(record: runs.Record) -> bool:
+    """Whether an sbatch of this run is at work on this machine; one whose dslaunch was killed goes on for a while."""
+    mark = f"--job-name={record.id}".encode()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if mark in words and b"sbatch" in words:
+                return True
+    return False
 
 
 def test_only(folder: Path, spec: JobSpec, run: Run) -> str:
     """What the controller would do with it, in its own words."""
-    result = run(_sbatch(folder, "--test-only"), env=environment(os.environ, spec))
+    result = run(_sbatch(folder, "--test-only", "--dependency=singleton"), env=environment(os.environ, spec))
     _refuse_failure(result)
     return result.err.strip() or result.out.strip()
 
@@ -62,8 +121,9 @@ def notes(plan: Plan, environ: Mapping[str, str]) -> list[str]:
     return found
 
 
-def _sbatch(folder: Path, flag: str) -> list[str]:
-    return ["sbatch", flag, f"--chdir={folder}", f"--comment=dslaunch:{folder.name}", str(folder / ENTRY)]
+def _sbatch(folder: Path, *flags: str) -> list[str]:
+    token = [f"--job-name={folder.name}", f"--comment=dslaunch:{folder.name}"]
+    return ["sbatch", *flags, f"--chdir={folder}", *token, str(folder / ENTRY)]
 
 
 def parse_submitted(result: Result) -> str:
@@ -75,11 +135,6 @@ def parse_submitted(result: Result) -> str:
     return job
 
 
-NO_ANSWER = (
-    "Unable to contact slurm controller", "Socket timed out", "Connection refused", "Zero Bytes were transmitted",
-    "Transport endpoint", "Munge encode failed", "Invalid authentication credential", "Protocol authentication error",
-    "slurm_load_jobs error", "Slurm temporarily unable",
-)  # fmt: skip
 BLAME = (
     ("invalid partition", ("slurm", "partition")),
     ("invalid account", ("slurm", "account")),
@@ -95,83 +150,49 @@ BLAME = (
 )
 
 
+LOST = (  # a request that left may have arrived
+    "Communication connection failure", "Message receive failure", "Connection timed out",
+    "Unexpected message received", "standby mode", "Unspecified error",
+)  # fmt: skip
+KEYS = "this host's munge key or clock is not the controller's: munge -n | unmunge, and date on both"
+UNSENT = ("(connect failure)", "Munge encode failed")  # before anything was sent, in Slurm's client
+MEND = (  # what Slurm's client says when it does not get through, and what to do next
+    ("munge", "munged does not run on this host, or its socket is not where slurm.conf says: systemctl status munge"),
+    ("credential", KEYS),
+    ("authentication", KEYS),
+    ("unable to contact", "the controller is down or not to be reached from here: scontrol ping"),
+)  # fmt: skip
+
+
+def _words(result: Result) -> str:
+    lines = (line.removeprefix("sbatch: ").removeprefix("error: ") for line in (result.err or result.out).split("\n"))
+    return " ".join(" ".join(lines).split())
+
+
+def _no_answer(words: str) -> Unreachable:
+    hint = next(
+        (mend for phrase, mend in MEND if phrase in words.lower()), "sinfo, or scontrol ping, shows when it is back"
+    )
+    kind = Unsent if any(phrase in words for phrase in UNSENT) else Unreachable
+    return kind(Problem(f"Slurm did not answer: {words}", hint))
+
+
 def _refuse_failure(result: Result) -> None:
     if result.code == 0:
         return
-    words = " ".join(line.removeprefix("sbatch: ").removeprefix("error: ") for line in result.err.split("\n")).strip()
+    words = _words(result)
     if result.code is None and "not found" in result.err:
         raise UserError(
             Problem("sbatch is not on this machine", hint="run dslaunch on a login node, or use --dry-run")
         )
-    if result.code is None or any(phrase in result.err for phrase in NO_ANSWER):
-        raise Unreachable(Problem(f"Slurm did not answer: {words}", hint="the job may exist: squeue --me"))
+    if result.code is None or any(phrase in result.err for phrase in (*NO_ANSWER, *LOST)):
+        raise _no_answer(words)
     at = next((at for phrase, at in BLAME if phrase in words.lower()), ("slurm",))
     raise UserError(Problem(f"Slurm refuses the job: {words}", at=at))
 
 
-STATES = {
-    "PENDING": State.PENDING, "CONFIGURING": State.PENDING, "REQUEUED": State.PENDING, "REQUEUE_HOLD": State.PENDING,
-    "REQUEUE_FED": State.PENDING, "SPECIAL_EXIT": State.PENDING, "RESV_DEL_HOLD": State.PENDING,
-    "RUNNING": State.RUNNING, "COMPLETING": State.RUNNING, "SUSPENDED": State.RUNNING, "STOPPED": State.RUNNING,
-    "RESIZING": State.RUNNING, "SIGNALING": State.RUNNING, "STAGE_OUT": State.RUNNING,
-    "COMPLETED": State.COMPLETED,
-    "FAILED": State.FAILED, "TIMEOUT": State.FAILED, "NODE_FAIL": State.FAILED, "OUT_OF_MEMORY": State.FAILED,
-    "BOOT_FAIL": State.FAILED, "DEADLINE": State.FAILED, "PREEMPTED": State.FAILED,
-    "CANCELLED": State.CANCELLED, "REVOKED": State.CANCELLED,
-}  # fmt: skip
-
-
-def parse_state(word: str) -> State:
-    """ "CANCELLED by 1000" is cancelled; no word, and a word nobody has seen, is UNKNOWN."""
-    words = word.split()
-    return STATES.get(words[0].rstrip("+"), State.UNKNOWN) if words else State.UNKNOWN
-
-
 def state(record: runs.Record, run: Run) -> Status:
-    """squeue, then scontrol, then sacct; no answer from any of them is UNKNOWN."""
-    asked = run(["squeue", "--noheader", "--states=all", "--format=%T|%R", f"--jobs={record.job}"])
-    if asked.code == 0 and asked.out.strip():
-        word, _, reason = asked.out.strip().split("\n")[0].removesuffix("|(None)").partition("|")
-        if not parse_state(word).over:
-            return Status(parse_state(word), f"{word.lower()}: {reason}" if reason else word.lower())
-    shown = run(["scontrol", "--oneliner", "show", "job", record.job])
-    if shown.code == 0 and "JobState=" in shown.out:
-        fields: dict[str, str] = {}
-        for part in shown.out.split():
-            name, equals, value = part.partition("=")
-            if equals:
-                fields.setdefault(name, value)  # a path behind may hold " JobState="
-        return _with_marker(record, fields.get("JobState", ""), fields.get("ExitCode", ""))
-    listed = run(["sacct", "--noheader", "--parsable2", "-X", "--format=State,ExitCode", f"--jobs={record.job}"])
-    if listed.code == 0 and listed.out.strip():
-        word, _, code = listed.out.strip().split("\n")[-1].partition("|")
-        return _with_marker(record, word, code)
-    marker = runs.exit_code(record)
-    if marker is not None and "Invalid job id" in asked.err + shown.err:  # forgotten after MinJobAge
-        found = State.COMPLETED if marker == 0 else State.FAILED
-        return Status(found, "Slurm has forgotten the job; the exit code is the one its script wrote", marker)
-    why = asked.err.strip() or shown.err.strip() or listed.err.strip() or "no answer"
-    silent = asked.code is None or any(phrase in asked.err for phrase in NO_ANSWER if "load_jobs" not in phrase)
-    who = "Slurm did not answer" if silent else "neither squeue, scontrol nor sacct knows the job"
-    return Status(State.UNKNOWN, f"{who}: {why.splitlines()[0]}")
-
-
-def _with_marker(record: runs.Record, word: str, exit_code: str) -> Status:
-    """A job is complete when the scheduler says so and its own script wrote 0 as well."""
-    found = parse_state(word)
-    marker = runs.exit_code(record)
-    code = marker
-    if code is None and exit_code:
-        status, _, number = exit_code.partition(":")
-        code = 128 + int(number) if number.isdigit() and number != "0" else int(status) if status.isdigit() else None
-    if found is not State.COMPLETED and code == 0:
-        code = None  # a node that fails leaves 0:0
-    detail = word.lower()
-    if found is State.COMPLETED and marker != 0:
-        found, detail = State.UNKNOWN, "Slurm says completed, but the script left no exit code"
-    if marker == STOPPED_EARLY and found.over:
-        detail += "; stopped early, checkpoint saved: submit again to go on"
-    return Status(found, detail, code)
+    return states([record], run)[record.id]
 
 
 def events(record: runs.Record, run: Run) -> Iterator[dict[str, Any]]:
@@ -193,12 +214,7 @@ def drain(nodes: Mapping[str, str], run: Run) -> list[str]:
     return told
 
 
-def logs(record: runs.Record, *, rank: int | None, follow: bool, run: Run) -> Iterator[str]:
-    def over() -> bool:
-        found = state(record, run).state
-        return found.over or (found is State.UNKNOWN and runs.exit_code(record) is not None)
-
-    yield from runs.read_logs(record, rank=rank, follow=follow, over=over, main="logs/slurm-*.out")
+OUTPUT = "logs/slurm-*.out"  # of all nodes, as lines came
 
 
 def cancel(record: runs.Record, run: Run) -> None:

@@ -12,6 +12,7 @@ from launcher.plan import Plan
 from launcher.spec import JobSpec
 
 ENTRY = "job.sbatch"
+UNAVAILABLE = 69  # EX_UNAVAILABLE: no port, or nobody knows whether another job has this run
 
 # sbatch options that dslaunch sets itself; `slurm.sbatch` may not say them again.
 OURS = {
@@ -22,6 +23,7 @@ OURS = {
     "reservation": "slurm.reservation", "constraint": "slurm.constraint", "time": "slurm.time",
     "nodelist": "slurm.nodelist", "exclude": "slurm.exclude", "exclusive": "slurm.exclusive",
     "signal": "slurm.warn_before_end", "requeue": "slurm.requeue", "no-requeue": "slurm.requeue",
+    "no-kill": "resources.spares",
     "mail-user": "slurm.mail_user", "mail-type": "slurm.mail_type", "job-name": "name", "output": "the run directory",
     "error": "the run directory", "chdir": "the run directory", "open-mode": "the run directory",
     "export": "env", "export-file": "env", "array": "one job per job file", "wrap": "train.command",
@@ -50,7 +52,7 @@ def render(plan: Plan) -> Bundle:
     told = setting.make(spec, plan, rungs=rungs) if spec.checks_nodes else None
     script = File(ENTRY, _script(spec, _body(plan, exchanged=bool(configs))))
     others = (File(name, bundles.config_json(config)) for name, config in configs.items())
-    helpers = map(bundles.node_file, ("port.py", "lost.py") if told else ("port.py",))
+    helpers = map(bundles.node_file, (*bundles.BATCH, *(["lost.py"] if told else [])))
     files = (script, *others, *bundles.common(plan, told, flags=["--shared-logs"]), *helpers)
     return Bundle(files, ENTRY)
 
@@ -58,7 +60,7 @@ def render(plan: Plan) -> Bundle:
 def preflight(spec: JobSpec, plan: Plan | None) -> Bundle:
     """A job that checks its nodes and ends. Its `plan`, where there is one, says what has to fit."""
     _check(spec)
-    script = File(ENTRY, _script(spec, _head(spec) + LET_GO + _preflight(spec, training=False) + ALONE))
+    script = File(ENTRY, _script(spec, _head(spec) + LET_GO + _preflight(spec) + ALONE))
     told = setting.make(spec, plan)
     files = bundles.preflight_files(spec, nccl.variables(spec), told)
     return Bundle((script, *files, *map(bundles.node_file, ("port.py", "lost.py"))), ENTRY)
@@ -122,7 +124,8 @@ def _script(spec: JobSpec, body: str) -> str:
         "output": "logs/slurm-%j.out",
         # only the batch shell is warned; it passes the signal on, and can tell the ranks apart from srun
         "signal": f"B:USR2@{slurm.warn_before_end}",
-        "requeue" if slurm.requeue else "no-requeue": True,
+        "requeue" if requeues(spec) else "no-requeue": True,
+        "no-kill": bool(resources.spares),  # a node that goes away leaves the others to go on with a spare
         "time": slurm.time,
         **slurm.sbatch,
     }
@@ -163,74 +166,109 @@ def _script(spec: JobSpec, body: str) -> str:
 HEAD = """\
 set -uo pipefail
 run=$PWD  # the run directory: sbatch --chdir
-attempt=${{SLURM_RESTART_COUNT:-0}}
-rm -f -- "$run/exit-code" "$run/logs/failed-before-ranks"  # an earlier attempt's
-{secrets}step=
-signalled=0
+step=
+interrupted=0
+signalled=
+warned=
+{begin}
+told() {{
+  interrupted=1 signalled=1
+  : >"$run/logs/told-$attempt"
+}}
 # time is nearly up: srun hands this to the ranks, which save and stop
-trap '{warned}signalled=1; [ -z "$step" ] || kill -USR2 "$step" 2>/dev/null' USR2
+trap 'told; warned=1; [ -z "$step" ] || kill -USR2 "$step" 2>/dev/null' USR2
 # srun would take its own SIGTERM as leave to kill: the steps get it from Slurm
-trap 'signalled=1; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
+trap 'told; scancel --signal=TERM "$SLURM_JOB_ID"' TERM
+end() {{  # the run is over
+{forget}  echo "$1" >"$run/exit-code"
+  exit "$1"
+}}
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 if ((${{#hosts[@]}} < {nodes})); then
   echo "dslaunch: {nodes} nodes train and Slurm names ${{#hosts[@]}}: ${{SLURM_JOB_NODELIST:-none}}" >&2
-  exit 78
+  end 78
 fi
 if [ -n "${{SLURM_CPUS_PER_TASK:-}}" ]; then
   export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since Slurm 22.05 srun does not inherit it
 fi"""
+
+ONCE = """\
+attempt=${SLURM_RESTART_COUNT:-0}
+rm -f -- "$run/exit-code" "$run/logs/failed-before-ranks"  # an earlier attempt's"""
+
+# The journal says which attempt comes, and whether another job has this run.
+BEGIN = """\
+recover=(python3 "$run/node/recover.py" {options})
+attempt=$("${{recover[@]}}" begin --restart "${{SLURM_RESTART_COUNT:-0}}")
+case $? in
+  0) rm -f -- "$run/exit-code" "$run/logs/failed-before-ranks" ;;  # an earlier attempt's
+  {duplicate}) exit 0 ;;  # a second copy of a job that lives
+  {over})
+    echo {unavailable} >"$run/exit-code"
+    exit {unavailable}
+    ;;
+  *) exit {unavailable} ;;
+esac"""
 
 PATIENCE = 90  # seconds that whoever judges may say nothing, after the time to come up
 
 PREFLIGHT = """
 # --- preflight: {all} nodes are checked in the environment that trains; {nodes} healthy ones are needed
 hosts=("${{hosts[@]:0:{all}}}")  # an allocation that one sits in may have more
-mkdir -p -- "$run/preflight"
-# an earlier attempt's
-rm -f -- "$run/preflight/"{{failed-*,beat,code,train,exclude,bandwidth,config,verdict.json,progress.jsonl}}
-port=$(python3 "$run/node/port.py" "$SLURM_JOB_ID" "preflight-$attempt") || exit 69
-DSLAUNCH_PREFLIGHT_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')  # of this job's agents alone
-DSLAUNCH_NODES=$(IFS=,; echo "${{hosts[*]}}")
-DSLAUNCH_COORDINATOR=${{hosts[0]}}:$port
-DSLAUNCH_PREFLIGHT_OUT=$run/preflight
-export DSLAUNCH_PREFLIGHT_TOKEN DSLAUNCH_NODES DSLAUNCH_COORDINATOR DSLAUNCH_PREFLIGHT_OUT
-# shellcheck disable=SC2016  # every task expands this for itself
-srun {srun} \\
-  bash -c 'trap "" USR2; export NODE_RANK=$SLURM_NODEID DSLAUNCH_NODE=$SLURMD_NODENAME; exec bash "$0"' \\
-  "$run/preflight.sh" &
-step=$!
-touch "$run/preflight/beat"
-while kill -0 "$step" 2>/dev/null && [ ! -s "$run/preflight/code" ]; do
-  sleep 0.5
-  (($(date +%s) - $(stat -c %Y "$run/preflight/beat") < {patience})) || break  # whoever judges hangs, or never came
-done
-for ((i = 0; i < 20; i++)); do kill -0 "$step" 2>/dev/null || break; sleep 0.5; done
-kill -TERM "$step" 2>/dev/null  # a node that hangs would keep it
-wait "$step"
-step=
-unset DSLAUNCH_PREFLIGHT_TOKEN DSLAUNCH_NODES DSLAUNCH_COORDINATOR DSLAUNCH_PREFLIGHT_OUT
-[ -s "$run/preflight/code" ] || python3 "$run/node/lost.py" "$run/preflight" "${{hosts[@]}}"
-read -r rc <"$run/preflight/code"
-case $rc in
-  0 | 10) ;;
-  *)
+preflight() {{  # of "${{hosts[@]}}"; its code in rc, the rest in $run/preflight
+  mkdir -p -- "$run/preflight"
+  # an earlier attempt's
+  rm -f -- "$run/preflight/"{{failed-*,beat,code,train,exclude,bandwidth,config,verdict.json,progress.jsonl}}
+  port=$(python3 "$run/node/port.py" "$SLURM_JOB_ID" "preflight-$attempt") || end {unavailable}
+  DSLAUNCH_PREFLIGHT_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')  # of this job's agents alone
+  DSLAUNCH_NODES=$(IFS=,; echo "${{hosts[*]}}")
+  DSLAUNCH_COORDINATOR=${{hosts[0]}}:$port
+  DSLAUNCH_PREFLIGHT_OUT=$run/preflight
+  export DSLAUNCH_PREFLIGHT_TOKEN DSLAUNCH_NODES DSLAUNCH_COORDINATOR DSLAUNCH_PREFLIGHT_OUT
+  # shellcheck disable=SC2016  # every task expands this for itself
+  srun {srun} \\
+    bash -c 'trap "" USR2; export NODE_RANK=$SLURM_NODEID DSLAUNCH_NODE=$SLURMD_NODENAME; exec bash "$0"' \\
+    "$run/preflight.sh" &
+  step=$!
+  touch "$run/preflight/beat"
+  while kill -0 "$step" 2>/dev/null && [ ! -s "$run/preflight/code" ]; do
+    sleep 0.5
+    (($(date +%s) - $(stat -c %Y "$run/preflight/beat") < {patience})) || break  # who judges hangs, or never came
+  done
+  for ((i = 0; i < 20; i++)); do kill -0 "$step" 2>/dev/null || break; sleep 0.5; done
+  kill -TERM "$step" 2>/dev/null  # a node that hangs would keep it
+  wait "$step"
+  step=
+  unset DSLAUNCH_PREFLIGHT_TOKEN DSLAUNCH_NODES DSLAUNCH_COORDINATOR DSLAUNCH_PREFLIGHT_OUT
+  [ -s "$run/preflight/code" ] || python3 "$run/node/lost.py" "$run/preflight" "${{hosts[@]}}"
+  read -r rc <"$run/preflight/code"
+  [ "$rc" = 0 ] || [ "$rc" = 10 ] ||
     echo "dslaunch: the preflight ends this job with $rc before any of your code ran: $run/preflight/verdict.json" >&2
-    {resubmit}echo "$rc" >"$run/exit-code"
-    exit "$rc"
-    ;;
-esac
+}}
 """
 
-CHOSEN = """\
-if ((signalled)); then  # time was up before anything trained
-  rc={stopped}
-  echo "$rc" >"$run/exit-code"
-{requeue}  exit "$rc"
-fi
-rm -f -- "$run/logs/failed-before-ranks"  # of a node that is left out
-mapfile -t hosts <"$run/preflight/train"
+# Too few nodes: a second job with the same run directory follows, without the others, where it may.
+FIT = """\
+fit() {{
+  [ -n "$signalled" ] || preflight
+  [ -z "$signalled" ] || rc={stopped}  # time was up before anything trained
+  next=$("${{recover[@]}}" checked --attempt "$attempt" --code "$rc" --told "$signalled" --warned "$warned")
+  [ "$next" = go ] || leave "$next"
+  rm -f -- "$run/logs/failed-before-ranks"  # of a node that is left out
+  mapfile -t hosts <"$run/preflight/train"
+}}
+fit
 DSLAUNCH_BUS_BANDWIDTH=$(cat -- "$run/preflight/bandwidth")  # GB/s between nodes, as measured just now
-export DSLAUNCH_BUS_BANDWIDTH"""
+export DSLAUNCH_BUS_BANDWIDTH
+export DSLAUNCH_PREFLIGHT_STAGES=host  # between two attempts"""
+
+# Without a preflight: what Slurm says, and whether its daemons answer, was asked when the hosts were chosen.
+UNFIT = """\
+  if [ -n "$signalled" ]; then
+    rc={stopped}
+    leave "$("${{recover[@]}}" checked --attempt "$attempt" --code "$rc" --told "$signalled" --warned "$warned")"
+  fi
+"""
 
 # A checkpoint is of one ZeRO stage: a run that has one goes on as it began.
 SUITED = """
@@ -242,106 +280,126 @@ LET_GO = """
 trap '[ -z "$step" ] || kill -TERM "$step" 2>/dev/null' TERM INT  # agents have nothing to save"""
 
 ALONE = """\
-echo "$rc" >"$run/exit-code"
-exit "$rc\""""
+preflight
+end "$rc\""""
 
-# The controller takes no new --exclude for a job that runs: a second one with the same run directory follows.
-RESUBMIT = """\
-if [ "$rc" = 20 ] && [ -s "$run/preflight/exclude" ] && ((${{DSLAUNCH_RESUBMITTED:-0}} < {times})); then
-      export DSLAUNCH_RESUBMITTED=$((${{DSLAUNCH_RESUBMITTED:-0}} + 1))
-      DSLAUNCH_EXCLUDED=${{DSLAUNCH_EXCLUDED:+$DSLAUNCH_EXCLUDED,}}{already}$(paste -sd, "$run/preflight/exclude")
-      export DSLAUNCH_EXCLUDED
-      if next=$(sbatch --parsable --chdir="$run" --comment="dslaunch:${{run##*/}}" \\
-        --exclude="$DSLAUNCH_EXCLUDED" "$run/{entry}"); then
-        trap - EXIT  # it needs what this one would clear away
-        printf '{{"time": %s, "event": "submitted", "job": "%s", "exclude": "%s"}}\\n' \\
-          "$(date +%s)" "${{next%%;*}}" "$DSLAUNCH_EXCLUDED" >>"$run/journal.jsonl"
-        echo "dslaunch: submitted again as job ${{next%%;*}}, without $DSLAUNCH_EXCLUDED" >&2
-        exit "$rc"
-      fi
-    fi
-    """
+LEAVE = """
+leave() {  # what recover.py answers
+  if [ "$1" = leave ]; then exit "$rc"; fi  # this job, queued again, or another one goes on with the run
+  end "$rc"
+}"""
 
-TAIL = """
-printf '%s slots={per_node}\\n' "${{hosts[@]:0:{nodes}}}" >"$run/hostfile"
-export MASTER_ADDR=${{hosts[0]}}
-MASTER_PORT=$(python3 "$run/node/port.py" "$SLURM_JOB_ID" "$attempt") || exit 69  # of this job alone
-export MASTER_PORT
-
-# one task fails -> Slurm ends the others, which would wait for the dead; one that is done early waits for the rest
-# shellcheck disable=SC2016  # every task expands this for itself
-srun {srun} \\
-  bash -c 'trap "" USR2; {exports} exec bash "$0/node.sh"' "$run" &
-step=$!
-rc=0
+LOOP = """
+allocation=("${{hosts[@]}}")  # spares too
+{check}
 while :; do
-  signalled=0
-  wait "$step"
-  rc=$?
-  ((signalled)) || break
-done
-{verdict}echo "$rc" >"$run/exit-code"
-{end}exit "$rc\""""
+  # --- attempt: a number of its own for every start, whatever the job
+  hosts=("${{hosts[@]:0:{nodes}}}")
+  printf '%s slots={per_node}\\n' "${{hosts[@]}}" >"$run/hostfile"
+  export DSLAUNCH_ATTEMPT=$attempt MASTER_ADDR=${{hosts[0]}}
+  MASTER_PORT=$(python3 "$run/node/port.py" "$SLURM_JOB_ID" "$attempt") || end {unavailable}  # of this attempt alone
+  export MASTER_PORT
+  "${{recover[@]}}" attempt --attempt "$attempt" --hosts "${{hosts[@]}}"
 
-# Only a job that Slurm warned has used its time: a program that ends with 75 by itself would go round for ever.
-REQUEUE = """\
-if [ "$rc" = {stopped} ] && [ -n "${{warned:-}}" ]; then  # out of time, checkpoint saved
-  scontrol requeue "$SLURM_JOB_ID" && exit "$rc"
-fi
-"""
+  # one task fails -> Slurm ends the others, which would wait for the dead; one done early waits for the rest
+  # shellcheck disable=SC2016  # every task expands this for itself
+  srun {srun} \\
+    bash -c 'trap "" USR2; {exports} exec bash "$0/node.sh"' "$run" &
+  step=$!
+  "${{recover[@]}}" watch --attempt "$attempt" --script "$$" --step "$step" --hosts "${{hosts[@]}}" &
+  watcher=$!
+  rc=0
+  while :; do
+    interrupted=0
+    wait "$step"
+    rc=$?
+    ((interrupted)) || break
+  done
+  step=
+  kill "$watcher" 2>/dev/null
+{verdict}
+  # --- what comes now
+  read -r next pause chosen < <("${{recover[@]}}" after --attempt "$attempt" --code "$rc" --told "$signalled" \\
+    --warned "$warned" --hosts "${{hosts[@]}}" --allocation "${{allocation[@]}}")
+  [ "$next" = restart ] || leave "$next"
+  attempt=$((attempt + 1))
+  sleep "$pause"
+  # a step on a lost node holds its share until Slurm gives that node up
+  unset SLURM_MEM_PER_CPU SLURM_MEM_PER_GPU
+  export SLURM_OVERLAP=1 SLURM_MEM_PER_NODE=0
+  read -r -a hosts <<<"$chosen"
+{again}done"""
 
 
 def _body(plan: Plan, *, exchanged: bool) -> str:
     spec, nodes = plan.spec, plan.spec.resources.nodes
-    tasks = _tasks(spec)
-    text = _head(spec)
-    if spec.checks_nodes:
-        requeue = '  [ -z "${warned:-}" ] || scontrol requeue "$SLURM_JOB_ID"\n' if spec.slurm.requeue else ""
-        text += _preflight(spec, training=True) + CHOSEN.format(stopped=STOPPED_EARLY, requeue=requeue)
-        if exchanged:
-            text += SUITED.format(latest=_latest(plan), config='"$run/ds_config.json"')
-    words = [*_srun(nodes, tasks), "--kill-on-bad-exit=1", "--wait=0", "--unbuffered", *_more(spec)]
-    if spec.checks_nodes:
-        words.append(THESE)
+    words = [*_srun(nodes, _tasks(spec)), "--kill-on-bad-exit=1", "--wait=0", "--unbuffered", THESE, *_more(spec)]
     exports = "export NODE_RANK=$SLURM_NODEID;"
     if spec.train.launcher == "srun":
         exports += " export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS;"
-    end = REQUEUE.format(stopped=STOPPED_EARLY) if spec.slurm.requeue else ""
-    if spec.slurm.requeue and spec.secrets:  # the next attempt needs them
-        end += '[ "$rc" != 0 ] || rm -rf -- "$run/secrets"\n'
-    return text + TAIL.format(
+    everywhere = nodes + spec.resources.spares
+    check = f'allocation=("${{allocation[@]:0:{everywhere}}}")  # that one sits in may have more'
+    again = UNFIT.format(stopped=STOPPED_EARLY)
+    if spec.checks_nodes:
+        check = FIT.format(stopped=STOPPED_EARLY)
+        if exchanged:
+            check += SUITED.format(latest=bundles.checkpoints(plan, "/latest"), config='"$run/ds_config.json"')
+        again = "  fit\n"
+    loop = LOOP.format(
         nodes=nodes,
         per_node=spec.per_node,
-        verdict=bundles.VERDICT,
-        srun=bundles.wrap(words),
+        check=check,
+        srun=bundles.wrap(words).replace("\n", "\n  "),
         exports=exports,
-        end=end,
+        verdict=bundles.indent(bundles.VERDICT, "  "),
+        again=again,
+        unavailable=UNAVAILABLE,
     )
+    return _head(spec, plan) + (_preflight(spec) if spec.checks_nodes else "") + LEAVE + loop
 
 
-def _latest(plan: Plan) -> str:
-    """Where DeepSpeed names the newest checkpoint, as a word of the batch script."""
-    folder, workdir = plan.checkpoint_dir, plan.spec.train.workdir
-    path = f"{folder}/latest" if folder.startswith("/") else f"{workdir}/{folder}/latest"
-    return bundles.quote(path) if path.startswith("/") else '"$run/submitted-from"/' + bundles.quote(path)
+def requeues(spec: JobSpec) -> bool:
+    """Whether Slurm may put the job back by itself: after a node failure, or when another job takes the nodes."""
+    return spec.slurm.requeue is True or (spec.slurm.requeue == "auto" and spec.recover.attempts > 0)
 
 
 THESE = '--nodelist="$(IFS=,; echo "${hosts[*]}")"'
 
 
-def _head(spec: JobSpec) -> str:
+def _head(spec: JobSpec, plan: Plan | None = None) -> str:
+    keep = '[ -n "$signalled" ] || ' if requeues(spec) else ""  # Slurm may start the job again
     return HEAD.format(
         nodes=spec.resources.nodes,
-        secrets=bundles.FORGET if spec.secrets and not spec.slurm.requeue else "",
-        warned="warned=1 " if spec.slurm.requeue else "",
+        begin=_begin(spec, plan) if plan else ONCE,
+        forget=f'  {keep}rm -rf -- "$run/secrets"\n' if spec.secrets else "",
     )
 
 
-def _preflight(spec: JobSpec, *, training: bool) -> str:
+def _begin(spec: JobSpec, plan: Plan) -> str:
+    options = [
+        '--run "$run"',
+        '--job "$SLURM_JOB_ID"',
+        f"--nodes {spec.resources.nodes}",
+        f"--attempts {spec.recover.attempts}",
+        f"--checkpoints {bundles.checkpoints(plan)}",
+        *([f"--exclude {bundles.quote(spec.slurm.exclude)}"] if spec.slurm.exclude else []),
+        *(["--requeue"] if spec.slurm.requeue is True else []),
+        *(["--requeues"] if requeues(spec) else []),
+        *([f"--times {spec.preflight.resubmit}"] if spec.checks_nodes and spec.preflight.resubmit else []),
+    ]
+    return BEGIN.format(
+        options=bundles.wrap(options), duplicate=bundles.DUPLICATE, over=bundles.OVER, unavailable=UNAVAILABLE
+    )
+
+
+def _preflight(spec: JobSpec) -> str:
     """Agents on every node, one task each. The first node's judges; a node that dies ends nobody else's."""
     everywhere = spec.resources.nodes + spec.resources.spares
     words = [
-        *_srun(everywhere, 1),
+        '--nodes="${#hosts[@]}"',
+        '--ntasks="${#hosts[@]}"',
+        "--ntasks-per-node=1",
+        "--export=ALL",
         "--kill-on-bad-exit=0",
         "--wait=0",
         "--no-kill",
@@ -349,13 +407,12 @@ def _preflight(spec: JobSpec, *, training: bool) -> str:
         THESE,
         *_more(spec),
     ]
-    again = ""
-    if training and spec.preflight.resubmit:
-        already = f"{spec.slurm.exclude}," if spec.slurm.exclude else ""
-        again = RESUBMIT.format(times=spec.preflight.resubmit, entry=ENTRY, already=already)
-    patience = round(spec.preflight.join_timeout) + PATIENCE
     return PREFLIGHT.format(
-        all=everywhere, nodes=spec.resources.nodes, srun=bundles.wrap(words), resubmit=again, patience=patience
+        all=everywhere,
+        nodes=spec.resources.nodes,
+        srun=bundles.wrap(words).replace("\n", "\n  "),
+        patience=round(spec.preflight.join_timeout) + PATIENCE,
+        unavailable=UNAVAILABLE,
     )
 
 
