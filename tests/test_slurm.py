@@ -116,7 +116,11 @@ def test_a_killed_rank_is_never_success(site):
         "import os, signal, time\nif os.environ['RANK'] == '1': os.kill(os.getpid(), signal.SIGKILL)\ntime.sleep(60)"
     )
     run = site.submit(
-        job("killed", train={"command": ["python3", "-c", program], "zero": 0, "steps": 10, "launcher": "srun"})
+        job(
+            "killed",
+            train={"command": ["python3", "-c", program], "zero": 0, "steps": 10, "launcher": "srun"},
+            recover={"attempts": 0},
+        )
     )
     found = site.wait(run, seconds=90)
     assert (found["state"], found["code"]) == ("failed", 137)

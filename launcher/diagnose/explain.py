@@ -82,10 +82,13 @@ class _Candidate:
         return self.found.cause
 
     @property
-    def key(self) -> tuple[int, bool, int]:
-        """Of two that are near each other the smaller one is blamed; a network error often is a dead peer's."""
+    def key(self) -> tuple[int, int, int]:
+        """Of two that are near each other the smaller one is blamed.
+
+        A network error often is a dead peer's, and what has no layer ("NCCL error") says less than any other.
+        """
         order = self.order if self.order is not None else 1 << 62
-        return (self.cause.rank, self.cause.layer == "net", order)
+        return (self.cause.rank, {"net": 1, "-": 2}.get(self.cause.layer, 0), order)
 
 
 def strength(cause: Cause) -> int:

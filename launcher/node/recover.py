@@ -461,7 +461,7 @@ def preempted(job: str) -> bool:
     """Whether another job is given the nodes of this one, which then goes back to the queue by itself."""
     code, out, _ = ask(["scontrol", "--oneliner", "show", "job", job])
     match = re.search(r"\bPreemptTime=(\S+)", out) if code == 0 else None
-    return bool(match) and match.group(1) not in ("None", "Unknown", "N/A")
+    return match is not None and match.group(1) not in ("None", "Unknown", "N/A")
 
 
 def siblings(run_id: str, job: str) -> Optional[List[str]]:
