@@ -2,9 +2,10 @@
 
 tests/data/logs: short logs in the shape that each failure has as different software prints it. They were written
 before the patterns met them. At that first meeting 147 of 179 were named rightly: 83 of 89 written from memory, 64 of
-90 that follow wordings of public issue threads and sources, picked for being strange. The patterns have learned from
-the others since, so what is asserted here is that nothing is forgotten, not how well unknown logs do: that is what
-`make signatures` measures.
+90 that follow wordings of public issue threads and sources, picked for being strange. The seen_* are the more
+telling 60 of 272 excerpts, most of public threads, of which 234 were named rightly at first. The patterns have
+learned from the others since, so what is asserted here is that nothing is forgotten, not how well unknown logs do:
+that is what `make signatures` measures.
 """
 
 from __future__ import annotations
@@ -133,6 +134,19 @@ def test_a_prefix_hides_no_sample(prefix: str) -> None:
     for row in SIGNATURES:
         text = "".join(f"{prefix}{line}\n" for line in row.sample.split("\n"))
         if said(text).cause != row.cause:
+            lost.append(row.id)
+    assert lost == []
+
+
+def test_lines_that_differ_in_their_digits_hide_no_sample() -> None:
+    others = str.maketrans("0123456789", "1234567890")
+    lost = []
+    for row in SIGNATURES:
+        if row.joins > 1 or row.unless:
+            continue
+        alone = {hit.signature.id for hit in match.read_text(row.sample + "\n", SIGNATURES).hits}
+        text = f"{row.sample.translate(others)}\n{row.sample}\n"
+        if not alone <= {hit.signature.id for hit in match.read_text(text, SIGNATURES).hits}:
             lost.append(row.id)
     assert lost == []
 

@@ -21,6 +21,16 @@ STATES = {
     "OOMKilled": "k8s_oomkilled",
     "Evicted": "k8s_evicted",
     "Preempted": "k8s_evicted",
+    "Preempting": "k8s_evicted",
+    "PreemptionByScheduler": "k8s_evicted",
+    "EvictionByEvictionAPI": "k8s_evicted",
+    "TerminationByKubelet": "k8s_evicted",
+    "DeletionByTaintManager": "k8s_node_not_ready",
+    "DeletionByPodGC": "k8s_node_not_ready",
+    "NodeNotReady": "k8s_node_not_ready",
+    "FailedMount": "k8s_volume_failed",
+    "FailedAttachVolume": "k8s_volume_failed",
+    "FailedCreatePod": "k8s_quota_exceeded",
     "ErrImagePull": "k8s_image_pull",
     "ImagePullBackOff": "k8s_image_pull",
     "InvalidImageName": "k8s_image_pull",
@@ -145,7 +155,12 @@ def _hang(hang: Hang) -> Iterator[tuple[str, str, str, int | None, float | None]
 
 def _sigkill(evidence: Evidence, host: str, text: str) -> tuple[str, str]:
     """SIGKILL: lack of memory most likely, unless a counter says that the limit killed nothing there."""
-    counted = evidence.oom_kills.get(host) if host else None
-    if counted == 0 or word(evidence.state) == "Error":
+    if spared(evidence, host) or word(evidence.state) == "Error":
         return "killed_from_outside", text + "; the memory limit killed nothing"
     return "host_oom_killed", text + ": most likely the host's memory ran out"
+
+
+def spared(evidence: Evidence, host: str) -> bool:
+    """Whether the counters say that lack of memory killed nothing there; everywhere, where no host is named."""
+    kills = evidence.oom_kills
+    return kills.get(host) == 0 if host else bool(kills) and not any(kills.values())

@@ -48,6 +48,7 @@ CARRIERS = frozenset(
     "DistBackendError DistNetworkError DistStoreError RemoteException RayTaskError RayActorError TimeoutExpired "
     "BdbQuit GeneratorExit".split()
 )
+MEMORY = re.compile(r"memory|oom", re.I)  # without such a word a log tells of SIGKILL, and not why
 FATAL = re.compile(r"\bFatal\b")  # of an NVLink 5 Xid: "Nonfatal" is another word
 _PREVIOUS = re.compile(r"previous Xid:? (\d+)", re.I)
 _XID = re.compile(r"xid_(\d+)(?:_(\d+))?")
@@ -141,7 +142,7 @@ def _earliest(candidates: Sequence[_Candidate]) -> _Candidate:
             best = one
     near = [one for one in candidates if _near(one, best) and one.cause.rank < best.cause.rank]
     near += [one for one in candidates if one.cause.rank == best.cause.rank and _near(one, best)]
-    if best.cause.layer == "net" or any(one.cause.rank < best.cause.rank for one in near):
+    if best.cause.layer in ("net", "-") or any(one.cause.rank < best.cause.rank for one in near):
         return min([best, *near], key=lambda one: one.key)
     return best
 
@@ -190,7 +191,10 @@ def _lines(reading: Reading, evidence: Evidence, causes: Mapping[str, Cause]) ->
             line.file == file for file in _xid_files(reading, hit.order)
         ):
             cause = replace(cause, rank=6)  # it says what the Xid before it needs
-        found.append(_candidate(cause, hit.signature, hit.lines, hit.order, evidence, ended))
+        one = _candidate(cause, hit.signature, hit.lines, hit.order, evidence, ended)
+        if cause.id == "host_oom_killed" and not MEMORY.search(line.text) and exits.spared(evidence, one.found.node):
+            one.found = replace(one.found, cause=causes.get("killed_from_outside", cause))
+        found.append(one)
     places = sorted(hit.order for hit in reading.hits)
     for crash in reading.crashes:
         if _explained(crash, places) or crash.name in CARRIERS or crash.name.endswith("Warning"):

@@ -1,9 +1,10 @@
 """Lines of logs held against the signatures.
 
-A log is read in blocks. One expression over all the words that the signatures need (their triggers) says which lines
-are worth a closer look; only those are freed of prefixes and held against patterns. So 100 MB of healthy log take a
-few seconds, and memory does not grow with the log: of a file above 72 MiB the first 8 and the last 64 MiB are read,
-and the reading says so.
+A log is read in blocks. Lines that differ in their digits alone have one shape, and the words that the signatures
+need (their triggers) are looked for once a shape; only lines of the shapes that have one are freed of prefixes and
+held against patterns, until the shape turns out to be of no use to a signature. So 100 MB take a few seconds whether
+healthy or full of retries, and memory does not grow with the log: of a file above 72 MiB the first 8 and the last 64
+MiB are read, and the reading says so.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import calendar
 import gzip
 import importlib
 import io
+import itertools
 import json
 import os
 import re
@@ -37,11 +39,12 @@ LONG = 64 << 10  # a line is cut there
 WRAPPED = 60  # characters from which on a terminal may have broken a line
 APART = 40  # lines between two of one process where several write into one log
 LEAST = 4  # characters of a trigger
-ALIKE = 20000  # different lines, but for their digits, that are remembered
+ALIKE = 20000  # shapes of lines that are remembered
 WRAPS = 2000  # attempts of one signature to mend lines of one log that a terminal broke
 
 _LETTERS = bytes(letter if 97 <= letter <= 122 else 32 for letter in range(256))
 _ZEROS = bytes(48 if 48 <= letter <= 57 else letter for letter in range(256))
+_NOUGHTS = dict.fromkeys(range(48, 58), "0")
 _parser: Any = importlib.import_module("re._parser" if sys.version_info >= (3, 11) else "sre_parse")
 
 
@@ -138,16 +141,78 @@ class _Row:
     signature: Signature
     pattern: re.Pattern[str]
     unless: re.Pattern[str] | None
-    blind: bool  # to which digits a line has, so that lines that differ in them alone are judged once
+    shape: re.Pattern[str] | None  # found in the shape of each line that the pattern is found in
+
+
+_COUNTS = re.compile(r"\{\d*,?\d*\}")
+_OPENS = re.compile(r"\(\?<?!|.", re.S)
+
+
+def _part(pattern: str, at: int) -> int:
+    """Where the next part of a pattern ends: a letter, an escape, a set of letters, a count, what opens a group."""
+    counts = _COUNTS.match(pattern, at)
+    if counts:
+        return counts.end()
+    if pattern[at] == "\\":
+        return at + 2
+    if pattern[at] != "[":
+        opened = _OPENS.match(pattern, at)
+        return opened.end() if opened else at + 1
+    at += 2 if pattern[at + 1] == "^" else 1
+    at += 1 if pattern[at] == "]" else 0
+    while pattern[at] != "]":
+        at += 2 if pattern[at] == "\\" else 1
+    return at + 1
+
+
+def shaped(pattern: str) -> str | None:
+    """A pattern for lines whose digits are all 0, that misses none of what this one finds; None where it is hard.
+
+    `error (?:12|137)` is `error (?:00|000)`. Numbers that must not be there may be.
+    """
+    found = ""
+    at = 0
+    while at < len(pattern):
+        start, at = at, _part(pattern, at)
+        part = pattern[start:at]
+        if _COUNTS.fullmatch(part):
+            found += part
+        elif part[0] == "\\":
+            if part[1].isdigit():
+                return None
+            found += part
+        elif part[0] == "[":
+            digits = any(letter.isdigit() for letter in part)
+            if digits and part[1] == "^":
+                return None
+            found += part[:-1] + "0]" if digits else part
+        elif part in ("(?!", "(?<!"):
+            deep = 1
+            while deep:
+                deep += {"(": 1, ")": -1}.get(pattern[at], 0)
+                at = _part(pattern, at)
+            found += "" if re.search("[0-9]", pattern[start:at]) else pattern[start:at]
+        else:
+            found += "0" if part.isdigit() else part
+    return found
+
+
+@dataclass
+class _Shape:
+    """Lines that differ in their digits alone."""
+
+    rows: list[_Row]  # that may have a use for them
+    crash: bool  # a traceback may begin there
 
 
 @dataclass(frozen=True)
 class _Word:
-    """A trigger, and who waits for it."""
+    """A trigger, its digits as zeros, and who waits for it."""
 
     text: bytes
     core: bytes  # its longest run of letters, which is looked for among a block's different words
     rows: tuple[_Row, ...]
+    crash: bool  # it begins a traceback
 
 
 class Table:
@@ -161,31 +226,63 @@ class Table:
             if not needs:
                 raise ValueError(f"{one.id}: no {LEAST} letters in a row that every match has")
             unless = re.compile(one.unless, re.M) if one.unless else None
-            own = re.sub(r"\{\d*,?\d*\}", "", one.pattern + one.unless)  # counts of characters are no digits
-            blind = one.joins == 1 and not re.search("[0-9]", own)
-            self.rows.append(_Row(one, re.compile(one.pattern), unless, blind))
+            loose = shaped(one.pattern)
+            shape = re.compile(loose) if loose is not None else None
+            self.rows.append(_Row(one, re.compile(one.pattern), unless, shape))
             for word in needs:
                 wanted.setdefault(word, []).append(self.rows[-1])
         self.words = []
         for word, rows in wanted.items():
             core = max(re.findall("[a-z]+", word), key=len, default="")
-            self.words.append(_Word(word.encode("utf-8"), core.encode("ascii"), tuple(rows)))
+            text = word.encode("utf-8").translate(_ZEROS)
+            self.words.append(_Word(text, core.encode("ascii"), tuple(rows), word in _CRASH))
+        self.reach = max((len(word.text) for word in self.words), default=1) - 1
 
-    def places(self, flat: bytes) -> dict[int, list[_Row]]:
-        """Where the words of which signature stand in lower-case text.
+    def shapes(self, lines: Sequence[bytes]) -> list[_Shape]:
+        """What may be of use in each of these lines, which have zeros for digits.
 
         A log has few different words, so most of the thousand triggers are ruled out by a look at those.
         """
+        flat = b"\n".join(lines).lower()
+        starts = _starts(lines)
+        found: dict[int, dict[str, _Row]] = {}
+        crashes = set()
+        for word, place in sorted(self._places(flat), key=lambda one: one[1]):
+            index = bisect.bisect_right(starts, place) - 1
+            of_line = found.setdefault(index, {})
+            of_line.update((row.signature.id, row) for row in word.rows)
+            if word.crash:
+                crashes.add(index)
+        return [_Shape(list(found[index].values()) if index in found else [], index in crashes)
+                for index in range(len(lines))]  # fmt: skip
+
+    def broken(self, ends: Sequence[tuple[bytes, bytes]]) -> list[list[_Row]]:
+        """Who waits for words that begin at the end of a line and go on in the next one."""
+        pairs = [end + b" " + begin for end, begin in ends]
+        flat = b"\n".join(pairs).lower()
+        starts = _starts(pairs)
+        found: list[list[_Row]] = [[] for _ in ends]
+        for word, place in self._places(flat):
+            index = bisect.bisect_right(starts, place) - 1
+            gap = starts[index] + len(ends[index][0])
+            if place < gap < place + len(word.text) - 1:
+                found[index].extend(word.rows)
+        return found
+
+    def _places(self, flat: bytes) -> Iterator[tuple[_Word, int]]:
         words = b" ".join(set(flat.translate(_LETTERS).split()))
-        found: dict[int, list[_Row]] = {}
         for word in self.words:
             if word.core not in words:
                 continue
             place = flat.find(word.text)
             while place >= 0:
-                found.setdefault(place, []).extend(word.rows)
+                yield word, place
                 place = flat.find(word.text, place + 1)
-        return found
+
+
+def _starts(lines: Sequence[bytes]) -> list[int]:
+    """Where each of these lines begins in the text that they make."""
+    return list(itertools.accumulate((len(line) + 1 for line in lines[:-1]), initial=0))
 
 
 @lru_cache(maxsize=8)
@@ -457,9 +554,8 @@ class _View:
 
     def __init__(self, data: bytes, number: int, file: str) -> None:
         self.data, self.file, self.number = data, file, number
-        ends = [found.start() for found in re.finditer(rb"[\r\n]", data)]
-        self.starts = [0, *(end + 1 for end in ends)]
-        self.ends = [*ends, len(data)]
+        self.starts = _starts(data.replace(b"\r", b"\n").split(b"\n"))
+        self.ends = [*(start - 1 for start in self.starts[1:]), len(data)]
         self.node, self.rank = named(file)
         self._bare: dict[int, Bare] = {}
         self._breaks: list[int] | None = None
@@ -592,22 +688,36 @@ class _Search:
         self.seen: set[tuple[str, int]] = set()
         self.totals: dict[str, int] = {}
         self.tries: dict[str, int] = {}
-        self.dull: dict[bytes, set[str]] = {}  # a line with its digits as zeros -> who had no use for it
+        self.shapes: dict[bytes, _Shape] = {}
+        self.breaks: dict[tuple[bytes, bytes], list[_Row]] = {}  # what may be broken between these two
         self.crashes: list[Crash] = []
         self.offset = 0  # of the block in what was read of the file
 
     def block(self, data: bytes, number: int) -> None:
-        flat = data.lower().replace(b"\n", b" ").replace(b"\r", b" ")
-        places = self.rows.places(flat)
+        lines = data.translate(_ZEROS).replace(b"\r", b"\n").split(b"\n")
+        if len(self.shapes) > ALIKE:
+            self.shapes.clear()
+        if len(self.breaks) > ALIKE:
+            self.breaks.clear()
+        new = list(dict.fromkeys(line for line in lines if line not in self.shapes))
+        for line, found in zip(new, self.rows.shapes(new)):  # noqa: B905
+            self.shapes[line] = found
+        reach = self.rows.reach
+        ends = [
+            (index, (line[-reach:], lines[index + 1][:reach]))
+            for index, line in enumerate(lines[:-1])
+            if len(line) >= WRAPPED
+        ]
+        fresh = list(dict.fromkeys(pair for _, pair in ends if pair not in self.breaks))
+        for pair, rows in zip(fresh, self.rows.broken(fresh)):  # noqa: B905
+            self.breaks[pair] = rows
+        across = {index: self.breaks[pair] for index, pair in ends if self.breaks[pair]}
         view = None
-        if places:
-            view = _View(data, number, self.file)
-            lines: dict[int, dict[str, _Row]] = {}
-            for place in sorted(places):
-                of_line = lines.setdefault(bisect.bisect_right(view.starts, place) - 1, {})
-                of_line.update((row.signature.id, row) for row in places[place])
-            for index, rows in lines.items():
-                self.look(view, index, rows.values())
+        for index, line in enumerate(lines):
+            shape = self.shapes[line]
+            if shape.rows or shape.crash or index in across:
+                view = view or _View(data, number, self.file)
+                self.look(view, index, shape, across.get(index, ()))
         if any(row.unless for row in self._pending()):
             self.recover(view or _View(data, number, self.file))
 
@@ -615,23 +725,26 @@ class _Search:
         held = {key[0] for key, hits in self.hits.items() if hits}
         return [row for row in self.rows.rows if row.unless and row.signature.id in held]
 
-    def look(self, view: _View, index: int, rows: Iterable[_Row]) -> None:
-        if len(self.dull) > ALIKE:
-            self.dull.clear()
-        dull = self.dull.setdefault(view.raw(index).translate(_ZEROS), set())
-        for row in rows:
+    def look(self, view: _View, index: int, shape: _Shape, across: Iterable[_Row]) -> None:
+        useless = []
+        for row in [*shape.rows, *across]:
             name = row.signature.id
-            if name in dull or self.totals.get(name, 0) > 10000:  # it is known by now
+            if self.totals.get(name, 0) > 10000:  # it is known by now
                 continue
             found = _match(view, row, index)
-            if not found and self.tries.setdefault(name, 0) < WRAPS:
+            tried = self.tries.setdefault(name, 0)
+            if not found and tried < WRAPS:
                 self.tries[name] += 1
                 found = _over_lines(view, row, index)
             if found:
                 self.add(view, row, found, self.offset + view.starts[found[0]])
-            elif row.blind:
-                dull.add(name)
-        if len(self.crashes) < 200 and _CRASHED.search(view.raw(index)):
+                continue
+            alone = row.signature.joins == 1 or tried >= WRAPS
+            if alone and row.shape and not row.shape.search(view.at(index).text.translate(_NOUGHTS)):
+                useless.append(name)
+        if useless:
+            shape.rows = [row for row in shape.rows if row.signature.id not in useless]
+        if shape.crash and len(self.crashes) < 200 and _CRASHED.search(view.raw(index)):
             place = ("crash", self.offset + view.starts[index])
             crash = None if place in self.seen else _crash(view, index, place[1])
             if crash:
