@@ -1,5 +1,6 @@
 """`python -m launcher`, and the console script: --version answers before Click is even imported."""
 
+import gc
 import sys
 
 from launcher import __version__
@@ -9,6 +10,7 @@ def main() -> None:
     if sys.argv[1:] == ["--version"]:
         print(f"dslaunch {__version__}")
         return
+    gc.set_threshold(100_000)  # modules and tables stay: looking for garbage among them took 4 % of a rendering
     from launcher.cli import main as cli
 
     cli()

@@ -27,11 +27,18 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound="Callable[..., Any]")
 
 
+ORDER = (
+    "init", "presets", "probe", "schema", "plan", "lint", "explain", "config", "env", "hostfile", "preflight",
+    "local", "slurm", "k8s", "runs", "status", "watch", "wait", "logs", "diagnose", "attach", "cancel", "resume",
+    "checkpoints",
+)  # fmt: skip
+
+
 class Table(click.Group):
     """Commands in the order in which one meets them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return sorted(self.commands, key=ORDER.index)
 
 
 @click.group(cls=Table, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -70,8 +77,11 @@ def main() -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:
-        from launcher.errors import Unreachable, UserError
+        from launcher.errors import DISK, Problem, Unreachable, UserError
 
+        if isinstance(error, OSError) and (error.errno in DISK or not error.errno):  # no number: a lock that is held
+            place = f"{error.filename}: " if error.filename else ""
+            error = UserError(Problem(f"{place}{error.strerror or error}"))
         if not isinstance(error, UserError):
             import traceback
 
@@ -187,7 +197,7 @@ def render(backend: Any, document: Document, made: Plan) -> Bundle:
 # --- looking --------------------------------------------------------------------------------------
 
 
-@cli.command()
+@cli.command(short_help="Show every decision with its reason, its memory, its time.")
 @job_file
 @click.option("--alternatives", "others", is_flag=True, help="Also the ways not taken, and what each would cost.")
 @click.option("--tokens", type=float, metavar="N", help="Also the days that N tokens take: 1e12.")
@@ -231,7 +241,7 @@ def config(job: str, site: str | None, overrides: tuple[str, ...]) -> None:
     tell(made.notes)
 
 
-@cli.command()
+@cli.command(short_help="Print every rank's variables as exports, with reasons.")
 @job_file
 def env(job: str, site: str | None, overrides: tuple[str, ...]) -> None:
     """Print the variables of every rank as exports, each with its reason."""
@@ -299,7 +309,7 @@ def hostfile(
         click.echo(hostfiles.render(hosts), nl=False)
 
 
-@cli.command()
+@cli.command(short_help="Judge DeepSpeed configs, job files and environments.")
 @click.argument("files", metavar="FILE...", nargs=-1)
 @click.option("--env", "variables", is_flag=True, help="Variables of NCCL and torch, in any file; or of this shell.")
 @click.option("--fabric", metavar="NAME", help="With --env: the network, as in `dslaunch presets --fabrics`.")
@@ -510,7 +520,7 @@ def _saved(folder: str) -> Saved:
     return advice.saved(folder.rstrip("/"), names, latest=latest)
 
 
-@cli.command()
+@cli.command(short_help="Explain an id of lint, plan or diagnose; or list lint's.")
 @click.argument("rule", metavar="[DSL031]", required=False)
 def explain(rule: str | None) -> None:
     """Explain what lint, plan and diagnose name by an id (DSL031, cuda_oom), or list lint's and plan's."""
@@ -557,7 +567,7 @@ def schema() -> None:
     click.echo(show.dumps(schemas.job()))
 
 
-@cli.command()
+@cli.command(short_help="Print a commented job file for a model, a GPU, so many nodes.")
 @click.option("--model", help="A preset, or a config.json [default: gpt-demo].")
 @click.option("--gpu", help="GPU type; without it the job trains on CPU.")
 @click.option("--nodes", type=click.IntRange(1, 100_000), help="[default: 2, or the --preset's]")
@@ -608,7 +618,10 @@ def init(
         )
 
 
-@cli.command(context_settings={"ignore_unknown_options": True})
+@cli.command(
+    context_settings={"ignore_unknown_options": True},
+    short_help="See what nodes have; print it as resources of a job file.",
+)
 @click.option("--nodes", metavar="N|LIST", help="Through srun on N nodes, or on gpu[01-04]; without it, here.")
 @click.option("--json", "as_json", is_flag=True, help="What was seen and concluded, as JSON.")
 @click.argument("srun", metavar="[SRUN OPTIONS]...", nargs=-1, type=click.UNPROCESSED)
@@ -733,7 +746,7 @@ def slurm(
     told_started(start("slurm", job, document, made, bundle, runs, again=again), runs, "job")
 
 
-@cli.command()
+@cli.command(short_help="Print the Kubernetes manifests, or create the objects.")
 @job_file
 @runs_option
 @click.option("--apply", is_flag=True, help="Create the objects with the kubernetes client instead of printing them.")
@@ -750,7 +763,7 @@ def k8s(job: str, site: str | None, overrides: tuple[str, ...], runs: str | None
     told_started(start("kubernetes", job, document, made, bundle, runs), runs, "PyTorchJob")
 
 
-@cli.command()
+@cli.command(short_help="Go on with a run that is over, from its newest checkpoint.")
 @click.argument("run", metavar="RUN")
 @runs_option
 @click.option("--nodes", type=click.IntRange(1, 100_000), help="On another number of nodes.")
@@ -764,9 +777,9 @@ def resume(run: str, runs: str | None, nodes: int | None, fresh: bool, overrides
     """
     from launcher import backends, plan, spec
     from launcher import runs as records
-    from launcher.backends import State
     from launcher.errors import Problem, Unreachable, UserError
     from launcher.run import run as execute
+    from launcher.runs import poll
 
     record = records.find(run, records.root(runs, os.environ))
     backend = backends.load(record.backend)
@@ -775,11 +788,11 @@ def resume(run: str, runs: str | None, nodes: int | None, fresh: bool, overrides
         hint = "submit its job file again: it goes on from its checkpoints by itself"
         raise UserError(Problem(f"{record.id} keeps no job file", hint))
     if record.job:
-        found = backend.state(record, execute)
-        if found.state is State.UNKNOWN:
-            raise Unreachable(Problem(f"nobody knows whether {record.id} lives: {found.detail}", "try again later"))
-        if not found.state.over:
-            raise UserError(Problem(f"{record.id} lives: {found.detail}", f"dslaunch cancel {handle(record, runs)}"))
+        phase, why = poll.standing(record.story, poll.states([record], run=execute, fresh=True)[record.id])
+        if phase is records.Phase.UNKNOWN:
+            raise Unreachable(Problem(f"nobody knows whether {record.id} lives: {why}", "try again later"))
+        if not phase.over:
+            raise UserError(Problem(f"{record.id} lives: {why}", f"dslaunch cancel {handle(record, runs)}"))
     job = os.path.join(os.path.realpath(record.folder / "submitted-from"), "job.yaml")  # noqa: PTH118
     more = [f"resources.nodes={nodes}"] if nodes else []
     document = spec.load(_text(str(saved)), name=str(saved), overrides=[*overrides, *more], environ=os.environ)
@@ -798,7 +811,7 @@ def resume(run: str, runs: str | None, nodes: int | None, fresh: bool, overrides
     told_started(begun, runs, "job")
 
 
-@cli.command()
+@cli.command(short_help="Check nodes: software, health, bandwidth between them.")
 @click.argument("job", metavar="[JOB]", required=False)
 @click.option(
     "--nodes", type=click.IntRange(1, 100_000), help="Nodes to check [default: the job file's, with spares]."
@@ -1008,7 +1021,7 @@ def await_verdict(record: runs.Record, backend: Any) -> dict[str, Any]:
     import time
 
     from launcher import preflight as types
-    from launcher import verdicts
+    from launcher import show, verdicts
     from launcher.errors import UserError
     from launcher.run import run
 
@@ -1019,7 +1032,7 @@ def await_verdict(record: runs.Record, backend: Any) -> dict[str, Any]:
             if event["event"] == "state":
                 if event["detail"] != said:
                     said = event["detail"]
-                    click.echo(f"{record.job or record.id}: {said}", err=True)
+                    click.echo(f"{record.job or record.id}: {show.plain(said)}", err=True)
             else:
                 click.echo(verdicts.progress(event), err=True)
         deadline = time.monotonic() + 30

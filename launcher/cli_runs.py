@@ -18,11 +18,10 @@ runs_option = click.option("--runs", metavar="DIR", help="Where run directories 
 run_argument = click.argument("run", metavar="RUN")
 
 
-def find(run: str, runs_dir: str | None) -> tuple[runs.Record, Any]:
-    from launcher import backends, runs
+def find(run: str, runs_dir: str | None) -> runs.Record:
+    from launcher import runs
 
-    record = runs.find(run, runs.root(runs_dir, dict(os.environ)))
-    return record, backends.load(record.backend)
+    return runs.find(run, runs.root(runs_dir, os.environ))
 
 
 @click.command("runs")
@@ -65,7 +64,7 @@ def runs_command(runs: str | None, as_json: bool) -> None:
         click.echo(f"note: {problem}", err=True)
 
 
-@click.command()
+@click.command(short_help="Show where a run stands, and what it failed of.")
 @click.argument("run", metavar="[RUN]", required=False)
 @runs_option
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
@@ -79,8 +78,7 @@ def status(context: click.Context, run: str | None, runs: str | None, as_json: b
     if run is None:
         context.invoke(runs_command, runs=runs, as_json=as_json)
         return
-    record, backend = find(run, runs)
-    sys.exit(tell_status(settled(record), backend, as_json=as_json))
+    sys.exit(tell_status(settled(find(run, runs)), as_json=as_json))
 
 
 def settled(record: runs.Record) -> runs.Record:
@@ -101,56 +99,57 @@ def settled(record: runs.Record) -> runs.Record:
     return found
 
 
-def tell_status(record: runs.Record, backend: Any, *, as_json: bool) -> int:
+def tell_status(record: runs.Record, *, as_json: bool) -> int:
     """Prints it; the exit code of `status`."""
     import time
     from dataclasses import asdict
 
+    from launcher import diagnoses, show
     from launcher import runs as records
-    from launcher import show
     from launcher.backends import State, Status
     from launcher.run import run as execute
     from launcher.runs import Phase, poll
     from launcher.runs.logs import progress
 
+    known = poll.Known()
     if record.job:
-        found = backend.state(record, execute)
+        known = poll.states([record], run=execute, fresh=True)[record.id]
+        found = known.shown
+        phase, _ = poll.standing(record.story, known)
     else:
         found = Status(State.UNKNOWN, "no job exists: nothing was submitted; the same command submits it")
-    phase = record.state
-    if record.job:
-        phase, _ = poll.standing(record.story, poll.step(poll.seen(record), found, time.time()))
+        phase = record.state
     if found.state.over and phase is not Phase.RECOVERING:
         records.forget_secrets(record)
     step = progress(record.folder)
     failures = [] if found.state in (State.PENDING, State.COMPLETED, State.CANCELLED) else records.failures(record)
+    cause = diagnoses.headline(records.diagnosis(record)) if failures else ""
     checked = records.verdict(record)
     if found.state is State.FAILED and checked and not checked["train"]:  # none of the user's code ran
-        failures = [f"preflight: {checked['headline']}"]
-    story = record.story
+        failures, cause = [f"preflight: {checked['headline']}"], ""
+    age, story = known.age(time.time()), record.story
     if as_json:
         values = {**asdict(found), "state": found.state.value, "job": record.job, "phase": phase.value}
-        click.echo(show.dumps({"run": record.id, "backend": record.backend, **values, "steps": record.steps,
-                               "progress": step, "failures": failures, "decision": story.decision,
+        click.echo(show.dumps({"run": record.id, "backend": record.backend, **values, "age": age,
+                               "last": known.status.state.value, "steps": record.steps, "progress": step,
+                               "failures": failures, "cause": cause, "decision": story.decision,
                                "attempts": [asdict(attempt) for attempt in story.attempts]}))  # fmt: skip
     else:
-        click.echo(show.status(record, found, step, failures, phase))
+        heard = f"{known.status.state.value} when last heard, {show.ago(age)} ago" if age is not None else ""
+        click.echo(show.status(record, found, step, failures, phase, cause=cause, heard=heard))
     if not record.job and phase is Phase.RENDERED:
         return 1
-    if phase is Phase.UNKNOWN or (found.state is State.UNKNOWN and phase is not Phase.RECOVERING):
-        return 8
-    return int(phase in (Phase.FAILED, Phase.CANCELLED))
+    return 8 if phase is Phase.UNKNOWN else int(phase in (Phase.FAILED, Phase.CANCELLED))
 
 
-@click.command()
+@click.command(short_help="Take up a run from any login node, and follow it.")
 @run_argument
 @runs_option
 @click.pass_context
 def attach(context: click.Context, run: str, runs: str | None) -> None:
     """Take up a run from any login node: finish its submission, show where it stands, follow it to its end."""
-    record, backend = find(run, runs)
-    record = settled(record)
-    code = tell_status(record, backend, as_json=False)
+    record = settled(find(run, runs))
+    code = tell_status(record, as_json=False)
     if code or record.state.over or not record.job:
         sys.exit(code)
     context.invoke(cli_watch.watch, names=(str(record.folder),), runs=None, as_json=False, plain=False)
@@ -161,25 +160,24 @@ def attach(context: click.Context, run: str, runs: str | None) -> None:
 @runs_option
 def cancel(run: str, runs: str | None) -> None:
     """End a run; its ranks are asked to save first."""
+    from launcher import backends
     from launcher import runs as records
     from launcher.errors import Problem, UserError
     from launcher.node import journal
     from launcher.run import run as execute
     from launcher.runs import poll
 
-    record, backend = find(run, runs)
-    record = settled(record)
+    record = settled(find(run, runs))
     if not record.job:
         raise UserError(Problem(f"{record.id} has no job", "nothing is left to cancel"))
-    found = backend.state(record, execute)
+    found = poll.states([record], run=execute, fresh=True)[record.id].shown
     if found.state.over:
         records.forget_secrets(record)
         raise UserError(Problem(f"{record.id} is over: {found.state.value}", "nothing is left to cancel"))
     journal.append(record.folder, "cancelling")
-    backend.cancel(record, execute)
-    journal.append(record.folder, "cancelled")
-    poll.forget(record)
-    if backend.state(record, execute).state.over:
+    backends.load(record.backend).cancel(record, execute)
+    if poll.states([record], run=execute, fresh=True)[record.id].shown.state.over:
+        journal.append(record.folder, "cancelled")  # until then its ranks save, and nothing else may write there
         records.forget_secrets(record)
     click.echo(f"{record.id}: cancelled; ranks that listen to SIGTERM save before they end", err=True)
 
@@ -189,14 +187,15 @@ def _of_run(name: str, runs: str | None, state: str, code: int | None) -> tuple[
     from collections import deque
     from dataclasses import replace
 
+    from launcher import backends
     from launcher import runs as records
     from launcher.diagnose import Found, explain, match, tables
     from launcher.errors import Problem, UserError
     from launcher.run import run as execute
-    from launcher.runs import evidence
+    from launcher.runs import evidence, poll
 
     try:
-        record, backend = find(name, runs)
+        record = find(name, runs)
     except UserError as error:
         raise UserError(Problem(f"{name} is no file, and no run: {error}", "name a log, or --runs")) from None
     known, signatures = tables.read()
@@ -207,6 +206,13 @@ def _of_run(name: str, runs: str | None, state: str, code: int | None) -> tuple[
     if checked and not checked["train"]:
         more.append(Found(known["preflight_refused"], "", said=checked["headline"]))
     reading = explain.read(gathered.files, gathered.starts)
+    backend = backends.load(record.backend)
+    found = poll.Known().shown
+    if record.job:
+        asked = poll.states([record], run=execute)[record.id]
+        found, (phase, why) = asked.shown, poll.standing(record.story, asked)
+        if not phase.over:
+            notes.append(f"the run is not over: {phase.value}" + (f", {why}" if why else ""))
     try:
         if record.job and record.backend == "kubernetes":
             told, troubles = evidence.of_cluster(told, *backend.evidence(record, execute))
@@ -214,7 +220,6 @@ def _of_run(name: str, runs: str | None, state: str, code: int | None) -> tuple[
             pods = "\n".join(deque(backend.logs(record, rank=None, follow=False, run=execute), maxlen=500_000))
             reading = match.joined(reading, match.read_text(pods, signatures, file="pods"))
         elif record.job and not state:
-            found = backend.state(record, execute)
             told = replace(told, state=found.detail, code=found.code if told.code is None else told.code)
     except UserError as error:
         notes.append(str(error))
@@ -239,7 +244,7 @@ def _of_logs(what: tuple[str, ...], state: str, code: int | None) -> tuple[Diagn
     return explain.explain(reading, Evidence(state=state, code=code)), reading.notes
 
 
-@click.command()
+@click.command(short_help="Say why a run failed, or what ended in these logs.")
 @click.argument("what", metavar="RUN|LOG...", nargs=-1, required=True)
 @runs_option
 @click.option("--state", metavar="WORD", default="", help="What the scheduler says: OUT_OF_MEMORY, OOMKilled.")
@@ -269,12 +274,12 @@ def diagnose(
     elif as_json:
         click.echo(show.dumps(diagnoses.as_json(made, config=config, notes=notes)))
     else:
-        click.echo(diagnoses.text(made, config=config, notes=notes))
+        click.echo("\n".join(map(show.plain, diagnoses.text(made, config=config, notes=notes).split("\n"))))
     if made.root is None:
         sys.exit(1)
 
 
-@click.command()
+@click.command(short_help="List checkpoints, and say which are whole.")
 @click.argument("run", metavar="RUN|DIR")
 @runs_option
 @click.option("--hashes", is_flag=True, help="Read every byte: finds a bit that flipped.")

@@ -170,8 +170,9 @@ def wait(name: str, runs: str | None, timeout: float | None) -> None:
     """Wait until a run is over, and return its own exit code.
 
     A run that is queued or submitted again by itself is followed to its end, and a scheduler that does not answer is
-    waited for. 0: done; the job's code where it failed, 1 where nobody knows it; 130: cancelled; 124: the time-out
-    came first; 8: the scheduler says that it has no such job, and no node shows a sign of life.
+    waited for. 0: done; the job's code where it failed, 1 where nobody knows it, or where it can never start (no such
+    image); 130: cancelled; 124: the time-out came first; 8: the scheduler says that it has no such job, and no node
+    shows a sign of life.
     """
     from launcher import screen
     from launcher.runs.view import exit_code
@@ -193,7 +194,7 @@ def wait(name: str, runs: str | None, timeout: float | None) -> None:
         sys.exit(130)
 
 
-@click.command()
+@click.command(short_help="Print a run's output, in the order in which it came.")
 @click.argument("name", metavar="RUN")
 @runs_option
 @click.option("-f", "--follow", "following", is_flag=True, help="Wait for more until the run is over.")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import random
@@ -20,7 +19,7 @@ from typing import Any
 from launcher import backends, runs
 from launcher import bundle as bundles
 from launcher.bundle import Bundle
-from launcher.errors import Problem, Unreachable, UserError
+from launcher.errors import DISK, Problem, Unreachable, UserError
 from launcher.node import journal
 from launcher.run import Run, signals_wait
 from launcher.runs import submit as submission
@@ -62,6 +61,7 @@ class Order:
 
 def begin(order: Order, root: Path, run: Run) -> Begun:
     """Submit, once. A run that lives already, or whose submission was cut short, is found and finished instead.
+    One that was cancelled and still saves is waited for by the new job.
 
     Raises UserError when it is refused (nothing is left then), Unreachable when nobody knows, Interrupted.
     """
@@ -73,14 +73,15 @@ def begin(order: Order, root: Path, run: Run) -> Begun:
         if order.alone:
             for record in living(root, order.spec.name, backend, run, came):
                 same = record.story.digest == digest
-                if same and not order.again:
+                ending = bool(record.job) and order.backend == "slurm" and record.story.cancelling
+                if same and not order.again and not ending:
                     if record.job:
                         return Begun(record, "already")
                     return _submit(record, order, backend, run, came, options)
-                if record.job and not (same and order.again):
+                if record.job and not (same and order.again) and not ending:
                     _apart(record, order)
-                if record.job and same and order.backend == "slurm":
-                    options["after"] = record.job
+                if record.job and order.backend == "slurm" and (same or _shares(record, order)):
+                    options["after"] = ":".join(filter(None, (options.get("after"), record.job)))  # it saves yet
         folder = _write(order, root, digest, files)
         return _submit(runs.read(folder), order, backend, run, came, options)
 
@@ -208,11 +209,16 @@ def _look_at(came: Sequence[int]) -> None:
 
 def _apart(record: runs.Record, order: Order) -> None:
     """Two jobs that write the same checkpoints would ruin them."""
-    place = order.facts.get("extra", {}).get("checkpoints")
-    if place and place == record.extra.get("checkpoints"):
+    if _shares(record, order):
+        place = record.extra["checkpoints"]
         message = f"{record.id} (job {record.job.partition(':')[0]}) lives, and trains into {place} as well"
         hint = f"dslaunch cancel {record.id} first, or another train.checkpoint.dir"
         raise UserError(Problem(message, hint, ("train", "checkpoint", "dir")))
+
+
+def _shares(record: runs.Record, order: Order) -> bool:
+    place = order.facts.get("extra", {}).get("checkpoints")
+    return bool(place) and place == record.extra.get("checkpoints")
 
 
 # --- the disk -------------------------------------------------------------------------------------
@@ -279,7 +285,7 @@ def _disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE):
+        if error.errno not in DISK:
             raise
         message = f"cannot write {folder / journal.NAME}: {error.strerror}; a job may exist"
         raise Unreachable(

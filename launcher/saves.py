@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from launcher.checkpoints import Choice, Tag
+from launcher.show import ago
 
 SPARE = 1.1  # of a checkpoint's size: logs, a larger one
 
@@ -27,7 +28,7 @@ def table(directory: str, tags: Sequence[Tag], choice: Choice, *, latest: str, n
                 _or(tag.stage) + (" universal" if tag.universal else ""),
                 str(tag.files),
                 size(tag.bytes),
-                age(now - tag.written) if tag.written else "-",
+                ago(now - tag.written) if tag.written else "-",
                 tag.health + (f": {tag.why}" if tag.why else ""),
             )
         )
@@ -77,11 +78,3 @@ def size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
-
-
-def age(seconds: float) -> str:
-    """90 s, 12 min, 5 h, 3 d."""
-    for limit, divisor, unit in ((100, 1, "s"), (6000, 60, "min"), (172_800, 3600, "h")):
-        if seconds < limit:
-            return f"{max(0.0, seconds) / divisor:.0f} {unit}"
-    return f"{seconds / 86_400:.0f} d"

@@ -100,7 +100,7 @@ def _state(view: View, now: float) -> Text:
     if view.code:
         text.append(f"  exit code {view.code}", style="red")
     if view.attempt:
-        text.append(f"  ·  attempt {view.attempt + 1}")
+        text.append(f"  ·  attempt {view.attempt}")
     if view.hosts:
         text.append(f"  ·  {view.hosts:,} node{'s' * (view.hosts != 1)}")
     return text
@@ -110,7 +110,7 @@ def _reason(view: View) -> Text | None:
     """A line of its own, where the state alone does not say enough."""
     words = staleness(view)
     if not words and not plain(view):
-        words = printable(view.why.encode())
+        words = view.why
     style = COLORS[view.phase] if view.phase in TROUBLED else "dim"
     return Text(words, style=style, no_wrap=True, overflow="ellipsis") if words else None
 
@@ -206,8 +206,8 @@ def _node(node: Node, width: int) -> list[RenderableType]:
         "no step": f"no step for {span(node.stalled or 0)}",
         "out of memory": f"{node.oom_kills} killed for memory",
     }.get(node.trouble, node.trouble)
-    said += f"{': ' if said else ''}{printable(node.note.encode())}" if node.note else ""
-    host = short(printable(node.host.encode()).partition(".")[0] or str(node.node), 24 if width >= 100 else 14)
+    said += f"{': ' if said else ''}{node.note}" if node.note else ""
+    host = short(node.host.partition(".")[0] or str(node.node), 24 if width >= 100 else 14)
     cells = [f" {host}", f"{span(node.age)} ago", node.phase, "-" if node.step is None else f"{node.step:,}"]
     if width >= 76:
         cells += [seconds(node.step_seconds), seconds(node.busy)]
@@ -319,7 +319,7 @@ def aged(views: Sequence[View], seconds: float) -> list[View]:
 def say(entry: Any) -> tuple[str, str]:
     """ended, code 137, node2: "attempt 1 ended with 137 on node2: GPU fell off the bus"."""
     event, told = entry["event"], entry.get
-    nth = f"attempt {told('attempt') + 1}" if isinstance(told("attempt"), int) else "attempt"
+    nth = f"attempt {told('attempt')}" if isinstance(told("attempt"), int) else "attempt"
     why = str(told("why") or told("detail") or "")
     because = f": {why}" if why else ""
     hosts = told("hosts") or ()
@@ -359,9 +359,9 @@ def line(view: View) -> str:
     if stale := staleness(view):
         parts = [f"unknown: {stale}"]
     elif not plain(view):
-        parts = [f"{parts[0]}: {printable(view.why.encode())}"]
+        parts = [f"{parts[0]}: {view.why}"]
     if view.attempt:
-        parts.append(f"attempt {view.attempt + 1}")
+        parts.append(f"attempt {view.attempt}")
     if view.step is not None:
         percent = f" ({100 * view.step / view.steps:.0f} %)" if view.steps else ""
         parts.append(f"step {view.step}/{view.steps}{percent}")

@@ -402,15 +402,18 @@ def ago(seconds: float) -> str:
 
 
 def status(
-    record: runs_.Record, found: Status, step: dict[str, Any] | None, failures: list[str], phase: runs_.Phase
-) -> str:
-    """The scheduler's word, the run's own, and how each attempt ended."""
-    state, detail = found.state.value, found.detail.removeprefix(f"{found.state.value}: ")
+    record: runs_.Record, found: Status, step: dict[str, Any] | None, failures: list[str], phase: runs_.Phase,
+    *, cause: str = "", heard: str = "",
+) -> str:  # fmt: skip
+    """The scheduler's word, the run's own, how each attempt ended, and what to look at next."""
+    state, detail = found.state.value, plain(found.detail.removeprefix(f"{found.state.value}: "))
     code = f", exit code {found.code}" if found.code else ""
     lines = [
         f"{record.id}: {state}{code}"
         + (f" ({detail})" if detail not in ("", state, f"exit code {found.code}") else "")
     ]
+    if state == "unknown" and heard:
+        lines.append(f"  {heard}")
     if record.job:
         lines.append(f"  {record.backend} job {record.job.partition(':')[0]}")
     story = record.story
@@ -419,8 +422,10 @@ def status(
         lines.append("  " + progress_line(step, record.steps))
     for attempt in story.attempts:
         lines.append("  " + attempt_line(attempt))
-    lines += [f"  first failure: {failure}" for failure in failures[:1]]
-    lines += [f"  then: {failure}" for failure in failures[1:4]]
+    lines += [f"  first failure: {plain(failure)}" for failure in failures[:1]]
+    lines += [f"  then: {plain(failure)}" for failure in failures[1:4]]
+    lines += [f"  cause: {plain(cause)}"] if cause else []
+    lines += [f"  why: dslaunch diagnose {record.id}"] if failures and phase.value == "failed" else []
     lines.append(f"  {record.folder}")
     return "\n".join(lines)
 

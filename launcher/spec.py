@@ -249,7 +249,7 @@ class Resources(Section):
     node_mttf: Annotated[
         Annotated[float, Range(0.01, 1e6)] | None, Help("mean days between failures of one node")
     ] = None
-    spares: Annotated[int, Range(0, 1000), Help("extra nodes: the preflight picks the healthy ones")] = 0
+    spares: Annotated[int, Range(0, 1000), Help("extra nodes, for those that are unfit or go away")] = 0
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -572,9 +572,6 @@ def _contradictions(spec: JobSpec) -> list[Problem]:
     if not spec.preflight.stages:
         hint = "leave stages out, or preflight.run: false"
         found.append(Problem("a preflight without a stage checks nothing", hint=hint, at=("preflight", "stages")))
-    if resources.spares and not spec.checks_nodes:
-        message = "spares wait for a node that the preflight finds unfit, and preflight.run is false"
-        found.append(Problem(message, hint="spares: 0, or leave preflight.run out", at=("resources", "spares")))
     if spec.venv and spec.conda:
         found.append(Problem("venv and conda are both given", hint="keep one", at=("conda",)))
     for index, module in enumerate(spec.modules):

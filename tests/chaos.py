@@ -2,10 +2,17 @@
 
     python tests/chaos.py rank-kill node-spare
 
-One line a fault: steps that were lost, seconds from the fault to the first step after it, and of those the
-launcher's own (from the first sign of the fault to the next start or submission; Slurm's queue and its time-outs,
-imports and loading are not in it). Needs root, as every test with a Slurm. The limits: 30 s of our own, 60 s in all
-where the allocation stays.
+One line a fault: steps that were made twice, then seconds.
+
+pause  no training: from the fault (or from the last step, where training went on for a while) to the first step
+found  from the same moment to the first sign that the launcher has: a rank that ended, a node called lost, a
+       warning, the job started again by Slurm
+acted  from there to what was decided being done: the next start, submission or requeue
+own    found + acted, less what is not the launcher's: the job's limit for a hang, and, where the script's own
+       host went, all of Slurm's part. Queue, imports and loading are in `pause` alone.
+load   the highest 1-minute load average meanwhile, of how many CPUs: three ranks and their Slurm share them
+
+The limits: 30 s for `own`, 60 s for `pause` where the allocation stays. Needs root, as every test with a Slurm.
 """
 
 from __future__ import annotations
@@ -18,6 +25,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -42,7 +50,9 @@ PartitionName=high Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMo
 @dataclass
 class Cost:
     lost: int | None = None  # steps
-    whole: float | None = None  # seconds
+    pause: float | None = None  # seconds, all four
+    found: float | None = None
+    acted: float | None = None
     own: float | None = None
     verdict: str = "PASS"
     note: str = ""
@@ -65,7 +75,7 @@ class Lab:
             "slurm": {"time": "20"},
             **more,
         }
-        return {**asked, "preflight": {"stages": ["inventory", "host"]}} if spares else asked
+        return {"preflight": {"stages": ["inventory", "host"]}, **asked} if spares else asked
 
     def start(self, asked: dict, *, steps: int = 25) -> Path:
         run = self.site.submit(asked)
@@ -81,16 +91,32 @@ class Lab:
         with contextlib.suppress(AssertionError):
             until("no job is left", lambda: not self.site.jobs().strip(), seconds=60)
         for node in self.slurm.nodes():
+            with contextlib.suppress(RuntimeError):  # it has no power
+                if not self.slurm.exec(node, ["pgrep", "-x", "slurmd"]).stdout:
+                    self.slurm.crash(node)
             self.slurm.boot(node)
         idle = lambda: self.slurm.run(["sinfo", "-h", "-p", "main", "-t", "idle", "-o", "%D"]).stdout.strip() == "4"  # noqa: E731
         with contextlib.suppress(AssertionError):
             until("four nodes are idle", idle, seconds=60)
 
-    def hit(self, asked: dict, fault: Callable[[Path], object], *, stays: bool, seconds: float = 240) -> Cost:
-        """Start, let `fault` happen, wait for steps after it, and add up."""
+    def hit(
+        self,
+        asked: dict,
+        fault: Callable[[Path], object],
+        *,
+        stays: bool,
+        chosen: float = 0,
+        slurms: bool = False,
+        mend: Callable[[], None] = lambda: None,
+        seconds: float = 240,
+    ) -> Cost:
+        """Start, let `fault` happen, wait for a step of the next attempt, and add up.
+
+        `chosen`: seconds of waiting that the job file asks for. `slurms`: it is Slurm that finds the fault.
+        """
         folder = self.start(asked)
         try:
-            at, before = time.time(), metrics(folder)
+            at = time.time()
             fault(folder)
             after = until(
                 "steps after the fault",
@@ -106,17 +132,21 @@ class Lab:
             )
             if "event" in after[0]:
                 return Cost(verdict="FAIL", note=f"it ended: {after[0]['why']}"[:90])
-            # steps may go on for a while after the fault
-            last = max(row["step"] for row in metrics(folder) if row["time"] < begun(folder, 1))
-            own = ours(folder)
-            cost = Cost(
-                max(0, last - after[0]["step"] + 1), after[0]["time"] - at, own, note=told(folder, "ended")[0]["why"]
+            last = max(
+                (row for row in metrics(folder) if row["time"] < begun(folder, 1)), key=lambda row: row["step"]
             )
-            if (own is not None and own > OWN) or (stays and cost.whole > WHOLE):
+            since = max(at, last["time"])
+            found, acted = sign(folder), executed(folder)
+            cost = Cost(max(0, last["step"] - after[0]["step"] + 1), after[0]["time"] - since)
+            cost.found, cost.acted = max(0.0, found - since), acted - max(found, since)
+            cost.own = cost.acted if slurms else max(0.0, cost.found - chosen) + cost.acted
+            decided = next((entry["action"] for entry in told(folder, "decided")), "Slurm requeued")
+            cost.note = f"{decided}: {told(folder, 'ended')[0]['why']}"
+            if cost.own > OWN or (stays and cost.pause > WHOLE):
                 cost.verdict = "FAIL"
-            assert before
             return cost
         finally:
+            mend()
             self.end(folder)
 
 
@@ -124,12 +154,37 @@ def begun(folder: Path, number: int) -> float:
     return next(entry["time"] for entry in told(folder, "attempt") if entry["attempt"] == number)
 
 
-def ours(folder: Path) -> float | None:
-    """From the first failure that a node saw, else from the end of the step, to what followed."""
+def sign(folder: Path) -> float:
+    """When the first attempt's trouble was first seen: by a node, the batch host, or the job that follows."""
+    (ended, *_) = told(folder, "ended")
+    files = [folder / "logs" / name for name in ("told-0", "lost-0")]
+    times = [ended["time"], *(path.stat().st_mtime for path in files if path.exists())]
+    times += [entry["time"] for entry in told(folder, "started")[1:]]
+    return min(times + ([ended["failed"]] if ended.get("failed") else []))
+
+
+def executed(folder: Path) -> float:
     (ended, *_) = told(folder, "ended")
     last = [entry for name in ("attempt", "resubmitted", "requeued", "requeueing") for entry in told(folder, name)]
-    follows = [entry["time"] for entry in last if entry["time"] > ended["time"]]
-    return min(follows) - (ended.get("failed") or ended["time"]) if follows else None
+    return min(entry["time"] for entry in last if entry["time"] > ended["time"])
+
+
+class Load(threading.Thread):
+    """The highest load average since the last `take`."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.highest = 0.0
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            self.highest = max(self.highest, os.getloadavg()[0])
+            time.sleep(2)
+
+    def take(self) -> float:
+        found, self.highest = self.highest, os.getloadavg()[0]
+        return found
 
 
 # --- the faults -----------------------------------------------------------------------------------
@@ -162,23 +217,30 @@ def rank_kill(lab: Lab) -> Cost:
 @scenario
 def rank_stop(lab: Lab) -> Cost:
     """SIGSTOP of a rank: it hangs, and is named. The limit of the hang is 15 s."""
-    return lab.hit(lab.job("stop", recover={"hang": 15}), lambda run: kill(lab, run, 1, "STOP"), stays=False)
+    asked = lab.job("stop", recover={"hang": 15})
+    return lab.hit(asked, lambda run: kill(lab, run, 1, "STOP"), stays=True, chosen=15)
+
+
+def without_slurmd(lab: Lab, *, spares: int) -> Cost:
+    asked = lab.job("slurmd", spares=spares, preflight={"run": False})
+    return lab.hit(asked, lambda run: slurmd(lab, lab.rank(run, 1)["host"]), stays=spares > 0, slurms=True)
 
 
 @scenario
 def slurmd_kill(lab: Lab) -> Cost:
-    """kill -9 of a node's slurmd alone, its ranks go on until Slurm calls the node down; a spare is there."""
-    cost = lab.hit(lab.job("slurmd", spares=1), lambda run: slurmd(lab, lab.rank(run, 1)["host"]), stays=True)
-    for node in lab.slurm.nodes():  # it comes back with its daemon
-        if not lab.slurm.exec(node, ["pgrep", "-x", "slurmd"]).stdout:
-            lab.slurm.crash(node)
-            lab.slurm.boot(node)
-    return cost
+    """kill -9 of a node's slurmd alone: its ranks go on until Slurm calls the node down. A spare is there."""
+    return without_slurmd(lab, spares=1)
+
+
+@scenario
+def slurmd_kill_alone(lab: Lab) -> Cost:
+    """The same without a spare."""
+    return without_slurmd(lab, spares=0)
 
 
 @scenario
 def node_spare(lab: Lab) -> Cost:
-    """Power loss of a node, with a spare. Slurm notices after its SlurmdTimeout, here 60 s."""
+    """Power loss of a node, with a spare. Slurm itself notices after its SlurmdTimeout, here 60 s."""
     return lab.hit(lab.job("spare", spares=1), lambda run: lab.slurm.crash(lab.rank(run, 1)["host"]), stays=True)
 
 
@@ -191,7 +253,7 @@ def node_crash(lab: Lab) -> Cost:
 @scenario
 def head_crash(lab: Lab) -> Cost:
     """Power loss of rank 0's node, where the job's script runs too."""
-    return lab.hit(lab.job("head"), lambda run: lab.slurm.crash(lab.rank(run, 0)["host"]), stays=False)
+    return lab.hit(lab.job("head"), lambda run: lab.slurm.crash(lab.rank(run, 0)["host"]), stays=False, slurms=True)
 
 
 @scenario
@@ -207,12 +269,11 @@ def node_cut(lab: Lab) -> Cost:
         cut.append(lab.rank(run, 1)["host"])
         subprocess.run(["ip", "link", "set", cable(cut[0]), "down"], check=True)
 
-    try:
-        return lab.hit(lab.job("cut", spares=1), pull, stays=True)
-    finally:
+    def mend() -> None:
         for node in cut:
             lab.slurm.crash(node)
-            lab.slurm.boot(node)
+
+    return lab.hit(lab.job("cut", spares=1), pull, stays=True, mend=mend)
 
 
 @scenario
@@ -358,8 +419,10 @@ def lab() -> Iterator[Lab]:
             subprocess.run(["umount", str(full)], check=False)
 
 
-def seconds(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+def row(name: str, cost: Cost, load: float) -> str:
+    times = (cost.pause, cost.found, cost.acted, cost.own)
+    cells = ["-" if cost.lost is None else str(cost.lost), *("-" if one is None else f"{one:.1f}" for one in times)]
+    return f"{name:18}" + "".join(f"{cell:>8}" for cell in [*cells, f"{load:.1f}"]) + f"  {cost.verdict:8}{cost.note}"
 
 
 def main() -> int:
@@ -373,20 +436,18 @@ def main() -> int:
         return 2
     for name in [name for name in os.environ if name.startswith("SLURM_")]:
         del os.environ[name]
-    bad = 0
-    print(f"{'fault':16}{'steps lost':>11}{'to training, s':>16}{'launcher, s':>13}  verdict", flush=True)
+    bad, load = 0, Load()
+    titles = "".join(f"{title:>8}" for title in ("steps", "pause", "found", "acted", "own", "load"))
+    print(f"{'fault':18}{titles}  verdict ({os.cpu_count()} CPUs)", flush=True)
     with lab() as here:
         for name in names:
+            load.take()
             try:
                 cost = SCENARIOS[name](here)
             except (AssertionError, subprocess.SubprocessError) as error:
                 cost = Cost(verdict="FAIL", note=" ".join(str(error).split())[:300])
             bad += cost.verdict != "PASS"
-            lost = "-" if cost.lost is None else str(cost.lost)
-            print(
-                f"{name:16}{lost:>11}{seconds(cost.whole):>16}{seconds(cost.own):>13}  {cost.verdict}  {cost.note}",
-                flush=True,
-            )
+            print(row(name, cost, load.take()), flush=True)
     return 1 if bad else 0
 
 

@@ -1,7 +1,21 @@
 import os
+from pathlib import PurePath
 
 import pytest
 import slurm_cluster
+
+# Files whose tests run one after another on one worker, as they share what is dear to start. Two clusters, so that no
+# worker is left with all of Slurm; a file with a fixture of its own for all of its tests is a group by itself.
+GROUPS = {
+    "slurm": ("test_slurm", "test_slurm_cluster", "test_submit_slurm", "test_probe"),
+    "slurm, the second": ("test_preflight_slurm", "test_recover_slurm", "test_hang_slurm", "test_watch"),
+    "engine": ("test_accepted", "test_conformance"),  # a process for each of the machine's cores
+    "workers": ("test_bandwidth",),
+    "browser": ("test_health", "test_report"),
+    "checkpoints": ("test_checkpoint_damage",),
+    "trained": ("test_train_gpt",),
+}
+GROUP = {file: group for group, files in GROUPS.items() for file in files}
 
 
 def pytest_addoption(parser):
@@ -9,12 +23,28 @@ def pytest_addoption(parser):
 
 
 def pytest_collection_modifyitems(items):
-    """Whatever asks for a cluster is slow: one for jobs, one for preflights, so that no worker is left with all."""
+    """Whatever asks for a cluster is slow."""
     for item in items:
         if {"slurm", "slurm_big"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
-            group = "preflight" if item.path.stem == "test_preflight_slurm" else "slurm"
-            item.add_marker(pytest.mark.xdist_group(group))
+            if not GROUP.get(item.path.stem, "").startswith("slurm"):
+                raise pytest.UsageError(
+                    f"{item.path.stem} asks for a cluster: add it to a group in tests/conftest.py"
+                )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Largest group first. By file: xdist 3.8 writes a group's mark where pytest 9.2 does not read it."""
+    if config.getvalue("dist") != "loadgroup":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return GROUP.get(PurePath(nodeid.partition("::")[0]).stem, nodeid)
+
+    return Groups(config, log)
 
 
 def _slurm(name, **options):

@@ -133,7 +133,6 @@ def cell(made: plan.Plan) -> dict:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("engine")
 def test_a_sample_of_accepted_plans_trains_a_small_model_of_the_same_architecture():
     pytest.importorskip("deepspeed")
     cells = []

@@ -338,55 +338,57 @@ def test_a_peer_that_hangs_or_never_comes_is_a_time_out_and_the_next_group_works
 SPOILT = """
 import json, sys
 import torch, torch.distributed as dist
-from launcher.preflight import bandwidth, from_json, transport
-rank, size, culprit, when, op, path = *map(int, sys.argv[1:4]), *sys.argv[4:]
-
-def spoil(now, rank, tensor):
-    if now == when and rank == culprit:
-        tensor.mul_(2)  # zeros stay zeros
-
+from launcher.preflight import bandwidth
+rank, size, path, cases = *map(int, sys.argv[1:3]), sys.argv[3], json.loads(sys.argv[4])
 here = {"rank": rank, "size": size, "backend": "gloo", "device": torch.device("cpu"), "timeout": 30}
 group = bandwidth.join(dist.FileStore(path, size), **here)
-rails = {"from": [0], "to": [1]} if op == "sendrecv" else {}
-found = bandwidth.measure(group, {"op": op, "bytes": 40000, "seconds": 0.01, "check": True, **rails}, spoil=spoil)
+found = []
+for op, when in cases:
+    def spoil(now, at, tensor, op=op, when=when):
+        if now == when and at == (1 if op == "sendrecv" else 2):
+            tensor.mul_(2)  # zeros stay zeros
+
+    rails = {"from": [0], "to": [1]} if op == "sendrecv" else {}
+    measure = {"op": op, "bytes": 40000, "seconds": 0.01, "check": True, **rails}
+    found.append(bandwidth.measure(group, measure, spoil=spoil))
 dist.barrier()
 dist.destroy_process_group()
 if rank == 0:
     print(json.dumps(found))
 """
+WRONG = [
+    ("all_reduce", "made", [2], "rank 2 has wrong values before it sends them"),
+    ("all_reduce", "sent", [2], "rank 2 spoils every sum that it contributes to"),
+    ("all_reduce", "received", [2], "rank 2 gets a wrong sum while others get the right one"),
+    ("reduce_scatter", "sent", [2], "rank 2 spoils every sum that it contributes to"),
+    ("reduce_scatter", "received", [2], "rank 2 gets a wrong sum while others get the right one"),
+    ("all_gather", "sent", [2], "rank 2 sends or gets wrong values"),
+    ("all_to_all", "received", [2], "rank 2 sends or gets wrong values"),
+    ("sendrecv", "received", [], "values arrive wrong from rank 0 to rank 1; which of the two is unclear"),
+]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("op", "when", "wrong", "why"),
-    [
-        ("all_reduce", "made", [2], "rank 2 has wrong values before it sends them"),
-        ("all_reduce", "sent", [2], "rank 2 spoils every sum that it contributes to"),
-        ("all_reduce", "received", [2], "rank 2 gets a wrong sum while others get the right one"),
-        ("reduce_scatter", "sent", [2], "rank 2 spoils every sum that it contributes to"),
-        ("reduce_scatter", "received", [2], "rank 2 gets a wrong sum while others get the right one"),
-        ("all_gather", "sent", [2], "rank 2 sends or gets wrong values"),
-        ("all_to_all", "received", [2], "rank 2 sends or gets wrong values"),
-        ("sendrecv", "received", [], "values arrive wrong from rank 0 to rank 1; which of the two is unclear"),
-    ],
-)
-def test_a_wrong_result_names_the_rank(op, when, wrong, why, tmp_path):
-    culprit = 1 if op == "sendrecv" else 2
+@pytest.fixture(scope="module")
+def spoilt(tmp_path_factory):
+    """What three ranks found of each case, one after another in one group."""
+    cases = [(op, when) for op, when, _, _ in WRONG]
     argv = [sys.executable, "-c", SPOILT]
+    words = ["3", str(tmp_path_factory.mktemp("spoilt") / "store"), json.dumps(cases)]
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    children = [
-        subprocess.Popen(
-            [*argv, str(rank), "3", str(culprit), when, op, str(tmp_path / "store")], stdout=subprocess.PIPE, env=env
-        )
-        for rank in range(3)
-    ]
+    children = [subprocess.Popen([*argv, str(rank), *words], stdout=subprocess.PIPE, env=env) for rank in range(3)]
     try:
         outs = [child.communicate(timeout=60)[0] for child in children]
     finally:
         for child in children:
             child.kill()
     assert [child.returncode for child in children] == [0, 0, 0]
-    found = json.loads(outs[0])
+    return dict(zip(cases, json.loads(outs[0]), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("op", "when", "wrong", "why"), WRONG)
+def test_a_wrong_result_names_the_rank(spoilt, op, when, wrong, why):
+    found = spoilt[op, when]
     assert (found["correct"], found["wrong"], found["why"]) == (False, wrong, why)
 
 
@@ -429,6 +431,7 @@ def test_a_message_that_one_rank_has_no_memory_for_ends_nothing():
         assert (small["bytes"], small["correct"]) == (40000, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["tcp", "file"])
 def test_who_does_not_answer_is_named_and_words_come_in_the_order_of_ranks(kind, tmp_path):
     dist = pytest.importorskip("torch.distributed")

@@ -70,11 +70,9 @@ def written(tmp_path_factory):
     return folder
 
 
-together = pytest.mark.xdist_group("checkpoints")  # on one worker: `written` takes half a minute
 CASES = [(name, kind.replace(":", "-")) for name, (_, kinds) in WORLDS.items() for kind in kinds]
 
 
-@together
 @pytest.mark.parametrize(("world", "kind"), CASES)
 def test_what_deepspeed_saved_is_whole_and_its_world_and_stage_are_read(written, world, kind):
     newest, older = layout.scan(str(written / world / kind))
@@ -96,7 +94,6 @@ def test_what_deepspeed_saved_is_whole_and_its_world_and_stage_are_read(written,
 UNNAMED = {"expp_rank_1_mp_rank_00_optim_states.pt"}
 
 
-@together
 @pytest.mark.parametrize(("world", "kind"), CASES)
 def test_every_file_is_missed(written, world, kind, tmp_path):
     shutil.copytree(written / world / kind, tmp_path / "ckpt")
@@ -157,7 +154,6 @@ def vouched(folder: Path) -> None:
         manifest.write(tag.path, step=tag.step, world_size=tag.world_size, stage=tag.stage, hashes=hashes)
 
 
-@together
 @pytest.mark.parametrize("hashed", [True, False], ids=["manifest", "foreign"])
 @pytest.mark.parametrize("kind", ["1-bf16", "2-fp32", "3-fp32"])
 def test_no_damaged_checkpoint_is_resumed_from_and_the_newest_good_one_is(written, tmp_path, kind, hashed):
@@ -184,7 +180,6 @@ def test_no_damaged_checkpoint_is_resumed_from_and_the_newest_good_one_is(writte
             assert (tmp_path / "bad/latest").read_text() == "global_step1"
 
 
-@together
 @pytest.mark.parametrize("hashed", [True, False], ids=["manifest", "foreign"])
 def test_two_shards_that_changed_places_are_found(written, tmp_path, hashed):
     shutil.copytree(written / "two/2-fp32", tmp_path / "ckpt")
@@ -198,7 +193,6 @@ def test_two_shards_that_changed_places_are_found(written, tmp_path, hashed):
     assert found.tag.name == "global_step1"
 
 
-@together
 def test_a_bit_that_goes_unseen_without_a_manifest_is_none_that_is_loaded(written, tmp_path):
     """Any bit, 300 times: with hashes all are found; without, all but those that torch.load does not use."""
     import torch
@@ -226,7 +220,6 @@ def test_a_bit_that_goes_unseen_without_a_manifest_is_none_that_is_loaded(writte
     assert unseen < 60  # padding and time stamps, a tenth of a file as small as this
 
 
-@together
 def test_a_program_that_writes_no_manifest_is_vouched_for(written, tmp_path):
     shutil.copytree(written / "four/3-bf16", tmp_path / "ckpt")
     cut = tmp_path / "ckpt/global_step2/zero_pp_rank_3_mp_rank_00_model_states.pt"

@@ -362,6 +362,7 @@ def test_vouching_waits_for_two_looks_and_not_when_all_is_over(tmp_path):
     assert [tag.health for tag in layout.scan(str(tmp_path))] == ["incomplete", "verified", "verified"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("verified", [True, False])
 def test_a_thousand_shards_a_second(tmp_path, verified):
     """10,000 small files by sizes and manifest; 1,000 shards by names and structure."""
@@ -419,6 +420,7 @@ def dslaunch(*words) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-m", "launcher", *map(str, words)], capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_the_command_lists_any_directory(tmp_path):
     checkpoint(tmp_path, "global_step5", step=5, vouch=False)
     checkpoint(tmp_path, "global_step6", step=6, vouch=False)

@@ -25,7 +25,6 @@ auto: gradient_clipping|removed key elasticity|prescale_gradients 'false'|clippi
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("engine")
 def test_deepspeed_does_what_the_rules_say():
     pytest.importorskip("deepspeed")
     chosen = [cell for cell in cells() if cell.name in SAMPLE]

@@ -86,6 +86,7 @@ def test_nothing_lies_in_the_gallery_that_no_job_renders():
     assert found - expected == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SLURM, ids=name)
 def test_every_script_passes_bash_and_shellcheck(path):
     for file in path.parent.iterdir():
@@ -97,6 +98,7 @@ def test_every_script_passes_bash_and_shellcheck(path):
             assert checked.returncode == 0, checked.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", MANIFESTS, ids=name)
 def test_every_manifest_is_one_that_a_strict_api_server_takes(path):
     documents = list(yaml.safe_load_all((path.parent / kubernetes.ENTRY).read_text()))

@@ -556,6 +556,7 @@ def test_what_was_not_measured_has_no_section():
         assert title not in words
 
 
+@pytest.mark.slow
 def test_the_same_verdict_gives_the_same_bytes():
     code = "import test_health as t; print(ascii([t.health.page(*case) for case in t.CASES.values()]))"
     seeds = [{**os.environ, "PYTHONHASHSEED": seed} for seed in "12"]

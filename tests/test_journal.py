@@ -164,6 +164,7 @@ def test_a_lock_whose_holder_was_killed_here_is_taken_at_once(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_lock_of_another_host_is_taken_after_its_lease_and_never_while_it_is_refreshed(tmp_path):
     path = tmp_path / "x.lock"
     child = holder(path, lease=1, space="another machine")

@@ -184,6 +184,7 @@ def test_one_pod_that_fails_takes_the_others_along(tmp_path, whom):
         assert f"attempt 1 on {node}" in (tmp_path / f"log-{node}").read_text()
 
 
+@pytest.mark.slow
 def test_a_pod_that_is_told_to_go_is_no_failure(tmp_path):
     """Eviction, preemption, drain: SIGTERM comes from outside and costs no attempt."""
     job = script(tmp_path, 'trap "exit 143" TERM; sleep 1000 & wait\n', attempts=1)

@@ -293,6 +293,16 @@ def test_the_pods_ask_for_what_training_needs():
     assert f"--grace {kubernetes.GRACE - 20} " in config_maps[0]["data"]["node.sh"]
 
 
+def test_a_pod_has_the_time_that_its_checkpoint_takes():
+    """1.5 x 200 + 60 = 360 s and a step from SIGTERM to the end, 20 of them the supervisor's."""
+    small = PLANS["gpus"]
+    made = replace(small, saving=replace(small.saving, write_seconds=200.0))
+    assert made.time.seconds < 1
+    *config_maps, manifest = kubernetes.manifests(made)
+    assert {pod["terminationGracePeriodSeconds"] for pod in pods(manifest)} == {361}
+    assert "--grace 341 " in config_maps[0]["data"]["node.sh"]
+
+
 def test_one_node_is_a_master_alone():
     assert list(documents("one-node")[-1]["spec"]["pytorchReplicaSpecs"]) == ["Master"]
 
@@ -532,7 +542,7 @@ def test_scripts_round_trip_through_the_config_map():
     made = PLANS["odd-environment"]
     *config_maps, _ = yaml.safe_load_all(kubernetes.render(made).text(kubernetes.ENTRY))
     data = archived(config_maps) | config_maps[0]["data"]
-    flags = [f"--grace {kubernetes.GRACE - 20}"]
+    flags = [f"--grace {kubernetes.grace(made) - 20}"]
     for file in bundles.common(made, None, flags=flags, submitted_from=False):
         key = file.path if file.path.startswith("node/code/") else file.path.replace("/", ".")
         assert data[key] == file.text
@@ -1199,6 +1209,7 @@ def dslaunch(*words, cwd):
     return subprocess.run([DSLAUNCH, *words], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
 
 
+@pytest.mark.slow
 def test_a_run_from_apply_to_cancel(api, tmp_path):
     (tmp_path / "job.yaml").write_text(json.dumps(DEMO))
     applied = dslaunch("k8s", "job.yaml", "--apply", cwd=tmp_path)
@@ -1214,7 +1225,10 @@ def test_a_run_from_apply_to_cancel(api, tmp_path):
     assert dslaunch("status", name, cwd=tmp_path).returncode == 1
 
 
-@pytest.mark.parametrize(("reply", "code"), [((403, FORBIDDEN), 2), ((500, {"message": "etcd is away"}), 8)])
+@pytest.mark.parametrize(
+    ("reply", "code"),
+    [((403, FORBIDDEN), 2), pytest.param((500, {"message": "etcd is away"}), 8, marks=pytest.mark.slow)],
+)
 def test_exit_codes_tell_refused_from_unanswered(api, tmp_path, reply, code):
     (tmp_path / "job.yaml").write_text(json.dumps(DEMO))
     api.script["POST", "/pytorchjobs"] = reply
@@ -1233,6 +1247,7 @@ def test_no_cluster_at_all_is_said(tmp_path, monkeypatch):
     assert "no Kubernetes cluster is configured" in found.stderr
 
 
+@pytest.mark.slow
 def test_nodes_are_checked_from_the_command_line(api, tmp_path):
     bad = preflight.Finding("gpus", "exclude", "GPU 3 fell off the bus", node="node-7")
     why = "nothing starts: 2 nodes train, 1 is healthy"
@@ -1250,6 +1265,7 @@ def test_nodes_are_checked_from_the_command_line(api, tmp_path):
     assert CHECK in api.objects
 
 
+@pytest.mark.slow
 def test_a_preflight_of_nothing_but_its_options_needs_an_image(api, tmp_path):
     words = ("preflight", "--nodes", "2", "--on", "k8s")
     found = dslaunch(*words, cwd=tmp_path)

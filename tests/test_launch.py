@@ -17,6 +17,7 @@ import pytest
 
 from launcher import backends, launch, runs, spec
 from launcher.backends import local, slurm
+from launcher.backends.slurm import queue as squeue
 from launcher.bundle import Bundle, File
 from launcher.errors import Unreachable, UserError
 from launcher.launch import Order
@@ -249,7 +250,7 @@ def answering(**replies: Result):
 
 def queued(*rows: tuple[str, ...]) -> Result:
     """squeue's columns: id, state, submitted, exit code, name, comment."""
-    widths = [width for _, width in slurm.queue.COLUMNS]
+    widths = [width for _, width in squeue.COLUMNS]
     lines = ["".join(cell.ljust(width) for cell, width in zip((*row, "", ""), widths, strict=True)) for row in rows]
     return Result(0, "\n".join(lines) + "\n", "")
 
@@ -393,6 +394,7 @@ def test_commands_are_asked_in_the_c_locale(monkeypatch):
     assert run(["sh", "-c", "echo $LC_ALL"]).out == "C\n"
 
 
+@pytest.mark.slow
 def test_a_bounded_command_ends_after_its_time_though_nobody_waits(tmp_path):
     """scenario 55: the sbatch of a dslaunch that was killed does not submit minutes later."""
     code = (

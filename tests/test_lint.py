@@ -1088,6 +1088,7 @@ SAID = st.sampled_from(
 )
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=8), SAID)
 @settings(max_examples=300, deadline=None)
 def test_no_config_makes_a_traceback_and_fix_ends(config, said):

@@ -144,6 +144,7 @@ def test_lines_longer_than_memory_should_hold_come_in_pieces_and_backwards_too(t
     assert list(logs.read(tmp_path, "a.out", Choice(tail=1))) == ["last"]
 
 
+@pytest.mark.slow
 def test_following_ends_with_the_run_and_goes_on_into_the_job_that_comes_after(run):
     over = threading.Event()
     (run / "logs" / "slurm-10.out").unlink()
@@ -189,25 +190,32 @@ def measured(folder: Path, tail: str = "") -> tuple[int, int, float]:
 
 @pytest.mark.slow
 def test_ten_gigabytes_take_a_few_megabytes_of_memory(tmp_path):
-    """Scenario 78: 10 GB, most of it one line of zeros without an end, and 300 MB of lines, bars and colours."""
+    """Scenario 78: the end of 10 GB; then from end to end, 1 GB of zeros that is one line, and 100 MB of lines, bars
+    and colours. DSLAUNCH_TEST_FULL=1 reads all of 10 GB and 300 MB, half a minute."""
+    full = bool(os.environ.get("DSLAUNCH_TEST_FULL"))
     big = tmp_path / "big.out"
-    with big.open("wb") as file:
-        file.write(b"begin\n")
-        file.truncate(10 * 2**30)
-        file.seek(0, os.SEEK_END)
-        file.write(b"\nend\n")
+
+    def zeros(gigabytes: int) -> None:
+        with big.open("wb") as file:
+            file.write(b"begin\n")
+            file.truncate(gigabytes * 2**30)
+            file.seek(0, os.SEEK_END)
+            file.write(b"\nend\n")
+
+    zeros(10)
+    assert measured(tmp_path, "2")[:2] == (2, pytest.approx(0, abs=16))
+    zeros(10 if full else 1)
     assert measured(tmp_path)[:2] == (3, pytest.approx(0, abs=16))
-    count, grown, _ = measured(tmp_path, "2")
-    assert (count, grown) == (2, pytest.approx(0, abs=16))
     block = b"".join(
         b"[rank %d] \x1b[32mstep %d\x1b[0m loss 2.345 " % (i % 64, i) + b"=" * (i % 90) + b"\n" for i in range(10_000)
     ) + b"".join(b"%5d%%|#####    |\r" % i for i in range(20_000)) + b"\n"  # fmt: skip
+    blocks = (300 if full else 100) * 2**20 // len(block)
     with big.open("wb") as file:
-        for _ in range(300 * 2**20 // len(block)):
+        for _ in range(blocks):
             file.write(block)
     count, grown, _ = measured(tmp_path, "1000")
     assert (count, grown) == (1000, pytest.approx(0, abs=16))
     count, grown, seconds = measured(tmp_path)
-    assert count > 3_000_000 * 0.7
+    assert count > 10_000 * blocks
     assert grown < 16
     assert seconds < 300

@@ -164,6 +164,7 @@ def test_a_second_attempt_appends_and_is_judged_by_itself(node):
     assert node.record(0)["attempt"] == 1
 
 
+@pytest.mark.slow
 def test_nothing_stays_behind(node):
     daemon = "import os, time\nif os.fork() == 0:\n os.setsid()\n if os.fork() == 0: time.sleep(99)\n os._exit(0)"
     assert node.python(daemon) == 0
@@ -212,6 +213,7 @@ def test_term_reaches_the_program_even_behind_a_shell(node, shell):
     assert "[rank 0] saved" in node.out
 
 
+@pytest.mark.slow
 def test_a_program_that_ignores_term_is_ended_after_the_grace(node):
     node.flags = ("--grace", "1")
     process = node.start("sh", "-c", "trap '' TERM; echo ready; while :; do sleep 1; done")
@@ -234,6 +236,7 @@ def test_a_node_that_stops_early_says_so_on_the_shared_logs_and_ends_with_0(tmp_
     assert not (tmp_path / "logs" / "first-failure-0").exists()
 
 
+@pytest.mark.slow
 def test_where_logs_are_not_shared_the_other_nodes_get_time_to_stop(tmp_path):
     one = Node(tmp_path, nodes=2, rank=0, flags=("--same-host",))
     one.env = {"NODE_RANK": "0"}
@@ -252,6 +255,7 @@ def test_usr2_reaches_a_program_behind_a_shell(node):
     assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_usr2_does_not_end_a_program_that_does_not_heed_it(node):
     process = node.start("sh", "-c", "echo ready; sleep 2; exit 5")
     ready(node, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import random
@@ -342,12 +343,35 @@ def test_a_command_that_looks_once_is_answered_at_once_and_then_from_what_was_se
     slurm.now += 9
     slurm.look(five[:2])
     assert slurm.asked == 2
-    poll.forget(five[0])  # as cancel does
     slurm.word = "CANCELLED"
-    assert slurm.look(five[:1])[five[0].id].shown.state is State.CANCELLED
+    assert slurm.look(five[:1], fresh=True)[five[0].id].shown.state is State.CANCELLED
     slurm.now += 1000
     slurm.look(five[:1])  # a verdict is not asked for again
     assert slurm.asked == 3
+
+
+def test_a_full_disk_makes_nobody_ask_more_often(five, monkeypatch):
+    def full(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(poll, "_write", full)
+    slurm = Slurm()
+    for _ in range(12):
+        found = slurm.look(five, patient=True)
+        slurm.now += 2
+    assert {known.shown.state for known in found.values()} == {State.RUNNING}
+    assert slurm.asked == 3  # in 24 s
+
+
+def test_a_job_that_was_queued_again_after_its_verdict_is_asked_for_again(five):
+    slurm = Slurm()
+    slurm.word = "FAILED"
+    assert slurm.look(five[:1])[five[0].id].shown.state is State.FAILED
+    journal.append(five[0].folder, "started", job="7", restart=1, host="node1")
+    slurm.word = "RUNNING"
+    slurm.now += 11
+    again = runs.read(five[0].folder)
+    assert slurm.look([again])[again.id].shown.state is State.RUNNING
 
 
 def test_a_run_that_was_never_submitted_is_not_asked_for(tmp_path):

@@ -111,6 +111,7 @@ def excluded(verdict: Verdict) -> dict[str, str]:
     return {one.node: one.what for one in verdict.findings if one.level == "exclude"}
 
 
+@pytest.mark.slow
 def test_a_killed_agent_is_named_and_its_spare_steps_in(processes):
     all_of_them = processes(nodes=2, spares=1, stages=("host",))
     agents = [all_of_them.agent(index) for index in range(3)]
@@ -147,6 +148,7 @@ def test_an_agent_that_stops_between_two_rounds_of_pairs_is_told_from_its_partne
     assert {curve.op for curve in verdict.curves} >= {"all_reduce", "all_gather"}
 
 
+@pytest.mark.slow
 def test_a_node_that_never_reports_is_named(processes):
     all_of_them = processes(nodes=2, stages=("host",), join_timeout=3)
     agent = all_of_them.agent(0)
@@ -199,6 +201,7 @@ def test_agents_end_when_the_coordinator_says_no_word_any_more(processes):
     assert agent.wait(120) == COULD_NOT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "nonsense", [b"GET / HTTP/1.1\r\n\r\n", b"[1]\n", b'{"index": "x"}\n', b"\x00" * 100_000 + b"\n"]
 )

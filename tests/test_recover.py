@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import doctest
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -18,6 +20,10 @@ sys.path.insert(0, str(NODE))  # its modules are scripts that find each other be
 import journal  # noqa: E402
 import recover  # noqa: E402
 from recover import Action, Resources, Verdict  # noqa: E402
+
+from launcher import checkpoints, supervision  # noqa: E402
+from launcher.checkpoints import layout, manifest  # noqa: E402
+from launcher.diagnose import exits, tables  # noqa: E402
 
 FIVE = Resources(nodes=3, attempts=3, hosts=("n1", "n2", "n3", "n4", "n5"), run="demo")
 THREE = FIVE._replace(hosts=("n1", "n2", "n3"))
@@ -256,18 +262,22 @@ def pythons() -> list[str]:
     return [*works, sys.executable]
 
 
-@pytest.mark.parametrize("python", pythons())
-def test_an_attempt_is_counted_in_the_journal_from_claim_to_end(tmp_path, python):
-    (tmp_path / "logs").mkdir()
+def test_an_attempt_is_counted_in_the_journal_from_claim_to_end(tmp_path):
+    for number, python in enumerate(pythons()):
+        counted(tmp_path / str(number), python)
+
+
+def counted(folder: Path, python: str) -> None:
+    (folder / "logs").mkdir(parents=True)
     mine = f"{journal.os.getpid()}:"
-    assert run(tmp_path, "begin", "--job", mine, python=python).stdout == "0\n"
-    assert run(tmp_path, "attempt", "--job", mine, "--attempt", "0", "--hosts", "me", python=python).returncode == 0
-    answer = run(tmp_path, "after", "--job", mine, "--code", "137", "--hosts", "me", python=python)
+    assert run(folder, "begin", "--job", mine, python=python).stdout == "0\n"
+    assert run(folder, "attempt", "--job", mine, "--attempt", "0", "--hosts", "me", python=python).returncode == 0
+    answer = run(folder, "after", "--job", mine, "--code", "137", "--hosts", "me", python=python)
     assert answer.stdout == "restart 0\n", answer.stderr
-    assert run(tmp_path, "attempt", "--job", mine, "--attempt", "1", "--hosts", "me", python=python).returncode == 0
-    answer = run(tmp_path, "after", "--job", mine, "--attempt", "1", "--code", "3", "--hosts", "me", python=python)
+    assert run(folder, "attempt", "--job", mine, "--attempt", "1", "--hosts", "me", python=python).returncode == 0
+    answer = run(folder, "after", "--job", mine, "--attempt", "1", "--code", "3", "--hosts", "me", python=python)
     assert answer.stdout == "stop\n"
-    entries, torn = journal.read(tmp_path)
+    entries, torn = journal.read(folder)
     assert not torn
     told = [(entry["event"], entry.get("attempt"), entry.get("action")) for entry in entries]
     assert told == [
@@ -317,6 +327,31 @@ def test_one_whose_process_is_gone_is_taken_over_and_its_attempt_is_counted_as_e
     ]
 
 
+def test_what_a_script_of_python_3_6_cannot_import_says_what_the_packages_say():
+    known, _ = tables.read()
+    assert {cause.retry for cause in known.values() if cause.rank < 5} <= set(recover.RETRY)
+    assert {cause.exclude for cause in known.values()} <= set(recover.EXCLUDE)
+    assert {name for name, _, _ in recover.CODES.values()} <= set(known)
+    assert {retry for _, retry, _ in recover.CODES.values()} <= set(recover.RETRY)
+    assert recover.MANIFEST == checkpoints.MANIFEST
+    assert (recover.BEAT, recover.STOPPED_EARLY) == (supervision.BEAT, exits.STOPPED_EARLY)
+
+
+def test_the_newest_checkpoint_is_the_same_to_the_batch_host_as_to_the_nodes(tmp_path):
+    for name, step in (
+        ("step00000020", 20),
+        ("checkpoint-500/global_step500", 500),
+        ("before-fresh-1/step00000900", 900),
+    ):
+        tag = tmp_path / name
+        tag.mkdir(parents=True)
+        (tag / "a.pt").write_bytes(b"abc")
+        manifest.write(str(tag), step=step, world_size=1, stage=2)
+        newest = max(tag.step for tag in layout.scan(str(tmp_path)) if tag.health == "verified")
+        assert recover.newest_checkpoint(str(tmp_path)) == newest
+    assert recover.newest_checkpoint(str(tmp_path / "step00000020")) == 20
+
+
 @pytest.mark.parametrize("damage", ["cut", "missing"])
 def test_a_checkpoint_counts_as_progress_only_when_every_file_is_as_long_as_its_manifest_says(tmp_path, damage):
     for step in (20, 30):
@@ -341,6 +376,41 @@ def test_a_checkpoint_counts_as_progress_only_when_every_file_is_as_long_as_its_
 )  # fmt: skip
 def test_which_states_of_a_node_are_down(state, down):
     assert recover.is_down(state) is down
+
+
+def test_a_node_that_is_cut_off_and_still_writes_heartbeats_is_found_where_training_stands(tmp_path, monkeypatch):
+    """Scenario 65: nobody asks while steps are made, or while nobody knows how long one takes."""
+    beat = {"node": 0, "attempt": 0, "phase": "training", "progress_age": 0.5, "step_seconds": 0.4}
+    (tmp_path / "logs").mkdir()
+    asked, ended = [], []
+    monkeypatch.setattr(recover, "BEAT", 0.1)
+    monkeypatch.setattr(recover, "unreachable", lambda hosts: asked.append(list(hosts)) or ["n2"])
+    monkeypatch.setattr(recover, "end_step", ended.append)
+    options = argparse.Namespace(run=str(tmp_path), attempt=0, hosts=["n1", "n2"], script=os.getppid())
+    for more, found in (({}, 0), ({"progress_age": 9.0, "step_seconds": None}, 0), ({"progress_age": 9.0}, 1)):
+        (tmp_path / "logs" / "beat-0000.json").write_text(json.dumps({**beat, **more}))
+        rounds = iter([options.script] * 2)
+        monkeypatch.setattr(os, "getppid", lambda rounds=rounds: next(rounds, 0))
+        assert recover.watch(options) == 0
+        assert (asked, len(ended)) == ([["n1", "n2"]] * found, found)
+    assert (tmp_path / "logs" / "lost-0").read_text() == "n2\n"
+
+
+def test_a_preempted_job_that_has_saved_asks_for_its_requeue_itself(tmp_path, monkeypatch, capsys):
+    """Scenario 70: Slurm takes one that ends within the grace time for done, and does not start it again."""
+    asked = []
+
+    def ask(argv, **_):
+        asked.append(argv)
+        return 0, "JobId=7 PreemptEligibleTime=2026-01-01T00:00:00 PreemptTime=2026-01-01T00:10:00\n", ""
+
+    monkeypatch.setattr(recover, "ask", ask)
+    command = ["after", "--run", str(tmp_path), "--job", "7", "--nodes", "2", "--attempts", "3", "--requeues"]
+    assert recover.main([*command, "--code", "75", "--told", "1", "--hosts", "n1", "n2"]) == 0
+    assert asked[-1] == ["scontrol", "requeue", "7"]
+    assert capsys.readouterr().out == "leave\n"
+    events = [entry["event"] for entry in journal.read(str(tmp_path))[0]]
+    assert events == ["ended", "decided", "requeueing", "requeued"]
 
 
 def test_silence_of_slurm_names_no_node_and_ends_no_job(monkeypatch):

@@ -52,12 +52,16 @@ def test_a_preflight_comes_first_with_gpus_on_several_nodes_and_with_spares(reso
     assert made.checks_nodes is checks
 
 
-def test_spares_without_a_preflight_are_refused():
-    with pytest.raises(Exception, match=r"preflight\.run is false") as error:
-        spec.load(
-            "name: a\nmodel: gpt-demo\nresources: {nodes: 2, spares: 1}\npreflight: {run: false}", name="job.yaml"
-        )
-    assert error.value.problems[0].where == "job.yaml:3:23"
+def test_spares_may_wait_for_a_failure_alone_without_a_preflight():
+    document = spec.load(
+        "name: a\nmodel: gpt-demo\nresources: {nodes: 2, spares: 1}\npreflight: {run: false}", name="job.yaml"
+    )
+    assert not document.spec.checks_nodes
+    script = slurm.render(plan.make(document.spec)).text("job.sbatch")
+    assert "#SBATCH --nodes=3\n" in script
+    assert "preflight" not in script
+    assert 'allocation=("${allocation[@]:0:3}")' in script
+    assert 'hosts=("${hosts[@]:0:2}")' in script
 
 
 @pytest.mark.parametrize(

@@ -322,6 +322,7 @@ def test_only_hpz_leaves_the_numbers_alone():
 # --- accuracy ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_published_runs_are_met_as_promised(capsys):
     assert throughput.main() == 0, capsys.readouterr().out
 

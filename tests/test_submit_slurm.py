@@ -271,3 +271,26 @@ def test_a_full_disk_is_refused_before_anything_is_submitted(here):
     finally:
         subprocess.run(["umount", str(small)], check=True)
     assert subprocess.run(["squeue", "--noheader"], capture_output=True, text=True).stdout == before
+
+
+def test_the_same_job_after_a_cancel_waits_until_the_old_one_has_saved(here):
+    """Two that write the same checkpoints at once would ruin them; what was cancelled lives until it is gone."""
+    saves = "trap 'sleep 12; exit 75' TERM; touch up; sleep 300 & wait"
+    job = {**JOB, "train": {**JOB["train"], "command": ["bash", "-c", saves]}, "slurm": {"time": "10"}}
+    (here / "job.yaml").write_text(json.dumps(job))
+    first = dslaunch("slurm", "job.yaml").stdout.strip()
+    deadline = time.monotonic() + 60
+    while not (here / "up").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert dslaunch("cancel", first).returncode == 0
+    old = runs.read(here / "dslaunch-runs" / first)
+    assert not old.state.over, old.entries[-1]
+    second = dslaunch("slurm", "job.yaml").stdout.strip()
+    assert second != first
+    new = runs.read(here / "dslaunch-runs" / second)
+    shown = subprocess.run(["scontrol", "show", "job", new.job], capture_output=True, text=True, check=True).stdout
+    assert f"afterany:{old.job}" in shown, shown
+    ended = dslaunch("wait", first)
+    assert ended.returncode == 130, ended.stdout
+    assert dslaunch("cancel", second).returncode == 0

@@ -251,6 +251,16 @@ def trainer():
     os.environ.update(before)
 
 
+@pytest.mark.slow
+def test_logs_that_are_full_end_no_training(trainer, tmp_path, monkeypatch):
+    run = train(config(tmp_path / "ds.json", stage=2), "--steps", 3, "--metrics", "/dev/full", ranks=1)
+    assert run.returncode == 0, run.stderr
+    monkeypatch.setenv("RANK", "0")
+    full = open("/dev/full", "w")  # noqa: PTH123, SIM115  # closing it fails as well
+    monkeypatch.setattr(sys, "stdout", full)
+    trainer.say("step 10")
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

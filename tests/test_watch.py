@@ -124,8 +124,8 @@ def test_a_stale_answer_is_shown_with_its_age_and_what_the_nodes_say():
 @pytest.mark.parametrize(
     ("known", "words"),
     [
-        ({}, "running, attempt 2, step 412/10000 (4 %), loss 2.3145, 61,204 tokens/s (97 % of plan), ETA 3 h 29 min"),
-        ({"why": "suspended: node[1-4]"}, "running: suspended: node[1-4], attempt 2, step"),
+        ({}, "running, attempt 1, step 412/10000 (4 %), loss 2.3145, 61,204 tokens/s (97 % of plan), ETA 3 h 29 min"),
+        ({"why": "suspended: node[1-4]"}, "running: suspended: node[1-4], attempt 1, step"),
         ({"phase": Phase.FAILED, "code": 7, "why": "failed", "attempt": 0}, "failed (exit code 7), step 412"),
         ({"phase": Phase.QUEUED, "why": "pending: Priority", "step": None, "attempt": None, "tokens_per_s": None},
          "queued: pending: Priority"),
@@ -189,6 +189,8 @@ def test_only_a_running_job_is_suspect_and_only_for_a_reason():
         ({"phase": Phase.UNKNOWN, "gone": True}, None),  # its nodes report: it lives
         ({"phase": Phase.UNKNOWN, "gone": True, "nodes": ()}, 8),
         ({"phase": Phase.RUNNING, "gone": True, "nodes": ()}, None),
+        ({"phase": Phase.QUEUED, "stuck": True, "nodes": ()}, 1),  # its image is not there
+        ({"phase": Phase.RUNNING, "stuck": True}, None),  # others train
     ],
 )
 def test_a_run_is_over_only_by_a_verdict(change, code):

@@ -49,6 +49,7 @@ class Status:
     code: int | None = None  # the job's exit code, once it is known
     job: str = ""  # the scheduler's id of the run's newest job, where its answer names one
     absent: bool = False  # the scheduler answered, and says that it has no such job
+    stuck: bool = False  # it cannot start, and waiting longer changes nothing
 
 
 def load(name: str) -> ModuleType:

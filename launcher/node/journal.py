@@ -263,7 +263,7 @@ class Lock:
             holder
             and holder.get("space")
             and holder["space"] == _space()
-            and _start(holder["pid"]) != holder["start"]
+            and _start(holder.get("pid", 0)) != holder.get("start")
         ):
             return True
         age = self._age(self.path)

@@ -20,6 +20,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Dict, Iterable, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import journal  # type: ignore[import-not-found]  # its neighbour, on the batch host too
@@ -35,7 +36,7 @@ RETRY = {"yes": "again", "elsewhere": "again", "wait": "again", "once": "once", 
 
 # The same where nothing names a root, by the exit code of the rank that failed first; any other one stops.
 CODES = {
-    137: ("killed_from_outside", "yes", "was killed by SIGKILL, and its memory was not the reason"),
+    137: ("killed_from_outside", "yes", "was killed by SIGKILL, and nothing says that memory was short"),
     143: ("sigterm", "yes", "was ended by SIGTERM, and not by this job"),
     134: ("sigabrt", "once", "aborted (SIGABRT), and nothing says why"),
     135: ("bus_error", "once", "had a bus error (SIGBUS), and nothing says why"),
@@ -49,6 +50,7 @@ DOWN = ("DOWN", "FAIL", "NOT_RESPONDING", "POWERED_DOWN", "POWERING_DOWN", "ERRO
 BEAT = 5.0  # seconds between two heartbeats of a node, as supervise.py writes them
 SILENT = 4 * BEAT  # without one: the node is asked for
 MANIFEST = "complete.json"
+TRAINER = "checkpoint-*/*"  # where Hugging Face's Trainer has DeepSpeed's folder
 
 
 class Verdict(NamedTuple):
@@ -66,7 +68,7 @@ class Verdict(NamedTuple):
     leave: Tuple[str, ...] = ()  # further nodes that a node's diagnosis leaves out
     told: bool = False  # to stop, by Slurm or a person
     warned: bool = False  # by Slurm, that the time is nearly up
-    preempted: bool = False  # another job takes the nodes: Slurm itself starts this one again
+    preempted: bool = False  # another job takes the nodes
     checkpoint: int = -1  # step of the newest verified one; -1 none
     why: str = ""
 
@@ -266,14 +268,17 @@ def merge(
         )  # fmt: skip
     elif firsts or code in CODES:
         word = firsts[0] if firsts else {}
+        said = next((one for one in words if one.get("code") == code and not one.get("signalled")), {})
         host, rank = place(word.get("host") or "", word, hosts), (word.get("first_failure") or {}).get("rank")
         cause, retry, text = CODES.get(
             code, ("", "", "ended with exit code %d, and its output names no cause" % code)
         )
         base = base._replace(
             # without a word it may be srun that ended these, after others
-            cause=cause, retry=retry if word else "once", node=host, rank=rank, exclude="repeat" if cause else "no",
-            why="rank %s on %s %s" % (rank, host, text) if word else "no node said how it ended (%d)" % code,
+            cause=cause, retry=retry if word or said else "once", node=host, rank=rank,
+            exclude="repeat" if cause else "no",
+            why="rank %s on %s %s" % (rank, host, text) if word
+            else said.get("reason") or "no node said how it ended (%d)" % code,
         )  # fmt: skip
     hang = next((word["hang"] for word in words if (word.get("hang") or {}).get("kind") in ("laggard", "dead")), None)
     if hang and hang.get("hosts") and RETRY.get(base.retry, "") != "stop":
@@ -318,10 +323,10 @@ def words_of(logs: str, attempt: int) -> List[Entry]:
     return found
 
 
-def beats_of(logs: str, attempt: int) -> Dict[int, str]:
-    """The heartbeat file of every node of this attempt that ever had one."""
+def beats_of(logs: str, attempt: int, which: str = "*") -> Dict[int, str]:
+    """The heartbeat file of every node of this attempt that ever had one; `which` is a pattern of their numbers."""
     found = {}
-    for path in glob.glob(os.path.join(glob.escape(logs), "beat-*.json")):
+    for path in glob.glob(os.path.join(glob.escape(logs), "beat-%s.json" % which)):
         beat = read_json(path)
         if beat and beat.get("attempt") == attempt and isinstance(beat.get("node"), int):
             found[beat["node"]] = path
@@ -340,7 +345,8 @@ def read_json(path: str) -> Entry:
 def newest_checkpoint(folder: str) -> int:
     """The step of the newest tag whose manifest is there with every file as long as it says; -1 for none."""
     tags = []
-    for path in glob.glob(os.path.join(glob.escape(folder), "*", MANIFEST)):
+    patterns = [os.path.join(glob.escape(folder), below, MANIFEST) for below in ("", "*", TRAINER)]
+    for path in (path for pattern in patterns for path in glob.glob(pattern)):
         told = read_json(path)
         if isinstance(told.get("step"), int):
             tags.append((told["step"], os.path.dirname(path), told.get("files") or {}))
@@ -440,10 +446,11 @@ def unreachable(hosts: Sequence[str]) -> List[str]:
         row = rows[host]
         return answers(row.get("NodeAddr", host), int(row.get("Port", port))) is False
 
-    suspects = [host for host in rest if silent(host)]
-    if suspects:
-        time.sleep(1)
-    return [host for host in hosts if host in found or (host in suspects and silent(host))]
+    with ThreadPoolExecutor(32) as pool:  # each that is gone takes 2 s
+        suspects = [host for host, gone in zip(rest, pool.map(silent, rest)) if gone]
+        time.sleep(1 if suspects else 0)
+        found += [host for host, gone in zip(suspects, pool.map(silent, suspects)) if gone]
+    return [host for host in hosts if host in found]
 
 
 def alive(job: str) -> Optional[bool]:
@@ -506,10 +513,12 @@ def submit_again(options: argparse.Namespace, exclude: Sequence[str], why: str) 
 
 
 def requeue(options: argparse.Namespace, why: str) -> bool:
-    """Slurm ends this very process for it, so that the line behind may never be written."""
+    """Slurm ends this very process for it, so that the line behind may never be written.
+
+    A job that another one preempts is Slurm's to requeue only while it lives: one that has saved and ends within
+    the grace time is over for good, and asks for itself.
+    """
     note(options.run, "requeueing", why=why)
-    if options.preempted:
-        return True
     code, _, said = ask(["scontrol", "requeue", options.job])
     if code == 0:
         note(options.run, "requeued")
@@ -665,10 +674,10 @@ def after(options: argparse.Namespace) -> int:
     asked = [host for host in everywhere if host not in seen]
     down = [] if told or options.code == 0 else unreachable(asked)
     lost = [host for host in hosts if host in down or host in seen]
-    options.preempted = told and options.requeues and preempted(options.job)
+    taken = told and options.requeues and preempted(options.job)
     verdict = merge(
         words_of(logs, options.attempt), code=options.code, hosts=hosts, lost=lost, told=told,
-        preempted=options.preempted, warned=bool(options.warned), checkpoint=progress(options, options.attempt),
+        preempted=taken, warned=bool(options.warned), checkpoint=progress(options, options.attempt),
         step=last_step(logs, options.attempt),
     )  # fmt: skip
     if not verdict.cause and verdict.rank is None and verdict.code:
@@ -749,7 +758,9 @@ def watch(options: argparse.Namespace) -> int:
     """Beside an attempt: a node without a heartbeat whose slurmd does not answer is lost; then the step is ended.
 
     Slurm takes SlurmdTimeout, 300 s as delivered, to see that, and the ranks' own time-outs 10 minutes and more.
+    A node that is cut off may still reach the files, and write heartbeats: where training stands, all are asked.
     """
+    ask_at = 0.0
     logs = os.path.join(options.run, "logs")
     clock = os.path.join(logs, ".clock")
     failed = os.path.join(logs, "first-failure-%d" % options.attempt)
@@ -766,15 +777,33 @@ def watch(options: argparse.Namespace) -> int:
                 for node, path in beats.items()
                 if node < len(options.hosts) and now - os.stat(path).st_mtime > patience
             ]
+            why = "no heartbeat for %.0f s" % patience
+            if not late and time.monotonic() >= ask_at and stands(read_json(beats.get(0, ""))):
+                late, why = options.hosts, "training stands"
+                ask_at = time.monotonic() + SILENT
             lost = unreachable(late) if late else []
             if lost:
-                text = "%s: no heartbeat for %.0f s, and Slurm's daemon there does not answer: the node is lost"
-                say(text % (", ".join(lost), patience))
+                text = "%s: %s, and Slurm's daemon there does not answer: the node is lost"
+                say(text % (", ".join(lost), why))
                 with open(os.path.join(logs, "lost-%d" % options.attempt), "w") as file:
                     file.write("".join(host + "\n" for host in lost))
                 end_step(options)
                 return 0
     return 0
+
+
+def stands(beat: Entry) -> bool:
+    """Whether a heartbeat says: no step for two heartbeats, and for five times what one takes.
+
+    >>> stands({"phase": "training", "progress_age": 11.0, "step_seconds": 1.5})
+    True
+    >>> stands({"phase": "checkpoint", "progress_age": 11.0, "step_seconds": 1.5})
+    False
+    """
+    age, usual = beat.get("progress_age"), beat.get("step_seconds")
+    if beat.get("phase") != "training" or not isinstance(age, (int, float)) or not isinstance(usual, (int, float)):
+        return False
+    return age > max(2 * BEAT, 5 * usual)
 
 
 def end_step(options: argparse.Namespace) -> None:
@@ -816,7 +845,6 @@ def main(arguments: List[str]) -> int:
     add("--script", type=int, default=0, help="pid of the batch script")
     add("--step", type=int, default=0, help="pid of srun")
     options = parser.parse_args(arguments)
-    options.preempted = False
     if options.job.endswith(":"):  # a process of this machine: no later one of its number is taken for it
         options.job += journal._start(int(options.job[:-1]))
     verbs = {"begin": begin, "attempt": attempt, "checked": checked, "after": after, "watch": watch}

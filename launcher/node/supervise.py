@@ -25,6 +25,7 @@ import ipaddress
 import json
 import os
 import pkgutil
+import shutil
 import signal
 import socket
 import stat
@@ -45,8 +46,9 @@ sys.path.insert(0, next(filter(os.path.exists, (CODE, CODE + ".zip")), os.path.d
 
 from launcher.diagnose import Evidence, Exit, Hang  # noqa: E402
 from launcher.supervision import HUNG, NO_HOST, Refused, evidence, overseer, report, resume  # noqa: E402
+from launcher.supervision import write as write_whole  # noqa: E402
 from launcher.supervision.overseer import Overseer  # noqa: E402
-from launcher.supervision.voucher import Voucher  # noqa: E402
+from launcher.supervision.voucher import LAST, Voucher  # noqa: E402
 
 CONFIG = 78  # EX_CONFIG: started in a way that cannot be right; nothing of the user's has run
 STOPPED_EARLY = 75  # EX_TEMPFAIL: the program saved a checkpoint and wants to be started again
@@ -127,7 +129,7 @@ class Verdict:
     files: Mapping[str, int] = field(default_factory=dict)  # logs of this attempt, and where it begins in them
     exits: tuple[Exit, ...] = ()
     step: int | None = None
-    oom_kills: int = 0
+    oom_kills: int | None = None
 
 
 def say(text: str) -> None:
@@ -781,9 +783,8 @@ def words(found: Hang) -> str:
 
 def diagnosis(options: Options, where: Place, result: Verdict, *, since: float) -> Any:
     """Why, as far as this node's logs tell; None when they cannot be read. The exit code counts more."""
-    facts = Evidence(
-        code=result.code, exits=result.exits, oom_kills={host(): result.oom_kills}, hang=result.hang, hosts=(host(),)
-    )
+    kills = {} if result.oom_kills is None else {host(): result.oom_kills}
+    facts = Evidence(code=result.code, exits=result.exits, oom_kills=kills, hang=result.hang, hosts=(host(),))
     try:
         return report.diagnosis(
             result.files, facts, kernel=os.path.join(options.logs, f"{where.name}.dmesg"), since=since
@@ -808,12 +809,8 @@ def tell_stop(options: Options, count: int) -> int:
 
 def write_json(path: str, value: Mapping[str, Any]) -> None:
     """Best effort: the disk may be full, and the exit code counts more."""
-    draft = f"{path}.{os.getpid()}.tmp"
     try:
-        with open(draft, "w", encoding="utf-8") as file:
-            json.dump(value, file)
-            file.write("\n")
-        os.replace(draft, path)
+        write_whole(path, value)
     except OSError as error:
         say(f"cannot write {path}: {error.strerror}")
 
@@ -867,7 +864,7 @@ def supervise(options: Options, where: Place, env: Mapping[str, str], *, count: 
     check_master(options, where, addresses)
     base = private_directory(env)
     jit = os.path.join(base, f"jit-{software()}")
-    with compiled(jit), tempfile.TemporaryDirectory(prefix="node-", dir=base) as state:
+    with compiled(jit), scratch(base) as state:
         over = Overseer(settings(options, where, state=state, count=count), say)
         over.start()
         try:
@@ -877,10 +874,20 @@ def supervise(options: Options, where: Place, env: Mapping[str, str], *, count: 
             over.stop()
 
 
+@contextlib.contextmanager
+def scratch(base: str) -> Iterator[str]:
+    """A directory for this supervisor alone. What cannot be deleted, as of NFS while it is open, fails no job."""
+    path = tempfile.mkdtemp(prefix="node-", dir=base)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def settings(options: Options, where: Place, *, state: str, count: int) -> overseer.Settings:
     return overseer.Settings(
         node=where.node,
-        nodes=options.nodes,
+        nodes=options.world if options.launcher == "srun" else options.nodes,
         name=where.name,
         host=host(),
         attempt=count,
@@ -935,7 +942,7 @@ def train(
     sweep()
     echo.finish()
     if voucher:
-        voucher.finish()
+        voucher.finish(LAST_WORDS if end.signalled else LAST)  # who was told to stop is killed soon
     over.stop()
     ranks = records(state)
     result = verdict(options, where, ranks, end)

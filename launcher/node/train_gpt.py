@@ -352,7 +352,8 @@ def save(engine: Any, options: argparse.Namespace, *, step: int, here: dict[str,
 
 def say(text: str) -> None:
     if os.environ.get("RANK") == "0":
-        print(text, flush=True)
+        with contextlib.suppress(OSError):  # as below
+            print(text, flush=True)
 
 
 def device() -> torch.device:
@@ -573,7 +574,8 @@ def train(options: argparse.Namespace, config: dict[str, Any], text: Tensor) -> 
                 "memory_bytes": memory_bytes(),
                 "time": time.time(),
             }
-            metrics.write(json.dumps(line) + "\n")
+            with contextlib.suppress(OSError):  # logs that are full end no training
+                metrics.write(json.dumps(line) + "\n")
         if step % options.log_every == 0 or step == options.steps:
             say(f"step {step}/{options.steps}  loss {losses[-1]:.4f}  tokens/s {tokens_per_s:,.0f}")
         last = step == options.steps or stopping
@@ -614,8 +616,9 @@ if __name__ == "__main__":
     except Exception:
         traceback.print_exc()
         code = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     # All is saved and said. A Python that shuts down in order ends torch's background threads in the middle of
     # C++ code, which now and then aborts the process: "terminate called without an active exception".
     os._exit(code)

@@ -10,6 +10,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ class Story:
     asked: float = 0.0  # when the newest submission was begun
     open: bool = False  # a submission was begun, and whether it left one job is not known
     again: int = 0  # tries before the newest
+    cancelling: bool = False  # somebody asked for its end
     attempts: tuple[Attempt, ...] = ()
     decision: str = ""
     code: int | None = None
@@ -144,6 +146,8 @@ def _next(story: Story, entry: Mapping[str, Any]) -> Story:
     if event in ("submitted", "adopted", "resubmitted", "started") and entry.get("job"):
         job = str(entry["job"])
         changed |= {"job": job, "jobs": (*(one for one in story.jobs if one != job), job)}
+    if event == "cancelling":
+        changed["cancelling"] = True
     if event in ("attempt", "ended", "decided"):
         changed["attempts"] = _attempts(story.attempts, entry)
     if event == "decided":
@@ -207,7 +211,7 @@ class Record:
     token: str = ""  # what its jobs are found by, whatever their numbers
     state: Phase = Phase.UNKNOWN
 
-    @property
+    @cached_property
     def story(self) -> Story:
         return fold(self.entries)
 
@@ -237,8 +241,8 @@ def known(runs: Path, *, name: str | None = None) -> list[Path]:
 
 def find(run: str, runs: Path) -> Record:
     """A run by directory, id, or name (the newest of that name)."""
-    folder = Path(run) if (Path(run) / journal.NAME).is_file() else runs / run
-    if not (folder / journal.NAME).is_file():
+    folder = Path(run) if _is_run(Path(run)) else runs / run
+    if not _is_run(folder):
         named = known(runs, name=run)
         if not named:
             newest = ", ".join(path.name for path in known(runs)[:5])
@@ -248,7 +252,17 @@ def find(run: str, runs: Path) -> Record:
                 )
             )
         folder = named[0]
-    return read(folder.absolute())
+    found = read(folder.absolute())
+    if not found.backend:
+        raise UserError(Problem(f"{folder / journal.NAME} is empty or damaged: it names no scheduler"))
+    return found
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        return (folder / journal.NAME).is_file()
+    except OSError as error:  # of somebody else
+        raise UserError(Problem(f"cannot look into {folder}: {error.strerror}")) from None
 
 
 def read(folder: Path) -> Record:
@@ -317,18 +331,7 @@ def forget_secrets(record: Record) -> None:
 
 def failures(record: Record) -> list[str]:
     """`rank 3 on node2 ended with exit code 7: ValueError: x`, of the newest attempt, earliest first."""
-    found: list[dict[str, Any]] = []
-    newest = 0
-    for path in sorted((record.folder / "logs").glob("node-*.json")):
-        try:
-            node = json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
-        newest = max(newest, node.get("attempt") or 0)
-        if node.get("first_failure") and not node.get("signalled"):
-            found.append(node["first_failure"])
-    found = [failure for failure in found if (failure.get("attempt") or 0) == newest]
-    found.sort(key=lambda failure: failure.get("ended") or 0)
+    found = [node["first_failure"] for node in _failed(record)]
     lines = [_failure(record, failure) for failure in found]
     if not lines:  # no rank ever ran
         try:
@@ -338,7 +341,35 @@ def failures(record: Record) -> list[str]:
     return lines
 
 
+def diagnosis(record: Record) -> dict[str, Any]:
+    """What the node that failed first concluded from its own logs, as JSON; empty where none named a cause."""
+    words = [node.get("diagnosis") for node in _failed(record)]
+    return next((word for word in words if isinstance(word, dict) and word.get("root")), {})
+
+
+def _failed(record: Record) -> list[dict[str, Any]]:
+    """Nodes of the newest attempt on which a rank failed by itself, the earliest first."""
+    words: list[dict[str, Any]] = []
+    for path in sorted((record.folder / "logs").glob("node-[0-9]*.json")):
+        try:
+            node = json.loads(path.read_bytes())
+        except (OSError, ValueError):
+            continue
+        if isinstance(node, dict):
+            words.append(node)
+    newest = max((node.get("attempt") or 0 for node in words), default=0)
+    failed = []
+    for node in words:
+        failure = node.get("first_failure")
+        if not isinstance(failure, dict) or not isinstance(failure.get("rank"), int) or node.get("signalled"):
+            continue
+        if (failure.get("attempt") or 0) == newest:
+            failed.append(node)
+    return sorted(failed, key=lambda node: node["first_failure"].get("ended") or 0)
+
+
 def _failure(record: Record, failure: dict[str, Any]) -> str:
-    how = f"was killed by {failure['signal']}" if failure.get("signal") else f"ended with exit code {failure['code']}"
+    code = failure.get("code")
+    how = f"was killed by {failure['signal']}" if failure.get("signal") else f"ended with exit code {code}"
     said = [line for line in tail(record.folder / "logs" / f"rank-{failure['rank']:05d}.log", 5) if line.strip()]
-    return f"rank {failure['rank']} on {failure['host']} {how}" + (f": {said[-1].strip()[:200]}" if said else "")
+    return f"rank {failure['rank']} on {failure.get('host')} {how}" + (f": {said[-1].strip()[:200]}" if said else "")

@@ -58,7 +58,9 @@ def gather(folder: Path, *, state: str = "", code: int | None = None) -> Gathere
         state=state,
         code=code,
         exits=exits,
-        oom_kills={word["host"]: word["oom_kills"] for word in words if "oom_kills" in word and "host" in word},
+        oom_kills={
+            str(word.get("host", "")): word["oom_kills"] for word in words if type(word.get("oom_kills")) is int
+        },
         hang=hang,
         hosts=hosts,
     )

@@ -1,7 +1,7 @@
 """What schedulers say about runs: one question for all, shared by every dslaunch that looks, told with its age.
 
-    runs/.poll/slurm        when this backend was last asked
-    runs/.poll/RUN          somebody watches this run (the file's age says how long ago)
+    runs/.poll-1000/slurm   when user 1000 last asked this backend
+    runs/.poll-1000/RUN     somebody watches this run (the file's age says how long ago)
     runs/RUN/seen.json      the last answer about it, and why there was none since
 
 Silence is never an answer. A scheduler that is slow, down or has forgotten leaves a run where it was, marked UNKNOWN
@@ -29,7 +29,7 @@ EVERY = 10.0  # seconds between two questions to one scheduler, whatever the num
 ABSENT = 60.0  # seconds between two questions about a job that the scheduler says it has not
 WATCHED = 60.0  # seconds for which a watcher's run is asked for by others too
 FORGETS = 300.0  # Slurm's MinJobAge, its default: so long an ended job is in squeue
-SEEN, FOLDER = "seen.json", ".poll"
+SEEN, FOLDER = "seen.json", f".poll-{os.getuid()}"
 Asked = Mapping[str, Status]
 
 
@@ -87,9 +87,9 @@ def due(known: Known, phase: runs.Phase, now: float, *, every: float = EVERY) ->
         return False
     if known.asked is None or known.asked > now + every:  # a clock that was set back
         return True
-    if known.status.state.over and phase is not runs.Phase.RECOVERING:
+    if known.status.state.over and phase.over:  # a journal that says it lives again was queued again
         return False
-    return now - known.asked >= (max(every, ABSENT) if known.absent is not None else every)
+    return now - known.asked >= (max(every, ABSENT) if every and known.absent is not None else every)
 
 
 def standing(story: runs.Story, known: Known) -> tuple[runs.Phase, str]:
@@ -109,7 +109,8 @@ def standing(story: runs.Story, known: Known) -> tuple[runs.Phase, str]:
         kept = phase in (runs.Phase.PREFLIGHT, runs.Phase.RECOVERING)
         return (phase if kept else runs.Phase.RUNNING), (story.why if kept and story.why else shown.detail)
     if shown.state is State.FAILED and phase is runs.Phase.RECOVERING:
-        if (known.answered or 0.0) - (known.since or 0.0) < FOLLOWS:
+        since = known.since or 0.0
+        if (known.answered or 0.0) - min(since, story.since or since) < FOLLOWS:
             return phase, f"{shown.detail}; {story.decision}" if story.decision else shown.detail
         return runs.Phase.FAILED, f"{shown.detail}; the job that should have followed did not come"
     return OVER[shown.state], shown.detail
@@ -132,7 +133,10 @@ def from_json(found: Any) -> Known:
     try:
         status = found["status"]
         code = status["code"] if isinstance(status["code"], int) else None
-        last = Status(State(status["state"]), str(status["detail"]), code, str(status["job"]), bool(status["absent"]))
+        last = Status(
+            State(status["state"]), str(status["detail"]), code, str(status["job"]), bool(status["absent"]),
+            bool(status.get("stuck")),
+        )  # fmt: skip
         times = {name: _number(found[name]) for name in ("since", "answered", "asked", "absent")}
         return Known(last, silence=str(found["silence"]), **times)
     except (LookupError, TypeError, ValueError):
@@ -165,14 +169,16 @@ def seen(record: runs.Record) -> Known:
 
 
 def states(
-    records: Sequence[runs.Record], *, run: Run, patient: bool = False, clock: Callable[[], float] = time.time
-) -> dict[str, Known]:
+    records: Sequence[runs.Record], *, run: Run, patient: bool = False, fresh: bool = False,
+    clock: Callable[[], float] = time.time,
+) -> dict[str, Known]:  # fmt: skip
     """Of each run by its id. A scheduler is asked when nobody asked it within the interval.
 
     A command that looks once asks for a run that nobody knows yet at once; `patient` ones, which come again, wait for
-    their turn: so three watchers that begin together ask once.
+    their turn: so three watchers that begin together ask once. `fresh` is for what depends on how it is now: it asks
+    whoever asked before, and tells all others.
     """
-    every = interval(os.environ)
+    every = 0.0 if fresh else interval(os.environ)
     found: dict[str, Known] = {}
     groups: dict[tuple[Path, str], list[runs.Record]] = {}
     for record in records:
@@ -180,16 +186,14 @@ def states(
     for (root, backend), group in groups.items():
         if backend == "local":  # this machine's own processes: nobody is disturbed, nothing is to be shared
             for record in group:
-                found[record.id] = step(Known(), _ask(backend, [record], run)[record.id], clock())
+                known = step(Known(), _ask(backend, [record], run)[record.id], clock())
+                found[record.id] = replace(known, since=0.0)  # nothing follows processes that are gone
         else:
             found |= _shared(root, backend, group, run=run, patient=patient, every=every, clock=clock)
     return found
 
 
-def forget(record: runs.Record) -> None:
-    """What was seen is old: the run was just changed. The next look asks."""
-    with contextlib.suppress(OSError):
-        (record.folder / SEEN).unlink()
+UNWRITTEN: dict[tuple[Path, str], tuple[float, dict[str, Known]]] = {}  # what this process knows, where no disk can
 
 
 def _shared(
@@ -222,9 +226,13 @@ def _shared(
                 known[name] = _remember(everybody[name], known[name], answer, clock())
     except journal.Busy:
         pass  # somebody asks right now: what was seen last, until the next look
-    except OSError:  # a directory that we may read and not write
-        for name, answer in _ask(backend, records, run).items():
-            known[name] = step(known[name], answer, clock())
+    except OSError:  # a full disk, or one that we may only read: nothing is shared, and no more is asked for that
+        at, last = UNWRITTEN.get((root, backend), (0.0, {}))
+        known |= {name: last[name] for name in known if name in last}
+        if not patient or not 0 <= clock() - at < every or not known.keys() <= last.keys():
+            for name, answer in _ask(backend, records, run).items():
+                known[name] = step(known[name], answer, clock())
+            UNWRITTEN[root, backend] = clock(), dict(known)
     return {record.id: known[record.id] for record in records}
 
 

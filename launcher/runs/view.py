@@ -16,6 +16,7 @@ from typing import Any
 from launcher import runs
 from launcher.backends import State
 from launcher.runs import Phase, poll
+from launcher.runs.logs import printable
 
 BEAT = 5.0  # seconds between two heartbeats of a node
 LATE = 30.0  # seconds without one after which something is wrong with a node
@@ -78,6 +79,7 @@ class View:
     word: str = ""  # the scheduler's last word, and
     age: float | None = None  # how many seconds old it is
     gone: bool = False  # the scheduler says that it has no such job, and has said so for MinJobAge
+    stuck: bool = False  # it cannot start, however long one waits
     code: int | None = None
     since: float = 0.0  # when this phase began
     attempt: int | None = None
@@ -151,9 +153,7 @@ def changes(before: View | None, after: View, now: float) -> list[dict[str, Any]
     told = 0 if before is None else max((int(entry.get("seq", 0)) for entry in before.events), default=0)
     for entry in after.events:
         if int(entry.get("seq", 0)) > told and entry["event"] != "state":
-            rest = {
-                key: value for key, value in entry.items() if key not in ("crc", "event", "time", "files", "extra")
-            }
+            rest = {key: value for key, value in entry.items() if key not in UNTOLD}
             found.append({**head, "kind": "event", "event": entry["event"], "at": entry.get("time"), **rest})
     if before is None or _standing(before) != _standing(after):
         found.append({**head, "kind": "state", "state": after.phase.value, "why": after.why, "job": after.job,
@@ -187,8 +187,8 @@ def _standing(view: View) -> tuple[Any, ...]:
 def exit_code(view: View) -> int | None:
     """What `wait` returns: the job's own verdict; None while it goes on.
 
-    0 done; the job's code when it failed, 1 when nobody knows it; 130 when it was cancelled; 8 when the scheduler
-    says, time and again, that it has no such job and no node shows a sign of life.
+    0 done; the job's code when it failed, 1 when nobody knows it, or when its pods can never start; 130 when it was
+    cancelled; 8 when the scheduler says, time and again, that it has no such job and no node shows a sign of life.
     """
     if view.phase is Phase.DONE:
         return 0
@@ -197,6 +197,8 @@ def exit_code(view: View) -> int | None:
     if view.phase is Phase.FAILED:
         return view.code or 1
     alive = any(not node.late for node in view.nodes)
+    if view.stuck and not alive:
+        return 1
     return 8 if view.phase is Phase.UNKNOWN and view.gone and not alive else None
 
 
@@ -282,15 +284,18 @@ def beat(found: Any, *, age: float) -> Node:
     def number(value: Any) -> float | None:
         return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
+    def text(name: str) -> str:
+        return printable(str(found.get(name) or "").encode(errors="replace"))
+
     ranks = found.get("ranks")
     rows = [row for row in ranks.values() if isinstance(row, dict)] if isinstance(ranks, dict) else []
     works = [work for row in rows if (work := number(row.get("busy")))]
     step = found.get("step")
     return Node(
-        found["node"], host=str(found.get("host") or ""), age=age, attempt=int(number(found.get("attempt")) or 0),
-        phase=str(found.get("phase") or ""), step=step if isinstance(step, int) else None,
+        found["node"], host=text("host"), age=age, attempt=int(number(found.get("attempt")) or 0),
+        phase=text("phase"), step=step if isinstance(step, int) else None,
         step_seconds=number(found.get("step_seconds")), stalled=number(found.get("progress_age")),
-        busy=max(works, default=None), note=str(found.get("note") or ""),
+        busy=max(works, default=None), note=text("note"),
         oom_kills=int(number(found.get("oom_kills")) or 0),
     )  # fmt: skip
 
@@ -324,8 +329,10 @@ def view(files: Files, known: poll.Known, now: float) -> View:
     failed = runs.failures(record) if phase in (Phase.FAILED, Phase.RECOVERING) else []
     return View(
         run=record.id, backend=record.backend, job=known.status.job or record.job, folder=str(record.folder),
-        phase=phase, why=why, word=known.status.state.value if known.status.state is not State.UNKNOWN else "",
-        age=None if phase.over else known.age(now), gone=known.gone(now), code=code, since=story.since,
+        phase=phase, why=printable(why.encode(errors="replace")),
+        word=known.status.state.value if known.status.state is not State.UNKNOWN else "",
+        age=None if phase.over else known.age(now), gone=known.gone(now),
+        stuck=known.shown.stuck, code=code, since=story.since,
         attempt=begun[-1].get("attempt") if begun else None,
         hosts=len(begun[-1].get("hosts") or ()) if begun else len(nodes), step=last.get("step"), steps=record.steps,
         loss=_finite(last.get("loss")),

@@ -7,6 +7,7 @@ monotonic clock; no time of another host is compared with one of ours.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,18 @@ from typing import Any
 BEAT = 5.0  # seconds between two beats of a node
 HUNG = 124  # exit code of a job that was ended because it hung, as timeout(1) has it
 NO_HOST = 69  # EX_UNAVAILABLE: node 0 cannot be found, or says nothing
+PAUSE = 10.0  # seconds between two looks: this process itself was stopped, with the whole job
 QUIET = ("checkpoint", "eval", "ending")  # phases without steps
+FIRST = ("node-0000", "node-0000-00")  # the files of rank 0's supervisor, the second with one supervisor a rank
+
+
+def write(path: str, value: Any) -> None:
+    """The whole file or the old one: readers come at any time. Raises OSError, where a disk is full."""
+    draft = f"{path}.{os.uname().nodename}.{os.getpid()}.tmp"
+    with open(draft, "w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.write("\n")
+    os.replace(draft, path)
 
 
 class Refused(Exception):
@@ -42,6 +54,7 @@ class Told:
     pid: int = 0
     stacks: int = 0  # the signal that makes it write its stacks; 0: none
     hooked: bool = False  # it tells every step by itself, nothing was read out of a log
+    heard: int = 0  # bytes of its log that were read: whoever prints is alive, also where no pattern knows the words
 
 
 def progress(data: bytes) -> Told | None:

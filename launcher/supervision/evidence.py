@@ -226,9 +226,9 @@ def keep(prefix: str, folder: str) -> list[str]:
     """Dumps of flight recorders, moved from this node to where the logs are."""
     kept = []
     for path in glob.glob(glob.escape(prefix) + "*"):
-        if path.endswith(".pipe") or not 0 < os.path.getsize(path) <= DUMP:
-            continue
         with contextlib.suppress(OSError):
+            if path.endswith(".pipe") or not 0 < os.path.getsize(path) <= DUMP:
+                continue
             os.makedirs(os.path.join(folder, "flight"), 0o700, exist_ok=True)
             target = os.path.join(folder, "flight", path[len(prefix) :].zfill(5))
             shutil.copyfile(path, target)
@@ -258,7 +258,8 @@ def collect(
 ) -> list[Fact]:
     """All of it at once, within `seconds`; whoever is not done by then is left out."""
     until = time.monotonic() + seconds
-    os.makedirs(folder, 0o700, exist_ok=True)
+    with contextlib.suppress(OSError):  # a full disk keeps nothing, and the ranks are ended all the same
+        os.makedirs(folder, 0o700, exist_ok=True)
     facts: dict[int, Fact] = {}
 
     def one_rank(one: Rank) -> None:

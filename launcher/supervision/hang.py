@@ -9,20 +9,23 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from launcher.diagnose import Hang
-from launcher.supervision import QUIET, Fact, Told
+from launcher.supervision import PAUSE, QUIET, Fact, Told
 
 FACTOR = 10  # times the median step: a step that takes longer than ten others is none
 RECENT = 50  # steps that the median is taken of
 REPORTS = 3  # steps that are made before one is late, and lines before a log is believed to tell of all
-PAUSE = 10.0  # seconds between two looks: this process itself was stopped, with the whole job
 
 
 class Pace:
-    """The steps of one rank, as seen from here. Times are this machine's monotonic clock."""
+    """The steps of one rank, as seen from here. Times are this machine's monotonic clock.
+
+    `since` is the last sign of life. Where steps are read out of a log any output is one: an evaluation of 20 minutes
+    need not say a word that a pattern knows.
+    """
 
     def __init__(self, now: float) -> None:
         self.told = Told()
-        self.since = self.looked = now
+        self.since = self.stepped = self.looked = now
         self.gaps: deque[float] = deque(maxlen=RECENT)  # between two reports of steps
         self.steps: deque[float] = deque(maxlen=RECENT)  # the same for each step
         self.reports = 0
@@ -30,6 +33,7 @@ class Pace:
     def note(self, told: Told | None, now: float) -> None:
         if now - self.looked > PAUSE:
             self.since += now - self.looked
+            self.stepped += now - self.looked
         self.looked = now
         if told is None:
             return
@@ -38,13 +42,15 @@ class Pace:
         quiet = told.phase in QUIET or before.phase in QUIET
         if stepped:
             if self.reports and not quiet:
-                gap = now - self.since
+                gap = now - self.stepped
                 count = (told.step or 0) - (before.step or 0)
                 self.steps.append(gap / count if count > 0 else gap)
                 # a log may tell every tenth step, and is silent for ten; a rank by itself tells each
                 self.gaps.append(self.steps[-1] if told.hooked else gap)
             self.reports += 1
         if stepped or quiet:
+            self.since = self.stepped = now
+        elif not told.hooked and told.heard != before.heard:
             self.since = now
 
     @property

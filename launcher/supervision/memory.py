@@ -34,10 +34,10 @@ def files(groups: str, root: str = ROOT) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def killed(text: str) -> int:
-    """ "low 0\\nhigh 0\\nmax 12\\noom 1\\noom_kill 1\\n" is 1."""
+def killed(text: str) -> int | None:
+    """ "low 0\\nhigh 0\\nmax 12\\noom 1\\noom_kill 1\\n" is 1; None where an old kernel does not count."""
     found = re.search(r"^oom_kill (\d+)$", text, re.MULTILINE)
-    return int(found[1]) if found else 0
+    return int(found[1]) if found else None
 
 
 def count(root: str = ROOT) -> dict[str, int]:
@@ -51,11 +51,14 @@ def count(root: str = ROOT) -> dict[str, int]:
     for path in files(groups, root):
         try:
             with open(path, encoding="ascii") as file:
-                counted[path] = killed(file.read())
+                value = killed(file.read())
         except (OSError, ValueError):
             continue
+        if value is not None:
+            counted[path] = value
     return counted
 
 
-def grown(before: dict[str, int], after: dict[str, int]) -> int:
-    return max((after[path] - before.get(path, after[path]) for path in after), default=0)
+def grown(before: dict[str, int], after: dict[str, int]) -> int | None:
+    """None where nothing counts, which is not 0."""
+    return max((after[path] - before.get(path, after[path]) for path in after), default=None)

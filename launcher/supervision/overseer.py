@@ -13,25 +13,42 @@ import json
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from launcher import diagnose
 from launcher.diagnose import Hang, flight
-from launcher.supervision import BEAT, QUIET, Fact, Told, evidence, fact, hang, memory, patterns, progress, straggler
+from launcher.supervision import (
+    BEAT,
+    FIRST,
+    QUIET,
+    Fact,
+    Told,
+    evidence,
+    fact,
+    hang,
+    memory,
+    patterns,
+    progress,
+    straggler,
+    write,
+)
 
 LOOK = 1.0  # seconds between two looks at the ranks
 QUEUE = 20  # beats of other nodes that node 0 reads a second, at most
 GONE = 30.0  # seconds without a beat after which a node no longer answers
 ANSWER = evidence.SECONDS + 10  # seconds that the others get to write down their facts
 LATE = 10.0  # seconds after that until somebody else than node 0 concludes
+TURN = 0.05  # seconds between two of these: all at once would read 1,000 files on each of 1,000 nodes
+DUMPS = 512 << 20  # bytes of flight recorders' dumps that are read here, 10 s; `dslaunch diagnose` reads them all
 
 
 @dataclass(frozen=True)
 class Settings:
     node: int
-    nodes: int
+    nodes: int  # supervisors: one a node, or one a rank
     name: str  # of this supervisor's files: node-0001, or node-0001-03 with one supervisor a rank
     host: str
     attempt: int
@@ -47,6 +64,15 @@ class Settings:
     def folder(self) -> str:
         return os.path.join(self.logs, f"hang-{self.attempt}")
 
+    @property
+    def first(self) -> bool:
+        """The one that decides for all, as long as it lives: rank 0's."""
+        return self.name in FIRST
+
+    @property
+    def together(self) -> bool:
+        return self.shared and self.nodes > 1
+
 
 @dataclass
 class Followed:
@@ -59,14 +85,27 @@ class Followed:
     told: Told = field(default_factory=Told)
 
 
-def write(path: str, value: Any) -> None:
-    """Whole or not at all, best effort: a full disk must not end a training run."""
-    draft = f"{path}.{os.getpid()}.tmp"
+def leave(path: str, value: Any) -> None:
+    """Best effort: a full disk must not end a training run."""
     with contextlib.suppress(OSError):
-        with open(draft, "w", encoding="utf-8") as file:
-            json.dump(value, file)
-            file.write("\n")
-        os.replace(draft, path)
+        write(path, value)
+
+
+def beat_of(name: str) -> str:
+    """node-0001-03: beat-0001-03.json."""
+    return name.replace("node-", "beat-", 1) + ".json"
+
+
+def there(folder: str) -> bool:
+    """Whether a folder is there, and what is in it, as of now.
+
+    Opening it makes an NFS client ask again: a name that it once found missing stays missing to it for 30 s.
+    """
+    try:
+        os.close(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+    except OSError:
+        return False
+    return True
 
 
 def read(path: str) -> dict[str, Any] | None:
@@ -84,8 +123,14 @@ def once(path: str, value: Any) -> None:
     with contextlib.suppress(OSError):
         with open(draft, "w", encoding="utf-8") as file:
             json.dump(value, file)
-        with contextlib.suppress(FileExistsError):
+        try:
             os.link(draft, path)
+        except FileExistsError:
+            pass
+        except OSError:  # FUSE and SMB may have no links: of two that came at once the later one stays
+            if not os.path.exists(path):
+                os.replace(draft, path)
+                return
         os.unlink(draft)
 
 
@@ -107,7 +152,8 @@ class Overseer(threading.Thread):
         self.oom_before = memory.count()
         self.named: set[int] = set()
         self.note = ""
-        self.beaten = self.compared = float("-inf")
+        self.broken: set[str] = set()  # parts of ours that failed, each told once
+        self.beaten = self.compared = self.asked = float("-inf")
         self.suspected: float | None = None  # when this node noticed
         self.seen: dict[
             str, tuple[float, float]
@@ -116,16 +162,28 @@ class Overseer(threading.Thread):
     def run(self) -> None:
         while not self.ended.wait(LOOK if self.beaten > float("-inf") else 0):
             now = time.monotonic()
-            try:
-                self.look(now)
-                if self.hang is None and self.phase == "training":
-                    self.watch(now)
-            except OSError as error:  # the logs' file system is away: nothing is known, nothing is done
-                self.note = f"{error.strerror}: {error.filename}"
+            known = self.guarded(self.look, now)
+            if known and self.hang is None and self.phase == "training":
+                self.guarded(self.watch, now)
             if now - self.beaten >= BEAT:
                 self.beaten = now
-                self.beat(now)
-                self.compare(now)
+                self.guarded(self.beat, now)
+                self.guarded(self.compare, now)
+
+    def guarded(self, part: Callable[[float], None], now: float) -> bool:
+        """Whether it went well. A mistake of ours ends no training: without a beat this node would count as lost."""
+        try:
+            part(now)
+        except OSError as error:  # the logs' file system is away: nothing is known, nothing is done
+            self.note = f"{error.strerror}: {error.filename}"
+        except Exception as error:
+            self.note = f"{type(error).__name__}: {error}"
+            if part.__name__ not in self.broken:
+                self.broken.add(part.__name__)
+                traceback.print_exc()
+        else:
+            return True
+        return False
 
     def stop(self) -> None:
         """The last beat is that of a node that has ended its ranks."""
@@ -184,7 +242,7 @@ class Overseer(threading.Thread):
     def step(self) -> int | None:
         return min((one.told.step for one in self.ranks.values() if one.told.step is not None), default=None)
 
-    def oom_kills(self) -> int:
+    def oom_kills(self) -> int | None:
         return memory.grown(self.oom_before, memory.count())
 
     # The beat
@@ -218,22 +276,28 @@ class Overseer(threading.Thread):
             "oom_kills": self.oom_kills(),
             "note": self.note,
         }
-        write(os.path.join(self.settings.logs, self.settings.name.replace("node-", "beat-", 1) + ".json"), value)
+        leave(os.path.join(self.settings.logs, beat_of(self.settings.name)), value)
 
     def beats(self) -> dict[str, dict[str, Any]]:
         """Of all nodes whose ranks run, by file name; of this attempt."""
         found = {}
         for name in os.listdir(self.settings.logs):
             if name.startswith("beat-") and name.endswith(".json"):
-                value = read(os.path.join(self.settings.logs, name))
-                if value and value.get("attempt") == self.settings.attempt and value["phase"] != "ending":
+                value = self.other(name)
+                if value:
                     found[name] = value
         return found
 
+    def other(self, name: str) -> dict[str, Any] | None:
+        """The beat in this file, where it is one of this attempt and of ranks that run."""
+        value = read(os.path.join(self.settings.logs, name))
+        current = value and value.get("attempt") == self.settings.attempt and value.get("phase") != "ending"
+        return value if current else None
+
     def compare(self, now: float) -> None:
         """Name the ranks that the others wait for at every step: node 0 of all, else each node of its own."""
-        everywhere = self.settings.shared and self.settings.nodes > 1
-        if everywhere and self.settings.node:
+        everywhere = self.settings.together
+        if everywhere and not self.settings.first:
             return
         if now - self.compared < max(BEAT, self.settings.nodes / QUEUE):
             return
@@ -264,7 +328,7 @@ class Overseer(threading.Thread):
             floor=settings.floor,
             first_step=settings.first_step,
         )
-        together = settings.shared and settings.nodes > 1
+        together = settings.together
         suspect = os.path.join(settings.folder, f"suspect-{settings.name}")
         if stall is None and self.suspected is not None:
             self.suspected = None
@@ -272,19 +336,22 @@ class Overseer(threading.Thread):
                 os.unlink(suspect)
                 os.rmdir(settings.folder)
         elif stall and self.suspected is None:
-            self.suspected = now
             if together:
                 os.makedirs(settings.folder, 0o700, exist_ok=True)
+            self.suspected = now
+            if together:
                 self.beat(now)
                 once(suspect, asdict(stall))
         if not together:
             if stall:
                 self.conclude(stall, [])
             return
-        if not os.path.isdir(settings.folder):
+        if not there(settings.folder):
             return
         call = os.path.join(settings.folder, "collect")
-        if not os.path.exists(call) and (settings.node == 0 or self.alone(now)):
+        often = min(BEAT, settings.nodes / QUEUE)  # beats of 1,000 nodes are not read each second
+        if not os.path.exists(call) and now - self.asked >= often and (settings.first or self.alone(now)):
+            self.asked = now
             suspects = [name for name in os.listdir(settings.folder) if name.startswith("suspect-")]
             said = read(os.path.join(settings.folder, min(suspects))) if suspects else None
             if said and self.still(float(said["limit"])):
@@ -307,7 +374,7 @@ class Overseer(threading.Thread):
         """Whether this node noticed long ago and node 0 gives no sign: its beat did not change while ours did."""
         if self.suspected is None or now - self.suspected < GONE:
             return False
-        return not any(value["node"] == 0 for name, value in self.beats().items() if self.fresh(name, now))
+        return not any(self.other(name) and self.fresh(name, now) for name in map(beat_of, FIRST))
 
     def fresh(self, name: str, now: float) -> bool:
         """A beat that changed within the last 30 s of our own clock, as far as we have looked."""
@@ -349,17 +416,16 @@ class Overseer(threading.Thread):
             folder=settings.folder,
             recorder=settings.recorder,
         )
-        write(os.path.join(settings.folder, f"{settings.name}.json"), {"facts": [asdict(one) for one in found]})
+        leave(os.path.join(settings.folder, f"{settings.name}.json"), {"facts": [asdict(one) for one in found]})
         path = os.path.join(settings.folder, "verdict.json")
-        if settings.node and others:
-            until += LATE
+        if others and not settings.first:
+            until += LATE + TURN * settings.node
         heard: dict[str, list[Fact]] = {settings.name: found}
-        while not os.path.exists(path):
-            for name in others:
-                value = None if name in heard else read(os.path.join(settings.folder, f"{name}.json"))
-                if value:
-                    heard[name] = [fact(row) for row in value["facts"]]
-            if time.monotonic() > until or (settings.node == 0 and len(heard) > len(others)):
+        while not (there(settings.folder) and os.path.exists(path)):
+            late = time.monotonic() > until
+            if settings.first or late:
+                self.hear(heard, others)
+            if late or (settings.first and len(heard) > len(others)):
                 once(path, asdict(self.judged(stall, heard, others)))
                 break
             time.sleep(0.5)
@@ -368,21 +434,35 @@ class Overseer(threading.Thread):
         self.say(f"hang at step {verdict.step}: {verdict.why}")
         self.hang = verdict
 
+    def hear(self, heard: dict[str, list[Fact]], others: list[str]) -> None:
+        """What the others have written down by now."""
+        with contextlib.suppress(OSError):
+            names = set(os.listdir(self.settings.folder))
+            for name in others:
+                new = name not in heard and f"{name}.json" in names
+                value = read(os.path.join(self.settings.folder, f"{name}.json")) if new else None
+                if value:
+                    heard[name] = [fact(row) for row in value["facts"]]
+
     def judged(self, stall: hang.Stall, heard: Mapping[str, list[Fact]], others: list[str]) -> Hang:
         beats = self.beats() if others else {}
         silent: dict[str, tuple[int, ...]] = {}
         for name in others:
-            value = beats.get(name.replace("node-", "beat-", 1) + ".json")
+            value = beats.get(beat_of(name))
             if name not in heard and value:
                 silent[str(value["host"])] = tuple(sorted(map(int, value["ranks"])))
         facts = [one for rows in heard.values() for one in rows]
         found = hang.verdict(facts, seconds=stall.seconds, limit=stall.limit, silent=silent)
         folder = os.path.join(self.settings.folder, "flight")
-        if found.kind in ("unknown", "all wait") and os.path.isdir(folder):
+        if found.kind in ("unknown", "all wait") and os.path.isdir(folder) and size(folder) <= DUMPS:
             dumps, _ = flight.read(folder)
             hosts = {one.rank: one.host for one in facts}
             found = flight.verdict(dumps, found, hosts=hosts, alive=[one.rank for one in facts])
         return found
+
+
+def size(folder: str) -> int:
+    return sum(entry.stat().st_size for entry in os.scandir(folder))
 
 
 def to_json(found: Hang | None) -> Any:

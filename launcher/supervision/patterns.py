@@ -53,6 +53,8 @@ class Reader:
         try:
             with open(self.path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
+                if size < self.at:  # somebody has emptied it
+                    self.at, self.begun = 0, b""
                 if size - self.at > CHUNK:
                     self.at, self.begun = size - CHUNK, b""
                 file.seek(self.at)
@@ -63,7 +65,7 @@ class Reader:
         *whole, self.begun = re.split(rb"[\r\n]+", self.begun[-LONG:] + new)
         for line in whole:
             self.line(line.decode("utf-8", "replace"))
-        return self.told if self.told != Told() else None
+        return replace(self.told, heard=self.at) if self.told != Told() else None
 
     def line(self, text: str) -> None:
         text = COLOUR.sub("", text[:LONG]) if "\x1b" in text else text[:LONG]

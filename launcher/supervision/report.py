@@ -26,9 +26,10 @@ def diagnosis(logs: Mapping[str, int], evidence: Evidence, *, kernel: str, since
             starts[path] = max(start, os.path.getsize(path) - SEARCHED)
     told = recent(dmesg(), since)
     if told:
-        with open(kernel, "w", encoding="utf-8") as file:
-            file.write(told)
-        starts[kernel] = 0
+        with contextlib.suppress(OSError):  # a full disk
+            with open(kernel, "w", encoding="utf-8") as file:
+                file.write(told)
+            starts[kernel] = 0
     return diagnose.to_json(explain.diagnose(list(starts), evidence, starts=starts))
 
 

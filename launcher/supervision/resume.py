@@ -16,7 +16,7 @@ from typing import Any, Callable  # noqa: UP035  # of typing, for Python 3.8
 
 from launcher import diagnose
 from launcher.checkpoints import Choice, choose
-from launcher.supervision import NO_HOST, Refused
+from launcher.supervision import FIRST, NO_HOST, PAUSE, Refused, write
 
 SILENCE = 120.0  # seconds without a beat of node 0 after which nobody waits for its choice; it has one every 5 s
 PR_SET_PDEATHSIG = 1
@@ -126,9 +126,9 @@ def before_convert() -> None:
 
 def awaited(logs: str, attempt: int, pause: Pause) -> dict[str, Any]:
     """What node 0 has chosen, once it has."""
-    beats = [os.path.join(logs, name) for name in ("beat-0000.json", "beat-0000-00.json")]
+    beats = [os.path.join(logs, name.replace("node-", "beat-") + ".json") for name in FIRST]
     changed: list[int] = []
-    at = time.monotonic()
+    at = looked = time.monotonic()
     while True:
         with contextlib.suppress(OSError, ValueError):
             with open(os.path.join(logs, f"resume-{attempt}.json"), encoding="utf-8") as file:
@@ -138,17 +138,10 @@ def awaited(logs: str, attempt: int, pause: Pause) -> dict[str, Any]:
         for beat in beats:
             with contextlib.suppress(OSError):
                 stamps.append(os.stat(beat).st_mtime_ns)
-        if stamps != changed:
-            changed, at = stamps, time.monotonic()
-        if time.monotonic() - at > SILENCE:
+        now = time.monotonic()
+        if stamps != changed or now - looked > PAUSE:  # a job that was suspended: node 0 was as well
+            changed, at = stamps, now
+        looked = now
+        if now - at > SILENCE:
             raise Refused(f"node 0 has not said within {SILENCE:.0f} s which checkpoint to go on from", code=NO_HOST)
         pause(0.5, "waiting for node 0 to choose a checkpoint")
-
-
-def write(path: str, value: Any) -> None:
-    """By rename; the others wait for it, so a disk that is full is said here."""
-    draft = f"{path}.{os.getpid()}.tmp"
-    with open(draft, "w", encoding="utf-8") as file:
-        json.dump(value, file)
-        file.write("\n")
-    os.replace(draft, path)

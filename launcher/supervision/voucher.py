@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from typing import Any
 
@@ -22,10 +23,12 @@ class Voucher(threading.Thread):
     def run(self) -> None:
         looked: dict[str, Any] = {}
         while not self.over.wait(self.every):
-            looked = vouch.look(self.directory, looked)
-        vouch.look(self.directory, looked, over=True)
+            with contextlib.suppress(OSError):  # the file system is away for a while
+                looked = vouch.look(self.directory, looked)
+        with contextlib.suppress(OSError):
+            vouch.look(self.directory, looked, over=True)
 
-    def finish(self) -> None:
+    def finish(self, seconds: float) -> None:
         """Nobody writes any more: what is whole now is vouched for at once."""
         self.over.set()
-        self.join(LAST)
+        self.join(seconds)

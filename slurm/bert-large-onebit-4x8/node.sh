@@ -56,5 +56,6 @@ export DSLAUNCH_STEPS=90000
 export DSLAUNCH_SEQ_LEN=128
 exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 4 --per-node 8 \
+  --hang 300 --first-step 1800 --steps 90000 --stage 0 --model-parallel 1 --vouch \
   --logs "$logs" --shared-logs -- \
   python3 -u pretrain.py --deepspeed_config "$here/ds_config.json"

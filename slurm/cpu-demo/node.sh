@@ -29,6 +29,7 @@ export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no fla
 export DSLAUNCH_CHECKPOINT_DIR=checkpoints/cpu-demo
 exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 2 --per-node 2 \
+  --hang 300 --first-step 1800 --steps 200 --stage 3 --model-parallel 1 \
   --logs "$logs" --shared-logs -- \
   python3 -u "$here/node/train_gpt.py" --deepspeed_config "$here/ds_config.json" --steps 200 --seq-len \
   128 --layers 4 --hidden 128 --heads 4 --vocab 256 --checkpoint-dir checkpoints/cpu-demo \

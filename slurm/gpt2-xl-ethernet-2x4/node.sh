@@ -42,6 +42,7 @@ export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no fla
 export DSLAUNCH_CHECKPOINT_DIR=checkpoints/gpt2-xl-ethernet-2x4
 exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 2 --per-node 4 \
+  --hang 300 --first-step 1800 --steps 50000 --stage 1 --model-parallel 1 \
   --logs "$logs" --shared-logs -- \
   python3 -u "$here/node/train_gpt.py" --deepspeed_config "$here/ds_config.json" --steps 50000 \
   --seq-len 1024 --layers 48 --hidden 1600 --heads 25 --vocab 50257 --checkpoint-dir \

@@ -43,5 +43,6 @@ export DSLAUNCH_STEPS=5000
 export DSLAUNCH_SEQ_LEN=2048
 exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 1 --per-node 8 \
+  --hang 300 --first-step 1800 --steps 5000 --stage 3 --model-parallel 1 --vouch \
   --logs "$logs" --shared-logs -- \
   python3 -u train.py --deepspeed_config "$here/ds_config.json"

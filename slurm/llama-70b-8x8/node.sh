@@ -61,5 +61,6 @@ export DSLAUNCH_STEPS=20000
 export DSLAUNCH_SEQ_LEN=4096
 exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 8 --per-node 8 \
+  --hang 300 --first-step 1800 --steps 20000 --stage 3 --model-parallel 1 --vouch \
   --logs "$logs" --shared-logs -- \
   python3 -u train.py --deepspeed_config "$here/ds_config.json"

@@ -53,6 +53,7 @@ export DSLAUNCH_STEPS=2000
 export DSLAUNCH_SEQ_LEN=512
 exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 1 --per-node 4 \
+  --hang 300 --first-step 1800 --steps 2000 --stage 3 --model-parallel 1 --vouch \
   --logs "$logs" --shared-logs -- \
   python3 -u finetune_lora.py --rank 8 --alpha 16 --targets q_proj,v_proj --deepspeed_config \
   "$here/ds_config.json"

@@ -44,5 +44,6 @@ export DSLAUNCH_STEPS=10000
 export DSLAUNCH_SEQ_LEN=4096
 exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 4 --per-node 8 \
+  --hang 300 --first-step 1800 --steps 10000 --stage 2 --model-parallel 1 --vouch \
   --logs "$logs" --shared-logs -- \
   python3 -u train.py --deepspeed_config "$here/ds_config.json"

@@ -48,5 +48,6 @@ export DSLAUNCH_STEPS=500000
 export DSLAUNCH_SEQ_LEN=512
 exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 4 --per-node 8 \
+  --hang 300 --first-step 1800 --steps 500000 --stage 1 --model-parallel 1 --vouch \
   --logs "$logs" --shared-logs -- \
   python3 -u -m t5.pretrain --corpus /data/c4 --deepspeed_config "$here/ds_config.json"

@@ -1,5 +1,9 @@
 """Kubernetes: manifests that any kubectl applies, and the cluster asked about them."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from launcher.backends.kubernetes.manifests import (
     DIGEST,
     ENTRY,
@@ -10,54 +14,25 @@ from launcher.backends.kubernetes.manifests import (
     REASON,
     RUN,
     checking,
+    grace,
     manifests,
     notes,
     preflight,
     recovers,
     render,
 )
-from launcher.backends.kubernetes.server import (
-    SETTLE,
-    UID,
-    cancel,
-    changes,
-    drain,
-    events,
-    evidence,
-    logs,
-    look_up,
-    state,
-    states,
-    submit,
-    verdict,
-)
 
 __all__ = [
-    "DIGEST",
-    "ENTRY",
-    "GRACE",
-    "HERE",
-    "JOIN",
-    "MOUNT",
-    "REASON",
-    "RUN",
-    "SETTLE",
-    "UID",
-    "cancel",
-    "changes",
-    "checking",
-    "drain",
-    "events",
-    "evidence",
-    "logs",
-    "look_up",
-    "manifests",
-    "notes",
-    "preflight",
-    "recovers",
-    "render",
-    "state",
-    "states",
-    "submit",
-    "verdict",
-]
+    "DIGEST", "ENTRY", "GRACE", "HERE", "JOIN", "MOUNT", "REASON", "RUN", "SETTLE", "UID", "cancel", "changes",
+    "checking", "drain", "events", "evidence", "grace", "logs", "look_up", "manifests", "notes", "preflight",
+    "recovers", "render", "state", "states", "submit", "verdict",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """What asks the cluster is loaded once it is asked for: to render manifests takes none of it."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__} has no attribute {name}")
+    from launcher.backends.kubernetes import server
+
+    return getattr(server, name)

@@ -11,6 +11,7 @@ import shlex
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 from typing import Any
 
 from launcher import bundle as bundles
@@ -18,6 +19,7 @@ from launcher import nccl, setting, yamldoc
 from launcher.bundle import Bundle, File
 from launcher.errors import Problem, UserError
 from launcher.plan import Plan
+from launcher.plan.checkpoint import SLACK_SECONDS, SLOWEST_WRITE
 from launcher.preflight import Setting, pods
 from launcher.spec import JobSpec, Preflight, Volume
 
@@ -26,7 +28,8 @@ MOUNT = "/opt/dslaunch"
 LOGS = "/tmp/dslaunch-logs"  # noqa: S108 - inside the pod, which nobody shares
 PORT = 23456  # the operator's default, named so that its Service carries it
 SHM = "/dev/shm"  # noqa: S108 - where NCCL and data loaders expect it
-GRACE = 120  # seconds between a pod's SIGTERM and its end: time for a checkpoint
+GRACE = 120  # seconds between a pod's SIGTERM and its end, at least: time for a checkpoint
+CLOSING = 20  # of them for the supervisor to kill, sweep and report
 ARCHIVE = f"{bundles.CODE}.zip"
 HERE = "/tmp/dslaunch"  # noqa: S108 - where a pod puts it together: a mounted ConfigMap cannot be written to
 APPLY_LIMIT = 260_000  # bytes of JSON: `kubectl apply` writes it into an annotation too, and those end at 262,144
@@ -160,14 +163,14 @@ def manifests(plan: Plan) -> list[dict[str, Any]]:
     """The job, behind the ConfigMap that it mounts."""
     spec = plan.spec
     told = _setting(spec, plan, spec.name) if spec.checks_nodes else None
-    # what the ranks get to save in; the rest is for the supervisor to kill, sweep and report
-    flags = [f"--grace {GRACE - 20}"]
+    flags = [f"--grace {grace(plan) - CLOSING}"]  # what the ranks get to save in
     if not recovers(plan):
-        return _documents(spec, spec.name, bundles.common(plan, told, flags=flags, submitted_from=False), TRAIN)
+        files = bundles.common(plan, told, flags=flags, submitted_from=False)
+        return _documents(spec, spec.name, files, TRAIN, ending=grace(plan))
     files = bundles.common(plan, told, flags=[*flags, "--shared-logs"], submitted_from=False)
     there = {file.path for file in files}
     more = [bundles.node_file(name) for name in POD if f"node/{name}" not in there]
-    return _documents(spec, spec.name, [*files, *more], _again(plan), recovers=True)
+    return _documents(spec, spec.name, [*files, *more], _again(plan), recovers=True, ending=grace(plan))
 
 
 def recovers(plan: Plan) -> bool:
@@ -176,12 +179,19 @@ def recovers(plan: Plan) -> bool:
     return bool(plan.spec.recover.attempts and found and not found.read_only)
 
 
+def grace(plan: Plan) -> int:
+    """Seconds to end the step, to save as slowly as a slow write does, and to close: 1.5 x 40 + 60 + 12 = 132."""
+    write = plan.saving.write_seconds if plan.saving else 0.0
+    step = plan.time.seconds if plan.time else 0.0
+    return max(GRACE, ceil(SLOWEST_WRITE * write + SLACK_SECONDS + step))
+
+
 def _bundle(name: str) -> str:
     return f"{name}-bundle"
 
 
 def _documents(
-    spec: JobSpec, name: str, files: Sequence[File], start: str, *, recovers: bool = False
+    spec: JobSpec, name: str, files: Sequence[File], start: str, *, recovers: bool = False, ending: int = 30
 ) -> list[dict[str, Any]]:
     training = start != CHECK
     options = spec.kubernetes
@@ -199,7 +209,7 @@ def _documents(
         paths[_key(path)] = path
         part = {_key(path): archive[start_of : start_of + PART]}
         config_maps.append(_config_map(spec, f"{name}-code-{number}", labels, binaryData=part))
-    template = _template(spec, labels, _mounted(config_maps, paths), start, recovers)
+    template = _template(spec, labels, _mounted(config_maps, paths), start, recovers, ending)
     # ExitCode: a pod that ends with 128 or more is deleted and created again, and less ends the job
     replica: dict[str, Any] = {"restartPolicy": "ExitCode" if recovers else "Never", "template": template}
     replicas: dict[str, Any] = {"Master": {"replicas": 1, **replica}}
@@ -304,7 +314,7 @@ def _again(plan: Plan) -> str:
 
 
 def _template(
-    spec: JobSpec, labels: dict[str, str], bundle: dict[str, Any], start: str, recovers: bool
+    spec: JobSpec, labels: dict[str, str], bundle: dict[str, Any], start: str, recovers: bool, ending: int
 ) -> dict[str, Any]:
     options, training = spec.kubernetes, start != CHECK
     assert spec.box is not None
@@ -352,7 +362,7 @@ def _template(
     pod: dict[str, Any] = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": GRACE if training else 30,
+        "terminationGracePeriodSeconds": ending,
         "securityContext": security,
         "containers": [container],
         "volumes": volumes,

@@ -300,10 +300,10 @@ def judge(
     said = [_counted(one, total) for one in found]
     gang = _partial(pods, total, now)
     if gang or said:
-        stuck = "cannot start: " if any(one.stuck for one in found) else ""
-        return replace(
-            status, detail="; ".join([*([gang] if gang else []), *([stuck + said[0], *said[1:3]] if said else [])])
-        )
+        stuck = any(one.stuck for one in found)
+        head = "cannot start: " if stuck else ""
+        detail = "; ".join([*([gang] if gang else []), *([head + said[0], *said[1:3]] if said else [])])
+        return replace(status, detail=detail, stuck=stuck)
     return status
 
 

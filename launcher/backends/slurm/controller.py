@@ -15,7 +15,6 @@ from launcher.backends.slurm import queue
 from launcher.backends.slurm.queue import NO_ANSWER, parse_state, states
 from launcher.backends.slurm.script import ENTRY
 from launcher.errors import Problem, Unreachable, UserError
-from launcher.plan import Plan
 from launcher.run import Result, Run
 from launcher.runs.submit import ANSWER, Unsent
 from launcher.spec import JobSpec
@@ -25,7 +24,8 @@ def submit(folder: Path, spec: JobSpec, run: Run, *, after: str = "") -> str:
     """The job id. Raises UserError with Slurm's own words, Unreachable when there was no answer.
 
     The run's id is the job's name, which nothing else ever has: the job can be looked up by it whether or not
-    sbatch was answered, and as a singleton at most one of that name runs. `after` is a job that has to end first.
+    sbatch was answered, and as a singleton at most one of that name runs. `after` is what has to
+    end first, 7:9.
     """
     places = [str(folder), str((folder / "submitted-from").resolve())]
     odd = [place for place in places if any(c in place for c in ',: "')]
@@ -104,21 +104,6 @@ def environment(environ: Mapping[str, str], spec: JobSpec) -> dict[str, str]:
         for name, value in environ.items()
         if name == "SLURM_CONF" or not (name in secret or name.startswith(("SBATCH_", "SLURM_", "SRUN_")))
     }
-
-
-def notes(plan: Plan, environ: Mapping[str, str]) -> list[str]:
-    """What is left out, and what will surprise."""
-    found = [
-        f"{name}={environ[name]} in this shell does not reach the job: say it in the job file (slurm.{option})"
-        for name in sorted(environ)
-        if name.startswith("SBATCH_") and (option := name.removeprefix("SBATCH_").lower())
-    ]
-    resources = plan.spec.resources
-    if resources.gpus_per_node and not resources.cpus_per_node:
-        found.append(
-            f"resources.cpus_per_node is not given: many sites then give one core to {plan.spec.per_node} ranks"
-        )
-    return found
 
 
 def _sbatch(folder: Path, *flags: str) -> list[str]:

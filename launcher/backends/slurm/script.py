@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from launcher import bundle as bundles
@@ -95,6 +96,21 @@ def _check(spec: JobSpec) -> None:
         )
     if problems:
         raise UserError(*problems)
+
+
+def notes(plan: Plan, environ: Mapping[str, str]) -> list[str]:
+    """What is left out, and what will surprise."""
+    found = [
+        f"{name}={environ[name]} in this shell does not reach the job: say it in the job file (slurm.{option})"
+        for name in sorted(environ)
+        if name.startswith("SBATCH_") and (option := name.removeprefix("SBATCH_").lower())
+    ]
+    resources = plan.spec.resources
+    if resources.gpus_per_node and not resources.cpus_per_node:
+        found.append(
+            f"resources.cpus_per_node is not given: many sites then give one core to {plan.spec.per_node} ranks"
+        )
+    return found
 
 
 def minutes(time: str) -> int:
