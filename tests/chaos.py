@@ -317,7 +317,9 @@ def disk_full(lab: Lab) -> Cost:
     attempts, ended = told(folder, "attempt"), told(folder, "ended")[0]
     kept = ended["checkpoint"] > 0
     passed = len(attempts) == 1 and kept
-    return Cost(verdict="PASS" if passed else "FAIL", note=f"{finished['why'][:70]}; step {ended['checkpoint']} kept")
+    return Cost(
+        verdict="PASS" if passed else "FAIL", note=f"{finished['why'][:110]}; step {ended['checkpoint']} kept"
+    )
 
 
 def damaged(
