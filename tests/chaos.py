@@ -135,7 +135,8 @@ class Lab:
             last = max(
                 (row for row in metrics(folder) if row["time"] < begun(folder, 1)), key=lambda row: row["step"]
             )
-            since = max(at, last["time"])
+            # a rank that is let go after a hang may make a last step
+            since = at if chosen else max(at, last["time"])
             found, acted = sign(folder), executed(folder)
             cost = Cost(max(0, last["step"] - after[0]["step"] + 1), after[0]["time"] - since)
             cost.found, cost.acted = max(0.0, found - since), acted - max(found, since)
