@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shlex
 import string
 import subprocess
@@ -517,3 +518,13 @@ def test_shellcheck_finds_nothing_in_what_is_rendered(tmp_path):
     command = [SHELLCHECK, "--shell=bash", "--severity=warning", "--exclude=SC1090,SC1091", *files]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout + done.stderr == ""
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "srun"])
+def test_no_host_key_password_or_banner_can_stop_a_job_that_uses_no_ssh(launcher):
+    """Scenario 77: ranks are started by Slurm or this machine, and nothing asks DeepSpeed to find hosts by itself."""
+    made = plan.make(spec.load(f"name: a\nmodel: gpt-demo\ntrain: {{launcher: {launcher}}}\n", name="j").spec)
+    rendered = slurm.render(made)
+    for name in (slurm.ENTRY, "node.sh", "node/supervise.py", "node/rank.py", "node/recover.py"):
+        words = re.findall(r"[\w.-]+", rendered.text(name))
+        assert not {"ssh", "pdsh", "scp", "--hostfile"} & set(words), name
