@@ -69,8 +69,9 @@ UNSHRUNK = [Phase.explicit, Phase.reuse, Phase.generate]  # a dozen processes an
 # --- a sandbox ----------------------------------------------------------------------------------------------
 
 # Programs that node.sh and job.sbatch may start, and what they are made to do here.
-RECORD = (
-    "/bin/cat /proc/$$/cmdline >'{records}'/$$.{name}.argv; /bin/cat /proc/$$/environ >'{records}'/$$.{name}.env\n"
+RECORD = (  # one that is killed while it writes has nothing to say
+    "exec 3>&2 2>/dev/null; /bin/cat /proc/$$/cmdline >'{records}'/$$.{name}.argv\n"
+    "/bin/cat /proc/$$/environ >'{records}'/$$.{name}.env; exec 2>&3 3>&-\n"
 )
 FAKES = {
     "scontrol": "echo host1",

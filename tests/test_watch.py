@@ -369,8 +369,9 @@ def test_on_a_terminal_it_is_live_follows_a_resize_and_ctrl_c_leaves_the_job_alo
     run = local(tmp_path, TRAINS.replace("0.1", "0.5"))
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}  # those would win
     child = subprocess.Popen([DSLAUNCH, "watch", run], stdin=side, stdout=side, stderr=side, cwd=tmp_path,
-                             start_new_session=True, env={**os.environ, "TERM": "xterm-256color"})  # fmt: skip
+                             start_new_session=True, env={**env, "TERM": "xterm-256color"})  # fmt: skip
     os.close(side)
 
     def until(pattern: str) -> str:
