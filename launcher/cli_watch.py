@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,16 @@ def ended(views: Iterable[View]) -> bool:
     return all(exit_code(view) is not None for view in views)
 
 
+def rounds(files: Sequence[Files]) -> Iterator[list[View]]:
+    """What there is to see, again and again, until all runs are over."""
+    while True:
+        views = look(files)
+        yield views
+        if ended(views):
+            return
+        time.sleep(LOOK)
+
+
 def tell(files: Sequence[Files]) -> list[View]:
     """Each change as a line of JSON."""
     import json
@@ -95,16 +105,13 @@ def tell(files: Sequence[Files]) -> list[View]:
     from launcher.runs.view import changes
 
     before: dict[str, View] = {}
-    while True:
-        views = look(files)
+    for views in rounds(files):
         for view in views:
             for change in changes(before.get(view.run), view, time.time()):
                 click.echo(json.dumps(change))
             before[view.run] = view
         sys.stdout.flush()
-        if ended(views):
-            return views
-        time.sleep(LOOK)
+    return views
 
 
 def lines(files: Sequence[Files]) -> list[View]:
@@ -114,8 +121,7 @@ def lines(files: Sequence[Files]) -> list[View]:
 
     before: dict[str, View] = {}
     said: dict[str, float] = {}
-    while True:
-        views = look(files)
+    for views in rounds(files):
         for view in views:
             was = before.get(view.run)
             kinds = {change["kind"] for change in changes(was, view, time.time())} - {"event", "progress", "node"}
@@ -131,9 +137,7 @@ def lines(files: Sequence[Files]) -> list[View]:
                 said[view.run] = time.monotonic()
             before[view.run] = view
         sys.stdout.flush()
-        if ended(views):
-            return views
-        time.sleep(LOOK)
+    return views
 
 
 def live(files: Sequence[Files]) -> list[View]:

@@ -91,7 +91,7 @@ def test_the_same_job_again_is_the_run_that_lives_and_another_one_into_its_check
     assert len(runs.known(root)) == 3
 
 
-def _begin_in_child(one: Order, root: Path) -> int:
+def begin_in_child(one: Order, root: Path) -> int:
     pid = os.fork()
     if pid == 0:
         try:
@@ -106,12 +106,12 @@ def test_kill_9_of_a_local_start_leaves_one_process_tree_or_none(tmp_path, root,
     """scenario 55: 40 times; the next command finds it, and the same command leaves exactly one."""
     launch.begin(order(tmp_path, name="warm"), root, run)
     begun = time.monotonic()
-    os.waitpid(_begin_in_child(order(tmp_path, name="first"), root), 0)
+    os.waitpid(begin_in_child(order(tmp_path, name="first"), root), 0)
     took = time.monotonic() - begun
     dice, seen = random.Random(3), Counter()
     for number in range(40):
         one = order(tmp_path, name=f"here{number}")
-        pid = _begin_in_child(one, root)
+        pid = begin_in_child(one, root)
         while number % 4 and not runs.known(root, name=one.spec.name):
             time.sleep(0)
         time.sleep(dice.uniform(0, took))
@@ -133,7 +133,7 @@ def test_kill_9_of_a_local_start_leaves_one_process_tree_or_none(tmp_path, root,
 
 def test_two_at_once_on_this_machine_are_one(tmp_path, root):
     """scenario 56"""
-    children = [_begin_in_child(order(tmp_path), root) for _ in range(6)]
+    children = [begin_in_child(order(tmp_path), root) for _ in range(6)]
     for pid in children:
         os.waitpid(pid, 0)
     (folder,) = runs.known(root)

@@ -112,6 +112,20 @@ def test_an_agent_that_dies_or_hangs_is_named_and_the_spare_trains(site, slurm, 
     assert (verdict["code"], verdict["excluded"]) == (10, ["node2"])
 
 
+def without_node2(site, slurm, asked: dict) -> str:  # noqa: F811
+    """The run of a job that completes on the other nodes, as node2 does not see the runs."""
+    blind = site.folder / "dslaunch-runs"
+    blind.mkdir()
+    assert slurm.exec("node2", ["mount", "-t", "tmpfs", "tmpfs", str(blind)]).returncode == 0
+    try:
+        run = site.submit(asked)
+        assert site.wait(run, seconds=150)["state"] == "completed", site.log(run)[-3000:]
+    finally:
+        slurm.exec("node2", ["umount", str(blind)])
+    assert [(site.folder / f"rank-{i}").read_text() for i in range(3)] == ["node1", "node3", "node4"]
+    return run
+
+
 def test_a_node_that_does_not_see_the_run_is_replaced_by_a_spare(site, slurm):  # noqa: F811
     program = "import os; open('rank-' + os.environ['RANK'], 'w').write(os.uname().nodename)"
     train = {"command": ["python3", "-c", program], "launcher": "srun", "global_batch": 12, "zero": 0, "steps": 10}
@@ -124,15 +138,7 @@ def test_a_node_that_does_not_see_the_run_is_replaced_by_a_spare(site, slurm):  
         "venv": sys.prefix,
         "slurm": {"time": "10"},
     }
-    blind = site.folder / "dslaunch-runs"
-    blind.mkdir()
-    assert slurm.exec("node2", ["mount", "-t", "tmpfs", "tmpfs", str(blind)]).returncode == 0
-    try:
-        run = site.submit(asked)
-        assert site.wait(run, seconds=150)["state"] == "completed", site.log(run)[-3000:]
-    finally:
-        slurm.exec("node2", ["umount", str(blind)])
-    assert [(site.folder / f"rank-{i}").read_text() for i in range(3)] == ["node1", "node3", "node4"]
+    run = without_node2(site, slurm, asked)
     assert "3 nodes are ready without node2" in site.log(run)
 
 
@@ -149,15 +155,7 @@ def test_with_too_few_healthy_nodes_the_job_goes_again_without_them(site, slurm)
         "venv": sys.prefix,
         "slurm": {"time": "10"},
     }
-    blind = site.folder / "dslaunch-runs"
-    blind.mkdir()
-    assert slurm.exec("node2", ["mount", "-t", "tmpfs", "tmpfs", str(blind)]).returncode == 0
-    try:
-        run = site.submit(asked)
-        assert site.wait(run, seconds=150)["state"] == "completed", site.log(run)[-3000:]
-    finally:
-        slurm.exec("node2", ["umount", str(blind)])
-    assert [(site.folder / f"rank-{i}").read_text() for i in range(3)] == ["node1", "node3", "node4"]
+    run = without_node2(site, slurm, asked)
     assert "submitted again as job" in site.log(run)
 
 

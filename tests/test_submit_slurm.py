@@ -14,6 +14,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from test_launch import begin_in_child
 
 from launcher import cli, launch, runs
 from launcher.backends import slurm as backend
@@ -68,28 +69,18 @@ def dslaunch(*arguments: str, **options: object) -> subprocess.CompletedProcess[
     return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)  # type: ignore[call-overload]
 
 
-def child(one: Order, root: Path) -> int:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            launch.begin(one, root, run)
-        finally:
-            os._exit(0)
-    return pid
-
-
 def test_kill_9_at_any_moment_leaves_one_job_or_none_and_the_next_command_says_which(here, capsys):
     """scenario 55: 36 times, with as many next commands at once; then the same command leaves exactly one."""
     root = here / "dslaunch-runs"
     orders = [order(f"once{number}") for number in range(36)]
     launch.begin(order("warm"), root, run)  # everything is loaded
     begun = time.monotonic()
-    os.waitpid(child(orders[0], root), 0)
+    os.waitpid(begin_in_child(orders[0], root), 0)
     took = time.monotonic() - begun
     dice = random.Random(7)
     seen: Counter = Counter()
     for number, one in enumerate(orders[1:]):
-        pid = child(one, root)
+        pid = begin_in_child(one, root)
         while number % 3 and not runs.known(root, name=one.spec.name):  # two of three from sbatch's start on
             time.sleep(0)
         time.sleep(dice.uniform(0, took))

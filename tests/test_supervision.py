@@ -882,7 +882,7 @@ def test_the_hook_costs_less_than_five_microseconds_a_collective(tmp_path):
 import time, types
 import dslaunch_pulse as p
 group = types.SimpleNamespace(group_name="0")
-call, wait = p._noted(lambda self: None, "all_reduce", p._pulse), p._waited(lambda self: None, p._pulse)
+call, wait = p._noted(lambda self: None, p._pulse, "all_reduce"), p._noted(lambda self: None, p._pulse)
 best = 1e9
 for _ in range(20):
     begun = time.perf_counter()

@@ -184,31 +184,18 @@ def watch() -> None:
     for name, what in COLLECTIVES.items():
         original = getattr(group, name, None)
         if original is not None:
-            setattr(group, name, _noted(original, what, _pulse))
-    work.wait = _waited(work.wait, _pulse)
+            setattr(group, name, _noted(original, _pulse, what))
+    work.wait = _noted(work.wait, _pulse)
 
 
-def _noted(original: Callable[..., Any], name: str, pulse: _Pulse) -> Callable[..., Any]:
+def _noted(original: Callable[..., Any], pulse: _Pulse, name: str = "") -> Callable[..., Any]:
+    """A collective that notes itself while it runs; without a name it waits for the one that began last."""
     what, view, clock = name.encode(), pulse.view, time.monotonic
 
     def call(self: Any, *arguments: Any, **options: Any) -> Any:
         started = clock()
-        pulse.last = tail = pulse.enter(self, what)
-        view[TAIL : TAIL + len(tail)] = tail
-        try:
-            return original(self, *arguments, **options)
-        finally:
-            view[TAIL : TAIL + IDLE_BYTES] = NOTHING
-            pulse.waited += clock() - started
-
-    return call
-
-
-def _waited(original: Callable[..., Any], pulse: _Pulse) -> Callable[..., Any]:
-    view, clock = pulse.view, time.monotonic
-
-    def wait(self: Any, *arguments: Any, **options: Any) -> Any:
-        started = clock()
+        if what:
+            pulse.last = pulse.enter(self, what)
         tail = pulse.last
         view[TAIL : TAIL + len(tail)] = tail
         try:
@@ -217,7 +204,7 @@ def _waited(original: Callable[..., Any], pulse: _Pulse) -> Callable[..., Any]:
             view[TAIL : TAIL + IDLE_BYTES] = NOTHING
             pulse.waited += clock() - started
 
-    return wait
+    return call
 
 
 def _begin() -> None:
