@@ -19,6 +19,9 @@ PACKAGE = Path(launcher.__file__).parent
 LAYERS = [
     ["launcher", "launcher.errors"],
     ["launcher.yamldoc", "launcher.jsondoc"],
+    ["launcher.spec.words"],
+    ["launcher.spec.train", "launcher.spec.software", "launcher.spec.slurm", "launcher.spec.kubernetes"],
+    ["launcher.spec.machines", "launcher.spec.check"],
     ["launcher.spec"],
     ["launcher.huggingface"],
     ["launcher.facts"],

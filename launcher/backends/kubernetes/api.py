@@ -100,7 +100,7 @@ LINES = (
     ("memory", ("resources", "memory")),
     ("metadata.name", ("name",)),
     ("namespaces", ("kubernetes", "namespace")),
-    ("PodSecurity", ("kubernetes", "run_as_user")),
+    ("PodSecurity", ("kubernetes", "security", "run_as_user")),
 )  # fmt: skip
 
 

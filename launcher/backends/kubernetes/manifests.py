@@ -21,7 +21,8 @@ from launcher.errors import Problem, UserError
 from launcher.plan import Plan
 from launcher.plan.checkpoint import SLACK_SECONDS, SLOWEST_WRITE
 from launcher.preflight import Setting, pods
-from launcher.spec import JobSpec, Preflight, Volume
+from launcher.spec import JobSpec, Preflight
+from launcher.spec.kubernetes import Volume
 
 ENTRY = "manifests.yaml"
 MOUNT = "/opt/dslaunch"
@@ -107,10 +108,13 @@ def _check(spec: JobSpec, plan: Plan | None, *, training: bool) -> None:
 def _pod_problems(spec: JobSpec) -> Iterator[Problem]:
     """What the API server takes inside a PyTorchJob, to fail at every pod for ever."""
     options = spec.kubernetes
-    for key in ("gpu_resource", "rdma_resource"):
-        name = getattr(options, key)
-        if name and "/" not in name:
-            yield Problem(f"{key} {name} has no domain", "such as nvidia.com/gpu or rdma/hca", ("kubernetes", key))
+    name = options.gpu_resource
+    if "/" not in name:
+        yield Problem(f"gpu_resource {name} has no domain", "such as nvidia.com/gpu", ("kubernetes", "gpu_resource"))
+    for name in options.network.resources:
+        if "/" not in name:
+            at = ("kubernetes", "network", "resources", name)
+            yield Problem(f"resource {name} has no domain", "such as rdma/hca", at)
     for index, row in enumerate(options.tolerations):
         at = ("kubernetes", "tolerations", index)
         if row.operator == "Exists" and row.value:
@@ -351,11 +355,11 @@ def _template(
         # requests too: a gang scheduler adds up requests and forgets what stands in limits alone
         container["resources"] = {"limits": dict(amounts), "requests": dict(amounts)}
     security: dict[str, Any] = {"seccompProfile": {"type": "RuntimeDefault"}}
-    if options.run_as_user:
+    if options.security.run_as_user:
         security = {
             "runAsNonRoot": True,
-            "runAsUser": options.run_as_user,
-            "fsGroup": options.run_as_user,
+            "runAsUser": options.security.run_as_user,
+            "fsGroup": options.security.run_as_user,
             "fsGroupChangePolicy": "OnRootMismatch",  # a volume of checkpoints takes minutes to walk through
             **security,
         }
@@ -406,6 +410,5 @@ def _amounts(spec: JobSpec) -> dict[str, str]:
         amounts["memory"] = f"{size}i" if size[-1] in "KMGT" else f"{size}Mi"
     if resources.gpus_per_node:
         amounts[options.gpu_resource] = str(resources.gpus_per_node)
-    if options.rdma_resource:
-        amounts[options.rdma_resource] = str(options.rdma_count)
+    amounts.update(options.network.resources)
     return amounts

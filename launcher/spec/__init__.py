@@ -1,0 +1,202 @@
+"""JobSpec: what the user asks for. Field names are the job file's keys; its sections are the modules beside this.
+
+Annotations are evaluated as the classes are made: reading a job file then needs no second look at them.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Union
+
+from launcher import yamldoc
+from launcher.errors import Path, Problem, UserError
+from launcher.spec.check import NOT_YOUR_PREFIXES, NOT_YOURS, SECRET_NAME, SECRET_VALUE, contradictions
+from launcher.spec.kubernetes import Kubernetes
+from launcher.spec.machines import Environment, Preflight, Recover, Resources, Service, Site, Sweep
+from launcher.spec.slurm import Slurm
+from launcher.spec.software import Code, Conda, Container, Modules, Secret, Stage, Tracking, Uv
+from launcher.spec.train import Lora, LrSchedule, Optimizer, Shape, Train
+from launcher.spec.words import FilePath, Image, Line, Module, Name, Section, Text, Variable
+from launcher.yamldoc import Help
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class JobSpec(Section):
+    """One training job."""
+
+    name: Annotated[Name, Help("names the run, the Slurm job and the pods")]
+    model: Annotated[
+        Union[FilePath, Shape, None],  # noqa: UP007 - read at run time on 3.10
+        Help(
+            "a preset (`dslaunch presets`), a path to a Hugging Face config.json, or a shape; absent: the program "
+            "brings its own configuration, and nothing is predicted"
+        ),
+    ] = None
+    train: Train = field(default_factory=Train)
+    resources: Resources = field(default_factory=Resources)
+    services: Annotated[tuple[Service, ...], Help("programs that run beside the training")] = ()
+    sweep: Annotated[Sweep | None, Help("the same job for several values")] = None
+    preflight: Preflight = field(default_factory=Preflight)
+    recover: Recover = field(default_factory=Recover)
+    environment: Environment = field(default_factory=Environment)
+    env: Annotated[dict[Variable, Text], Help("variables for every rank, byte for byte")] = field(
+        default_factory=dict
+    )
+    code: Annotated[
+        Code | Literal["none", "git", "copy"], Help("whether the code is taken along as it is when submitting")
+    ] = "none"
+    modules: Annotated[
+        Modules | tuple[Module, ...], Help("environment modules, loaded in this order after a purge; or a section")
+    ] = ()
+    stage: Annotated[tuple[Stage, ...], Help("copied to every node's local disk first")] = ()
+    local_disk: Annotated[FilePath | None, Help("of a node; absent: $SLURM_TMPDIR, $TMPDIR or /tmp")] = None
+    venv: Annotated[FilePath | None, Help("a Python virtual environment, activated on every node")] = None
+    conda: Annotated[Conda | FilePath | None, Help("a conda environment, by name or path; or a section")] = None
+    uv: Annotated[Uv | FilePath | None, Help("a uv project's directory; or a section")] = None
+    container: Annotated[Image | Container | None, Help("an image; or a section")] = None
+    setup: Annotated[tuple[Line, ...], Help("shell lines run on every node before training")] = ()
+    tracking: Tracking = field(default_factory=Tracking)
+    secrets: Annotated[dict[Variable, Secret], Help("variables whose values never appear in a file")] = field(
+        default_factory=dict
+    )
+    paths: Annotated[dict[Name, FilePath], Help("names for a site's places: {path: data, append: /c4} reads one")] = (
+        field(default_factory=dict)
+    )
+    slurm: Slurm = field(default_factory=Slurm)
+    kubernetes: Kubernetes = field(default_factory=Kubernetes)
+    site: Annotated[Site, Help("what a site file says of itself")] = field(default_factory=Site)
+
+    @property
+    def per_node(self) -> int:
+        """Ranks on one node: one per GPU, or `processes_per_node` on CPU."""
+        return self.resources.gpus_per_node or self.resources.processes_per_node or 1
+
+    @property
+    def world(self) -> int:
+        return self.resources.nodes * self.per_node
+
+    @property
+    def checks_nodes(self) -> bool:
+        """Whether a preflight comes before training."""
+        asked, resources = self.preflight.run, self.resources
+        return (
+            (resources.nodes > 1 and resources.gpus_per_node > 0) or resources.spares > 0
+            if asked == "auto"
+            else asked
+        )
+
+    @property
+    def box(self) -> Container | None:
+        return Container(self.container) if isinstance(self.container, str) else self.container
+
+    @property
+    def module_section(self) -> Modules:
+        return self.modules if isinstance(self.modules, Modules) else Modules(load=self.modules)
+
+
+@dataclass(frozen=True)
+class Document:
+    """A job with the files it came from, so that any later problem finds its line."""
+
+    spec: JobSpec
+    root: yamldoc.Node
+
+    def place(self, problem: Problem) -> Problem:
+        if problem.where or not problem.at:
+            return problem
+        return Problem(problem.message, problem.hint, problem.at, str(yamldoc.place(self.root, problem.at)))
+
+    def origins(self) -> list[tuple[Path, str]]:
+        """Where each value that was given stands: (("train", "steps"), "job.yaml:7:3")."""
+        found: list[tuple[Path, str]] = []
+
+        def visit(node: yamldoc.Node, path: Path, mark: yamldoc.Mark) -> None:
+            if isinstance(node, yamldoc.Table):
+                for key, child in node.entries.items():
+                    visit(child, (*path, key), node.keys[key])
+            else:
+                found.append((path, str(mark)))
+
+        visit(self.root, (), self.root.mark)
+        return found
+
+
+__all__ = [
+    "NOT_YOURS",
+    "NOT_YOUR_PREFIXES",
+    "SECRET_NAME",
+    "SECRET_VALUE",
+    "Code",
+    "Conda",
+    "Container",
+    "Document",
+    "Environment",
+    "JobSpec",
+    "Kubernetes",
+    "Lora",
+    "LrSchedule",
+    "Modules",
+    "Name",
+    "Optimizer",
+    "Preflight",
+    "Recover",
+    "Resources",
+    "Secret",
+    "Section",
+    "Service",
+    "Shape",
+    "Site",
+    "Slurm",
+    "Stage",
+    "Sweep",
+    "Tracking",
+    "Train",
+    "Uv",
+    "load",
+]  # fmt: skip
+
+SPEC_AT_TOP = "a job file is a section with keys: name, model, train, resources, ..."
+
+
+def load(
+    text: str,
+    *,
+    name: str,
+    site: tuple[str, str] | None = None,
+    overrides: Iterable[str] = (),
+    environ: Mapping[str, str] | None = None,
+) -> Document:
+    """Job text over site text (name, text), `--set` over both. Raises UserError with every mistake."""
+    job = yamldoc.parse(text, name=name)
+    problems: list[Problem] = []
+    blank = re.compile(r"\s*(#.*)?\Z")
+    layers = []
+    if site and not all(blank.match(line) for line in site[1].splitlines()):  # an empty site file says nothing
+        layers.append(yamldoc.parse(site[1], name=site[0]))
+    layers.append(job)
+    for layer in layers:
+        if not isinstance(layer, yamldoc.Table):
+            problems.append(Problem(SPEC_AT_TOP, where=str(layer.mark)))
+    if problems:
+        raise UserError(*problems)
+    for override in overrides:
+        layers.append(yamldoc.assignment(override))
+    root = layers[0]
+    for layer in layers[1:]:
+        root = yamldoc.merge(root, layer)
+    if isinstance(root, yamldoc.Table):  # what is missing is missing from the job file
+        root = yamldoc.Table(root.entries, root.keys, job.mark)
+    root = yamldoc.from_environment(root, environ or {}, problems, kind=JobSpec, secret=SECRET_NAME.regex)
+    try:
+        spec = yamldoc.read(root, JobSpec)
+    except UserError as error:
+        named = {problem.where for problem in problems}  # a variable that is missing is one mistake
+        rest = [problem for problem in error.problems if problem.where not in named]
+        raise UserError(*problems, *rest) from None
+    if problems:
+        raise UserError(*problems)
+    document = Document(spec, root)
+    problems = [document.place(problem) for problem in contradictions(spec)]
+    if problems:
+        raise UserError(*problems)
+    return document

@@ -1,0 +1,142 @@
+"""Fields that cannot stand together, and names that cannot be set."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from launcher.errors import Path, Problem
+from launcher.yamldoc import Matches
+
+if TYPE_CHECKING:
+    from launcher.spec import JobSpec
+
+
+def contradictions(spec: JobSpec) -> list[Problem]:
+    """Fields that cannot stand together, and names that cannot be set."""
+    found: list[Problem] = []
+    programs = [key for key in ("script", "module", "command") if getattr(spec.train, key)]
+    if len(programs) > 1:
+        found.append(
+            Problem(
+                f"{' and '.join(programs)} are both given; a rank runs one program",
+                hint=f"keep train.{programs[0]}",
+                at=("train", programs[1]),
+            )
+        )
+    if spec.train.command == ():
+        found.append(Problem("command is an empty list: nothing would run", at=("train", "command")))
+    if spec.train.args and spec.train.command:
+        found.append(Problem("args belong to script or module; a command holds its own", at=("train", "args")))
+    flag = spec.train.config_flag or "--deepspeed_config"
+    given = [i for i, word in enumerate(spec.train.args) if word.split("=")[0] in (flag, flag.replace("_", "-"))]
+    if given and flag != "none" and (spec.train.script or spec.train.module):
+        found.append(
+            Problem(
+                f"{flag} stands in args, and dslaunch hands its own config over with it",
+                hint="train.deepspeed: for keys of yours, or config_flag: none to bring the whole config",
+                at=("train", "args", given[0]),
+            )
+        )
+    resources = spec.resources
+    if resources.gpus_per_node and resources.processes_per_node not in (None, resources.gpus_per_node):
+        found.append(
+            Problem(
+                f"processes_per_node {resources.processes_per_node} with {resources.gpus_per_node} GPUs: "
+                "DeepSpeed runs one rank per GPU",
+                hint="leave processes_per_node out",
+                at=("resources", "processes_per_node"),
+            )
+        )
+    if resources.gpu and not resources.gpus_per_node:
+        found.append(
+            Problem(
+                f"gpu {resources.gpu} is named but gpus_per_node is 0: this would train on CPU",
+                hint="set resources.gpus_per_node",
+                at=("resources", "gpu"),
+            )
+        )
+    if not spec.preflight.stages:
+        hint = "leave stages out, or preflight.run: false"
+        found.append(Problem("a preflight without a stage checks nothing", hint=hint, at=("preflight", "stages")))
+    given = [key for key in ("venv", "conda", "uv") if getattr(spec, key)]
+    if len(given) > 1:
+        found.append(Problem(f"{' and '.join(given)} are both given", hint="keep one", at=(given[1],)))
+    for key, value in spec.env.items():
+        found += _env_problems(key, value)
+    for where, words in (("args", spec.train.args), ("command", spec.train.command or ())):
+        for index, word in enumerate(words):
+            if SECRET_VALUE.regex.fullmatch(word):
+                message = "this looks like a secret, and command lines are written to files and seen by everybody"
+                hint = "secrets: {NAME: {from_env: NAME}} hands it over in a variable"
+                found.append(Problem(message, hint, ("train", where, index)))
+    for key, secret in spec.secrets.items():
+        at: Path = ("secrets", key)
+        if key in spec.env:
+            found.append(Problem(f"{key} stands in env and in secrets", hint="keep it in secrets", at=at))
+        if not (secret.from_env or secret.from_file or secret.secret):
+            found.append(
+                Problem(f"secret {key} has no source", hint="give from_env, from_file, or secret and key", at=at)
+            )
+        if secret.from_env and secret.from_file:
+            found.append(Problem(f"secret {key} has two sources", hint="keep from_env or from_file", at=at))
+        if bool(secret.secret) != bool(secret.key):
+            found.append(Problem(f"secret {key} needs both secret and key for Kubernetes", at=at))
+        found += [Problem(p.message, p.hint, at) for p in _env_problems(key, "")]
+    return found
+
+
+# Variables a job file may not set: each would take effect before or beneath what dslaunch arranges.
+NOT_YOURS = {
+    "BASH_ENV": "bash runs that file before the script",
+    "ENV": "sh runs that file before the script",
+    "LD_PRELOAD": "it is loaded into every process, bash and srun included",
+    "LD_AUDIT": "it is loaded into every process, bash and srun included",
+    "SHELLOPTS": "it changes how the script itself is read",
+    "BASHOPTS": "it changes how the script itself is read",
+    "IFS": "it changes how the script itself is read",
+    "PS4": "bash expands it as a command line",
+    **dict.fromkeys(["UID", "EUID", "PPID"], "bash refuses to change it"),
+    **dict.fromkeys(
+        """RANDOM SRANDOM SECONDS LINENO EPOCHSECONDS EPOCHREALTIME PIPESTATUS FUNCNAME GROUPS DIRSTACK HISTCMD
+        OPTIND SHLVL PWD OLDPWD BASHPID EXECIGNORE _""".split(),
+        "bash gives it a value or a meaning of its own",
+    ),
+    **dict.fromkeys(["here", "logs", "value"], "node.sh itself uses it"),
+    "RANK": "the launcher sets it on every rank",
+    "LOCAL_RANK": "the launcher sets it on every rank",
+    "WORLD_SIZE": "the launcher sets it on every rank",
+    "CUDA_VISIBLE_DEVICES": "the scheduler and the launcher hand out the devices",
+    "NODE_RANK": "the scheduler's side sets it on every node",
+    "MASTER_ADDR": "the scheduler's side sets it on every node",
+    "MASTER_PORT": "the scheduler's side sets it on every node",
+}
+NOT_YOUR_PREFIXES = {
+    "SLURM_": "Slurm sets it",
+    "SBATCH_": "sbatch reads it as an option",
+    "SRUN_": "srun reads it as an option",
+    "BASH_FUNC_": "bash takes it for a function",
+    "BASH_": "bash gives it a value or a meaning of its own",
+    "PET_": "torchrun reads it as an option",
+    "TORCHELASTIC_": "torchrun sets it",
+    "DSLAUNCH_": "dslaunch sets it",
+}
+SECRET_NAME = Matches(
+    r"(?i:.*(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|APIKEY|API_KEY|ACCESS_KEY|SECRET_KEY|CREDENTIALS?))", ""
+)
+SECRET_VALUE = Matches(
+    r"(?s:.*(hf_[A-Za-z0-9]{20}|sk-[A-Za-z0-9_-]{20}|gh[pousr]_[A-Za-z0-9]{20}|(AKIA|ASIA)[A-Z0-9]{16}"
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}).*)",
+    "",
+)
+
+
+def _env_problems(key: str, value: str) -> list[Problem]:
+    at: Path = ("env", key)
+    prefix = next((prefix for prefix in NOT_YOUR_PREFIXES if key.startswith(prefix)), None)
+    reason = NOT_YOURS.get(key) or (NOT_YOUR_PREFIXES[prefix] if prefix else None)
+    if reason:
+        return [Problem(f"{key} cannot be set from a job file: {reason}", hint="remove it", at=at)]
+    if value and (SECRET_NAME.regex.fullmatch(key) or SECRET_VALUE.regex.fullmatch(value)):
+        hint = f"secrets: {{{key}: {{from_env: {key}}}}} hands it over without writing it anywhere"
+        return [Problem(f"{key} looks like a secret, and env is written to files", hint=hint, at=at)]
+    return []

@@ -1,0 +1,248 @@
+"""What only Kubernetes is told."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from launcher.spec.words import (
+    Argument,
+    Count,
+    DnsName,
+    FilePath,
+    Image,
+    Label,
+    LabelKey,
+    Name,
+    Quantity,
+    Section,
+    Text,
+    Token,
+    Variable,
+    Whole,
+)
+from launcher.yamldoc import Help, Matches, Range
+
+Labels = Annotated[dict[LabelKey, Label], Help("labels")]
+Annotations = Annotated[dict[LabelKey, Text], Help("annotations")]
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Nfs(Section):
+    server: Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9.:-]*", "a host")]
+    path: FilePath
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Csi(Section):
+    driver: DnsName
+    attributes: dict[str, Text] = field(default_factory=dict)
+    secret: Annotated[DnsName | None, Help("nodePublishSecretRef")] = None
+    fs_type: Token | None = None
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Scratch(Section):
+    """A volume of the pod's own: an emptyDir, or a claim made with it where a storage class is named."""
+
+    size: Quantity | None = None
+    memory: Annotated[bool, Help("in memory, counted as the pod's")] = False
+    storage_class: Annotated[DnsName | None, Help("a generic ephemeral volume: local NVMe")] = None
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Volume(Section):
+    """One of claim, nfs, csi, host_path, scratch, config_map, secret."""
+
+    mount: Annotated[FilePath, Help("where it appears in the pod")]
+    claim: Annotated[DnsName | None, Help("name of a PersistentVolumeClaim")] = None
+    nfs: Nfs | None = None
+    csi: Csi | None = None
+    host_path: Annotated[FilePath | None, Help("a directory of the node: beyond Pod Security's baseline")] = None
+    host_path_type: (
+        Literal["Directory", "DirectoryOrCreate", "File", "Socket", "CharDevice", "BlockDevice"] | None
+    ) = None
+    scratch: Scratch | None = None
+    config_map: DnsName | None = None
+    secret: DnsName | None = None
+    sub_path: FilePath | None = None
+    read_only: bool = False
+    name: Annotated[Name | None, Help("of the volume in the pod; for sidecars and patches")] = None
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Toleration(Section):
+    key: LabelKey | None = None
+    operator: Literal["Exists", "Equal"] = "Exists"
+    value: Label | None = None
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    seconds: Annotated[Whole | None, Help("tolerationSeconds, of NoExecute")] = None
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class NodeTerm(Section):
+    key: LabelKey
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"] = "In"
+    values: tuple[Label, ...] = ()
+    weight: Annotated[Annotated[int, Range(1, 100)] | None, Help("preferred so much; absent: required")] = None
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class PodTerm(Section):
+    """Pods of which kind have to be near, or away."""
+
+    topology_key: LabelKey
+    labels: Annotated[dict[LabelKey, Label], Help("of those pods; absent: the job's own")] = field(
+        default_factory=dict
+    )
+    away: Annotated[bool, Help("anti-affinity")] = False
+    weight: Annotated[Annotated[int, Range(1, 100)] | None, Help("preferred so much; absent: required")] = None
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Spread(Section):
+    topology_key: LabelKey
+    max_skew: Count = 1
+    when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"] = "DoNotSchedule"
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Queueing(Section):
+    """Kueue: which queue, at what priority, how close together."""
+
+    name: Annotated[Label, Help("LocalQueue")]
+    priority: Annotated[Label | None, Help("WorkloadPriorityClass")] = None
+    topology: Annotated[LabelKey | None, Help("all pods below one node of this level: a rack")] = None
+    topology_required: Annotated[bool, Help("else as close as it can be")] = True
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Gang(Section):
+    """All pods start together, or none."""
+
+    by: Annotated[
+        Literal["operator", "volcano", "coscheduling"],
+        Help("operator: whichever the training operator was given; else a PodGroup of that scheduler's"),
+    ] = "operator"
+    queue: Annotated[Label | None, Help("Volcano's queue")] = None
+    min_available: Annotated[Count | None, Help("absent: all pods")] = None
+    timeout: Annotated[Count | None, Help("seconds to wait for all of them")] = None
+    scheduler: Annotated[DnsName | None, Help("schedulerName, where it is not the usual one")] = None
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Elastic(Section):
+    """Between so many and so many pods; torchrun meets again at every change."""
+
+    min: Count
+    max: Count
+    max_restarts: Whole = 0
+    backend: Literal["c10d", "etcd", "etcd-v2"] = "c10d"
+    endpoint: Annotated[
+        Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?", "host:port")] | None, Help("of etcd")
+    ] = None
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class RunPolicy(Section):
+    clean_pods: Literal["Running", "All", "None"] | None = None
+    ttl: Annotated[Whole | None, Help("seconds after which a finished job is removed")] = None
+    deadline: Annotated[Count | None, Help("seconds; activeDeadlineSeconds")] = None
+    backoff_limit: Annotated[
+        Whole | None, Help("PyTorchJob: restarts that the operator counts; ours are recover.attempts")
+    ] = None
+    max_restarts: Annotated[Whole | None, Help("JobSet: restarts of the whole gang")] = None
+    suspend: bool = False
+    managed_by: LabelKey | None = None
+    restart_policy: Literal["Never", "OnFailure", "Always", "ExitCode"] | None = None
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Network(Section):
+    """How pods reach the fabric. `profile: auto`: the fabric's own row brings resources, annotations, sidecars."""
+
+    profile: Annotated[Token, Help("auto: by resources.fabric; none; or a name of `dslaunch presets --networks`")] = (
+        "auto"
+    )
+    devices: Annotated[Count | None, Help("of the profile's resource, per pod; absent: the profile's")] = None
+    resources: Annotated[dict[LabelKey, Quantity], Help("further extended resources: {rdma/hca: 8}")] = field(
+        default_factory=dict
+    )
+    multus: Annotated[tuple[Token, ...], Help("networks to attach: [default/rdma-0, default/rdma-1]")] = ()
+    claim_template: Annotated[DnsName | None, Help("DRA: a ResourceClaimTemplate, of a ComputeDomain say")] = None
+    host_network: Annotated[
+        bool, Help("the node's own: beyond Pod Security's baseline; brings DNS policy and a port of the job's own")
+    ] = False
+    hugepages: Annotated[Quantity | None, Help("hugepages-2Mi")] = None
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Security(Section):
+    """The default is admitted by the restricted profile; each of these goes beyond it, and is said."""
+
+    run_as_user: Annotated[Whole | None, Help("uid in the pod; absent leaves it to the image; 0 is root")] = None
+    run_as_group: Whole | None = None
+    fs_group: Whole | None = None
+    root: Annotated[bool, Help("the image's user may be root: beyond the restricted profile")] = False
+    allow_ipc_lock: Annotated[bool, Help("IPC_LOCK for RDMA: violates baseline and restricted")] = False
+    capabilities: Annotated[tuple[Token, ...], Help("further ones, such as SYS_PTRACE")] = ()
+    privileged: bool = False
+    host_ipc: bool = False
+    seccomp: Annotated[Token | None, Help("RuntimeDefault; Unconfined; a Localhost profile's path")] = None
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Sidecar(Section):
+    name: Name
+    image: Image
+    command: tuple[Argument, ...] = ()
+    args: tuple[Argument, ...] = ()
+    env: dict[Variable, Text] = field(default_factory=dict)
+    mounts: Annotated[dict[Name, FilePath], Help("by the volume's name")] = field(default_factory=dict)
+    resources: Annotated[dict[LabelKey, Quantity], Help("requests and limits alike")] = field(default_factory=dict)
+    init: Annotated[bool, Help("runs, and ends, before the ranks start")] = False
+    privileged: bool = False
+
+
+@dataclass(frozen=True, repr=False, eq=False)
+class Kubernetes(Section):
+    kind: Annotated[Literal["pytorchjob", "trainjob", "jobset"], Help("which object")] = "pytorchjob"
+    trainer: Annotated[
+        Annotated[str, Matches(r"2\.[0-9]+", "2.0, 2.1, 2.2")],
+        Help("Kubeflow Trainer installed, for a trainjob: up to 2.1 podTemplateOverrides, from 2.2 runtimePatches"),
+    ] = "2.2"
+    runtime: Annotated[DnsName, Help("trainjob: the ClusterTrainingRuntime it refers to")] = "torch-distributed"
+    runtime_kind: Literal["ClusterTrainingRuntime", "TrainingRuntime"] = "ClusterTrainingRuntime"
+    namespace: DnsName | None = None
+    queue: Annotated[Queueing | Label | None, Help("Kueue's LocalQueue, or a section")] = None
+    gang: Annotated[Gang | bool, Help("all pods start together: needs an operator with a gang scheduler")] = True
+    elastic: Annotated[Elastic | None, Help("pytorchjob: elasticPolicy")] = None
+    run_policy: RunPolicy = field(default_factory=RunPolicy)
+    priority_class: DnsName | None = None
+    service_account: DnsName | None = None
+    service_account_token: Annotated[bool, Help("mounted; ranks do not need it")] = False
+    image_pull_secrets: tuple[DnsName, ...] = ()
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+    runtime_class: DnsName | None = None
+    gpu_resource: Annotated[LabelKey, Help("the resource that a GPU is")] = "nvidia.com/gpu"
+    network: Network = field(default_factory=Network)
+    shm: Annotated[Quantity, Help("size of /dev/shm, in memory")] = "16Gi"
+    ephemeral_storage: Quantity | None = None
+    node_selector: dict[LabelKey, Label] = field(default_factory=dict)
+    node_affinity: tuple[NodeTerm, ...] = ()
+    pod_affinity: tuple[PodTerm, ...] = ()
+    spread: tuple[Spread, ...] = ()
+    exclude: Annotated[tuple[DnsName, ...], Help("never these nodes, by name")] = ()
+    tolerations: tuple[Toleration, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+    sidecars: tuple[Sidecar, ...] = ()
+    env_from: Annotated[tuple[DnsName, ...], Help("ConfigMaps whose keys become variables")] = ()
+    secret_env_from: Annotated[tuple[DnsName, ...], Help("Secrets whose keys become variables")] = ()
+    security: Security = field(default_factory=Security)
+    grace: Annotated[Count | None, Help("seconds between SIGTERM and the end; absent: what saving takes")] = None
+    labels: Annotated[dict[LabelKey, Label], Help("of the job and its pods")] = field(default_factory=dict)
+    annotations: Annotated[dict[LabelKey, Text], Help("of the job")] = field(default_factory=dict)
+    pod_labels: dict[LabelKey, Label] = field(default_factory=dict)
+    pod_annotations: dict[LabelKey, Text] = field(default_factory=dict)
+    patch: Annotated[
+        dict[str, Any] | FilePath | None,
+        Help("laid over the job object last, by Kubernetes' strategic merge: a section, or a YAML file"),
+    ] = None
