@@ -106,7 +106,11 @@ def test_fault_01_the_broken_line_is_shown(refused):
         ("Resources: {}", "job.yaml:3:1: unknown key `Resources`", "did you mean `resources`?"),
         ("container: {image: x, zzz: 1}", "job.yaml:3:23: unknown key `zzz`", "known here: image, runtime, mounts"),
         ('"\\e[2Jx": 1', "job.yaml:3:1: unknown key `\\x1b[2Jx`", "known here: name"),
-        ("slurm: {gpus_as: gre}", "job.yaml:3:18: expected gpus-per-node, gres, gpus-per-task, gpus or none, found `gre`", "`gres`?"),
+        (
+            "slurm: {gpus_as: gre}",
+            "job.yaml:3:18: expected gpus-per-node, gres, gpus-per-task, gpus or none, found `gre`",
+            "`gres`?",
+        ),
         ("resources: {gpu: h10, gpus_per_node: 1}", "no GPU type `h10` in the table", "known here: a100-40gb"),
         ("train: {optimizer: onebit_adam}", "table has no optimizer `onebit_adam`", "`OneBitAdam`?"),
         (
