@@ -29,8 +29,8 @@ F = TypeVar("F", bound="Callable[..., Any]")
 
 ORDER = (
     "init", "presets", "probe", "schema", "plan", "lint", "explain", "config", "env", "hostfile", "preflight",
-    "local", "slurm", "k8s", "runs", "status", "watch", "wait", "logs", "diagnose", "attach", "cancel", "resume",
-    "checkpoints",
+    "sites", "render", "submit", "local", "slurm", "k8s", "runs", "status", "watch", "wait", "logs", "diagnose",
+    "attach", "cancel", "resume", "checkpoints",
 )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def job_file(command: F) -> F:
     return click.argument("job", metavar="JOB")(site_option(set_option(command)))
 
 
-site_option = click.option("--site", metavar="FILE", help="Defaults laid under the job file.")
+site_option = click.option("--site", metavar="NAME|FILE", help="What a cluster is like; laid under the job file.")
 again_option = click.option("--again", is_flag=True, help="Also when this very job is queued or runs already.")
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="A.B=C", help="A value laid over it; repeatable."
@@ -142,10 +142,10 @@ def _model_file(document: Document, job: str) -> str | None:
 
 def read(job: str, site: str | None, overrides: tuple[str, ...], *, text: str | None = None) -> Document:
     """The job file over the site's defaults. `text` when it is read already."""
-    from launcher import spec
+    from launcher import sites, spec
 
     text = _text(job) if text is None else text
-    site = site or os.environ.get("DSLAUNCH_SITE") or _site_file()
+    site = sites.path(site, os.environ)
     under = (site, _text(site)) if site else None
     return spec.load(text, name=_name(job), site=under, overrides=overrides, environ=os.environ)
 
@@ -165,12 +165,6 @@ def placed(document: Document, error: Exception) -> Exception:
     return type(error)(*(document.place(problem) for problem in getattr(error, "problems", ())))
 
 
-def _site_file() -> str | None:
-    base = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")  # noqa: PTH111 - pathlib starts slowly
-    path = os.path.join(base, "dslaunch", "site.yaml")  # noqa: PTH118
-    return path if os.path.isfile(path) else None  # noqa: PTH113
-
-
 def _base(job: str) -> Path:
     from pathlib import Path
 
@@ -185,9 +179,13 @@ def tell(notes: Any) -> None:
 
 
 def render(backend: Any, document: Document, made: Plan) -> Bundle:
-    from launcher.errors import UserError
+    from launcher.errors import Problem, UserError
 
+    ours, theirs = backend.__name__.rpartition(".")[2], made.spec.site.backend
     try:
+        if theirs not in (None, ours):
+            hint = "dslaunch submit goes where the site says; --site names another one"
+            raise UserError(Problem(f"the site is {theirs}, and this is for {ours}", hint, ("site", "backend")))
         bundle: Bundle = backend.render(made)
     except UserError as error:
         raise placed(document, error) from None
@@ -230,15 +228,40 @@ def plan(
     tell(made.notes)
 
 
-@cli.command()
+@cli.group(short_help="Print the job as it is read, or its DeepSpeed config.")
+def config() -> None:
+    """Print what a job file amounts to."""
+
+
+@config.command("deepspeed")
 @job_file
-def config(job: str, site: str | None, overrides: tuple[str, ...]) -> None:
+def config_deepspeed(job: str, site: str | None, overrides: tuple[str, ...]) -> None:
     """Print the DeepSpeed config."""
     from launcher.bundle import config_json
 
     _, made = load(job, site, overrides)
     click.echo(config_json(made.config), nl=False)
     tell(made.notes)
+
+
+@config.command("show", short_help="Print the job: the site's values, the job file's, and those of --set.")
+@job_file
+@click.option("--origin", is_flag=True, help="Say behind each value where it stands.")
+@click.option("--defaults", is_flag=True, help="Also what nobody gave.")
+@click.option("--json", "as_json", is_flag=True, help="Field, value and origin as JSON.")
+def config_show(
+    job: str, site: str | None, overrides: tuple[str, ...], origin: bool, defaults: bool, as_json: bool
+) -> None:
+    """Print the job that site, job file and --set make together; the result is a job file itself."""
+    from launcher import origins
+    from launcher.show import dumps
+
+    found = origins.rows(read(job, site, overrides), defaults=defaults)
+    if as_json:
+        rows = [{"field": ".".join(map(str, path)), "value": value, "origin": where} for path, value, where in found]
+        click.echo(dumps(rows))
+    else:
+        click.echo(origins.text(found, origin=origin), nl=False)
 
 
 @cli.command(short_help="Print every rank's variables as exports, with reasons.")
@@ -761,6 +784,70 @@ def k8s(job: str, site: str | None, overrides: tuple[str, ...], runs: str | None
         click.echo(bundle.text(bundle.entry), nl=False)
         return
     told_started(start("kubernetes", job, document, made, bundle, runs), runs, "PyTorchJob")
+
+
+BACKENDS = {"slurm": "slurm", "kubernetes": "k8s", "local": "local"}  # the command of each
+
+
+def _where(job: str, site: str | None, overrides: tuple[str, ...]) -> click.Command:
+    """The command of the backend that the site names."""
+    from launcher.errors import Problem, UserError
+
+    backend = read(job, site, overrides).spec.site.backend
+    if backend is None:
+        hint = "--site NAME of a file with `site: {backend: slurm}`; or dslaunch slurm, dslaunch k8s, dslaunch local"
+        raise UserError(Problem("no site says where this job goes", hint))
+    return cli.commands[BACKENDS[backend]]
+
+
+@cli.command(short_help="Submit the job where its site says: Slurm, Kubernetes or here.")
+@job_file
+@runs_option
+@again_option
+@click.pass_context
+def submit(
+    ctx: click.Context, job: str, site: str | None, overrides: tuple[str, ...], runs: str | None, again: bool
+) -> None:
+    """Submit the job where its site says; the same job file goes to either scheduler."""
+    command = _where(job, site, overrides)
+    given: dict[str, Any] = {"job": job, "site": site, "overrides": overrides, "runs": runs}
+    more = {"apply": True} if command is k8s else {"again": again}
+    ctx.invoke(command, **given, **more)
+
+
+@cli.command("render", short_help="Print what `submit` would hand over: the script, or the manifests.")
+@job_file
+@click.pass_context
+def render_job(ctx: click.Context, job: str, site: str | None, overrides: tuple[str, ...]) -> None:
+    """Print the script or the manifests that the job's site gets; nothing is submitted."""
+    command = _where(job, site, overrides)
+    given: dict[str, Any] = {"job": job, "site": site, "overrides": overrides, "runs": None}
+    if command is local:
+        from launcher.backends import local as backend
+
+        document, made = load(job, site, overrides)
+        click.echo(render(backend, document, made).text(backend.ENTRY), nl=False)
+    else:
+        ctx.invoke(command, **given, **({"dry_run": True} if command is slurm else {}))
+
+
+@cli.command(short_help="List the sites that --site can name.")
+def sites() -> None:
+    """List the site files in ~/.config/dslaunch/sites, with where each sends a job."""
+    from launcher import sites as known
+    from launcher import spec
+    from launcher.errors import UserError
+    from launcher.show import plain
+
+    found = known.known(os.environ)
+    for name, path in found.items():
+        try:
+            said = spec.load("name: site\n", name=path, site=(path, _text(path)), environ=os.environ).spec.site
+            click.echo(f"{name:<20} {said.backend or '-':<11} {plain(said.title or path)}")
+        except UserError as error:
+            click.echo(f"{name:<20} {'cannot be read':<11} {plain(error.problems[0].message)}")
+    if not found:
+        tell([f"no site files in {known.folder(os.environ)}/sites: dslaunch probe --site writes one"])
 
 
 @cli.command(short_help="Go on with a run that is over, from its newest checkpoint.")

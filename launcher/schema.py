@@ -13,6 +13,13 @@ FROM_ENVIRONMENT = {
     "required": ["env"],
     "additionalProperties": False,
 }
+FROM_PATHS = {
+    "type": "object",
+    "description": "one of the job's `paths`, and what follows it",
+    "properties": {"path": {"type": "string"}, "append": {"type": ["string", "number", "boolean"]}},
+    "required": ["path"],
+    "additionalProperties": False,
+}
 SCALARS = ("string", "number", "integer", "boolean")
 
 
@@ -21,6 +28,7 @@ def job() -> dict[str, Any]:
 
     schema = _soften(TypeAdapter(JobSpec).json_schema())
     schema["$defs"]["FromEnvironment"] = FROM_ENVIRONMENT
+    schema["$defs"]["FromPaths"] = FROM_PATHS
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dslaunch job file", **schema}
 
 
@@ -48,7 +56,7 @@ def _soften(node: dict[str, Any]) -> dict[str, Any]:
         if node.get("type") == "string" and "enum" not in node and "const" not in node:
             node["type"] = ["string", "number", "boolean"]  # 1.10 and true are text where text is asked for
         kept: dict[str, Any] = {key: node.pop(key) for key in ("description", "default") if key in node}
-        return {"anyOf": [node, {"$ref": "#/$defs/FromEnvironment"}], **kept}
+        return {"anyOf": [node, *({"$ref": f"#/$defs/{name}"} for name in ("FromEnvironment", "FromPaths"))], **kept}
     return node
 
 

@@ -321,9 +321,18 @@ def _remark(node: Node, mark: Mark) -> Node:
     return Table({k: _remark(v, mark) for k, v in node.entries.items()}, dict.fromkeys(node.keys, mark), mark)
 
 
-def from_environment(
-    node: Node, environ: Mapping[str, str], problems: list[Problem], *, kind: Any, secret: re.Pattern[str]
-) -> Node:
+@dataclass(frozen=True)
+class Lookup:
+    """What `{env: SCRATCH}` or `{path: data}` stand for, and what to say of one that is missing."""
+
+    key: str
+    values: Mapping[str, str]
+    missing: str  # "the environment has no variable {}"
+    hint: str
+    secret: re.Pattern[str] | None = None
+
+
+def looked_up(node: Node, lookups: Iterable[Lookup], problems: list[Problem], *, kind: Any) -> Node:
     """`{env: SCRATCH}` and `{env: SCRATCH, append: /runs}` replaced by text; nothing else expands.
 
     `kind` is what the node will be read as: where keys are the user's own, {env: prod} is a label.
@@ -333,37 +342,36 @@ def from_environment(
     kinds = list(_choices(kind))
     if isinstance(node, Sequence):
         item_kind = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple), Any)
-        items = [from_environment(item, environ, problems, kind=item_kind, secret=secret) for item in node.items]
-        return Sequence(items, node.mark)
-    section = next((kind for kind in kinds if is_dataclass(kind)), None)
-    known: dict[str, Any] = hints(section) if section else {}  # type: ignore[arg-type]
+        return Sequence([looked_up(item, lookups, problems, kind=item_kind) for item in node.items], node.mark)
+    known: dict[str, Any] = {}
+    for section in reversed([kind for kind in kinds if is_dataclass(kind)]):
+        known |= hints(section)  # type: ignore[arg-type]
     own = next((get_args(kind)[1] for kind in kinds if get_origin(kind) is dict), None)
-    if own is None and "env" not in known and "env" in node.entries and set(node.entries) <= {"env", "append"}:
-        return _looked_up(node, environ, problems, secret=secret)
+    for lookup in lookups:
+        key = lookup.key
+        if own is None and key not in known and key in node.entries and set(node.entries) <= {key, "append"}:
+            return _replaced(node, lookup, problems)
     entries = {
-        key: from_environment(child, environ, problems, kind=own or known.get(key, Any), secret=secret)
+        key: looked_up(child, lookups, problems, kind=own or known.get(key, Any))
         for key, child in node.entries.items()
     }
     return Table(entries, node.keys, node.mark)
 
 
-def _looked_up(
-    node: Table, environ: Mapping[str, str], problems: list[Problem], *, secret: re.Pattern[str]
-) -> Scalar:
-    name, tail = node.entries["env"], node.entries.get("append", Scalar("", False, node.mark))
+def _replaced(node: Table, lookup: Lookup, problems: list[Problem]) -> Scalar:
+    name, tail = node.entries[lookup.key], node.entries.get("append", Scalar("", False, node.mark))
     hint = ""
     if not isinstance(name, Scalar) or not isinstance(tail, Scalar) or name.empty:
-        problem, hint = "env names one variable, append is one text", "{env: SCRATCH, append: /runs}"
-    elif secret.fullmatch(name.raw):
+        problem, hint = f"{lookup.key} is one name, append is one text", f"{{{lookup.key}: NAME, append: /runs}}"
+    elif lookup.secret and lookup.secret.fullmatch(name.raw):
         problem = f"{_short(name.raw)} looks like a secret, and this value is written to files"
         hint = f"secrets: {{{_short(name.raw)}: {{from_env: {_short(name.raw)}}}}}"
-    elif name.raw not in environ:
-        problem = f"the environment has no variable {_short(name.raw)}"
-        hint = f"export {_short(name.raw)}=... before dslaunch, or write the value here"
-    elif _not_text(environ[name.raw]):
+    elif name.raw not in lookup.values:
+        problem, hint = lookup.missing.format(_short(name.raw)), lookup.hint.format(_short(name.raw))
+    elif _not_text(lookup.values[name.raw]):
         problem = f"the variable {_short(name.raw)} is not UTF-8"
     else:
-        text = environ[name.raw] + ("" if tail.empty else tail.raw)
+        text = lookup.values[name.raw] + ("" if tail.empty else tail.raw)
         return Scalar(text, text not in NULLS, node.mark)  # plain: a number stays a number
     problems.append(Problem(problem, hint=hint, where=str(name.mark)))
     return Scalar("", False, name.mark)  # what the reader says of this place is said already
@@ -471,7 +479,7 @@ class _Reader:
             return None
         fitting = [choice for choice in choices if choice is not types.NoneType and _takes(choice, node)]
         if not fitting:
-            return self.refuse(f"expected {_say(choices)}, found {_found(node)}", node.mark)
+            return self.refuse(f"expected {_say(choices)}, found {_seen(node)}", node.mark)
         trials = []
         for choice in fitting:
             trial = _Reader()
@@ -488,14 +496,14 @@ class _Reader:
             self.problems.append(specific[0])
             return WRONG
         hint = next((problem.hint for problem in found if problem.hint), "")
-        return self.refuse(f"expected {_say(choices)}, found {_found(node)}", node.mark, hint)
+        return self.refuse(f"expected {_say(choices)}, found {_seen(node)}", node.mark, hint)
 
     def table(self, node: Node, kind: Any) -> Any:
         if not isinstance(node, Table):
             if isinstance(node, Scalar) and node.empty:  # `train:` with nothing under it
                 node = Table({}, {}, node.mark)
             else:
-                return self.refuse(f"expected a section with keys, found {_found(node)}", node.mark)
+                return self.refuse(f"expected a section with keys, found {_seen(node)}", node.mark)
         known = {field.name: field for field in fields(kind)}
         values: dict[str, Any] = {}
         for key, child in node.entries.items():
@@ -517,7 +525,7 @@ class _Reader:
         if isinstance(node, Scalar) and node.empty:
             return {}
         if not isinstance(node, Table):
-            return self.refuse(f"expected keys with values, found {_found(node)}", node.mark)
+            return self.refuse(f"expected keys with values, found {_seen(node)}", node.mark)
         result = {}
         for key, child in node.entries.items():
             name = self.read(Scalar(key, False, node.keys[key]), key_kind)
@@ -529,13 +537,13 @@ class _Reader:
         if isinstance(node, Scalar) and node.empty:
             return ()
         if not isinstance(node, Sequence):
-            return self.refuse(f"expected a list, found {_found(node)}", node.mark, "write [a, b] or - a")
+            return self.refuse(f"expected a list, found {_seen(node)}", node.mark, "write [a, b] or - a")
         items = [self.read(item, kind) for item in node.items]
         return WRONG if any(item is WRONG for item in items) else tuple(items)
 
     def scalar(self, node: Node, kind: Any) -> Any:
         if not isinstance(node, Scalar):
-            return self.refuse(f"expected {_say((kind,))}, found {_found(node)}", node.mark)
+            return self.refuse(f"expected {_say((kind,))}, found {_seen(node)}", node.mark)
         raw = node.raw
         if get_origin(kind) is Literal:
             options = [str(option) for option in get_args(kind)]
@@ -628,7 +636,7 @@ def _say(kinds: Iterable[Any]) -> str:
     return words[0] if len(words) == 1 else ", ".join(words[:-1]) + f" or {words[-1]}"
 
 
-def _found(node: Node) -> str:
+def _seen(node: Node) -> str:
     if isinstance(node, Scalar):
         return "nothing" if node.empty else f"`{_short(node.raw)}`"
     return "a list" if isinstance(node, Sequence) else "a section with keys"

@@ -541,7 +541,7 @@ def test_fault_23_a_job_file_may_have_any_name_that_the_system_allows(dslaunch, 
 def test_fault_23_a_name_that_is_no_utf8_breaks_nothing(tmp_path, more, code):
     path = os.fsencode(tmp_path) + b"/caf\xe9.yaml"
     Path(os.fsdecode(path)).write_text(GOOD + more)
-    done = subprocess.run([sys.executable, "-m", "launcher", "config", path], capture_output=True)
+    done = subprocess.run([sys.executable, "-m", "launcher", "config", "deepspeed", path], capture_output=True)
     assert done.returncode == code, done.stderr
 
 
@@ -649,7 +649,7 @@ def test_fault_25_a_variable_is_read_where_the_job_file_says_so(text, read, valu
     [
         ("train: {checkpoint: {dir: {env: GONE}}}", "job.yaml:3:33: the environment has no variable GONE"),
         ("resources: {nodes: {env: WORD}}", "job.yaml:3:20: expected a whole number, found `four`"),
-        ("train: {workdir: {env: [A]}}", "env names one variable"),
+        ("train: {workdir: {env: [A]}}", "env is one name"),
         ("train: {workdir: {env: WORD, or: x}}", "job.yaml:3:18: expected text, found a section with keys"),
         (
             "env: {A: {env: MY_TOKEN}}",

@@ -158,6 +158,13 @@ __all__ = [
 SPEC_AT_TOP = "a job file is a section with keys: name, model, train, resources, ..."
 
 
+def _paths(root: yamldoc.Node) -> dict[str, str]:
+    """The job's own names of places; what is wrong with them the reader says."""
+    found = root.entries.get("paths") if isinstance(root, yamldoc.Table) else None
+    rows = found.entries if isinstance(found, yamldoc.Table) else {}
+    return {name: node.raw for name, node in rows.items() if isinstance(node, yamldoc.Scalar) and not node.empty}
+
+
 def load(
     text: str,
     *,
@@ -186,7 +193,15 @@ def load(
         root = yamldoc.merge(root, layer)
     if isinstance(root, yamldoc.Table):  # what is missing is missing from the job file
         root = yamldoc.Table(root.entries, root.keys, job.mark)
-    root = yamldoc.from_environment(root, environ or {}, problems, kind=JobSpec, secret=SECRET_NAME.regex)
+    variables = yamldoc.Lookup(
+        "env", environ or {}, "the environment has no variable {}",
+        "export {}=... before dslaunch, or write the value here", SECRET_NAME.regex,
+    )  # fmt: skip
+    root = yamldoc.looked_up(root, [variables], problems, kind=JobSpec)
+    places = yamldoc.Lookup(
+        "path", _paths(root), "no path is called {}", "paths: {{{}: /where/it/is}} in the site file"
+    )
+    root = yamldoc.looked_up(root, [places], problems, kind=JobSpec)
     try:
         spec = yamldoc.read(root, JobSpec)
     except UserError as error:

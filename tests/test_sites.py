@@ -1,0 +1,160 @@
+"""One job file, several clusters: site files, names for places, where each value came from."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from launcher import cli, origins, sites, spec
+from launcher.errors import UserError
+
+JOB = """\
+name: demo
+model: llama-7b
+train:
+  script: train.py
+  args: [--data, {path: data, append: /c4}]
+  checkpoint: {dir: {path: scratch, append: /demo}}
+resources: {nodes: 2, gpus_per_node: 8, gpu: h100-80gb}
+"""
+SLURM = """\
+site: {backend: slurm, title: the big machine}
+resources: {fabric: infiniband, cpus_per_node: 96}
+modules: [cuda/12.4]
+venv: /software/venv
+slurm: {partition: booster, gpus_as: gres}
+paths: {data: /p/data, scratch: /p/scratch}
+"""
+KUBERNETES = """\
+site: {backend: kubernetes}
+resources: {fabric: infiniband}
+container: registry.example/train:1
+train: {workdir: /workspace}
+kubernetes:
+  namespace: lab
+  volumes: [{claim: data, mount: /data}]
+paths: {data: /data/sets, scratch: /data/runs}
+"""
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    folder = tmp_path / "config" / "dslaunch" / "sites"
+    folder.mkdir(parents=True)
+    (folder / "booster.yaml").write_text(SLURM)
+    (folder / "pods.yaml").write_text(KUBERNETES)
+    (tmp_path / "job.yaml").write_text(JOB)
+    (tmp_path / "train.py").write_text("")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.delenv("DSLAUNCH_SITE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def ask(*words):
+    done = CliRunner().invoke(cli.cli, words, catch_exceptions=True)
+    if isinstance(done.exception, UserError):
+        return 2, "".join(str(problem) for problem in done.exception.problems)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.stdout
+
+
+def test_only_the_site_decides_between_slurm_and_kubernetes(here):
+    code, script = ask("render", "job.yaml", "--site", "booster")
+    assert code == 0
+    assert "#SBATCH --partition=booster" in script
+    assert "#SBATCH --gres=gpu:8" in script
+    code, text = ask("render", "job.yaml", "--site", "pods")
+    assert code == 0
+    *_, job = yaml.safe_load_all(text)
+    assert job["metadata"]["namespace"] == "lab"
+    (container,) = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"]
+    assert container["image"] == "registry.example/train:1"
+
+
+def test_a_path_has_the_name_that_the_site_gives_it(here):
+    for site, data, checkpoints in (
+        ("booster", "/p/data/c4", "/p/scratch/demo"),
+        ("pods", "/data/sets/c4", "/data/runs/demo"),
+    ):
+        document, plan = cli.load("job.yaml", site, ())
+        assert document.spec.train.args[1] == data
+        assert plan.checkpoint_dir == checkpoints
+
+
+def test_a_place_without_a_name_is_refused_where_it_stands(here):
+    code, said = ask("plan", "job.yaml")
+    assert code == 2
+    assert "job.yaml:5:25: no path is called data" in said
+    assert "job.yaml:6:28: no path is called scratch" in said
+
+
+def test_a_backend_that_the_site_is_not_is_refused(here):
+    code, said = ask("k8s", "job.yaml", "--site", "booster")
+    assert code == 2
+    assert "booster.yaml:1:8: the site is slurm, and this is for kubernetes" in said
+
+
+def test_without_a_site_submit_does_not_guess(here):
+    (here / "plain.yaml").write_text("name: demo\nmodel: gpt-demo\n")
+    assert ask("submit", "plain.yaml") == (2, "no site says where this job goes")
+
+
+def test_a_site_is_found_by_name_by_path_and_by_variable(here, monkeypatch):
+    folder = here / "config" / "dslaunch"
+    assert sites.path("booster", {"XDG_CONFIG_HOME": str(here / "config")}) == str(folder / "sites" / "booster.yaml")
+    assert sites.path("./x.yaml", {}) == "./x.yaml"
+    assert sites.path(None, {"XDG_CONFIG_HOME": str(here / "config")}) is None
+    (folder / "site.yaml").write_text("slurm: {account: usual}\n")
+    assert sites.path(None, {"XDG_CONFIG_HOME": str(here / "config")}) == str(folder / "site.yaml")
+    monkeypatch.setenv("DSLAUNCH_SITE", "pods")
+    assert cli.read("job.yaml", None, ()).spec.site.backend == "kubernetes"
+    assert cli.read("job.yaml", "booster", ()).spec.site.backend == "slurm"
+
+
+def test_an_unknown_site_names_the_nearest(here):
+    with pytest.raises(UserError) as caught:
+        cli.read("job.yaml", "boster", ())
+    assert caught.value.problems[0].hint == "did you mean `booster`?"
+
+
+def test_every_value_says_where_it_came_from(here):
+    document = cli.read("job.yaml", "booster", ("train.zero=3",))
+    where = {".".join(map(str, path)): place.rpartition("/")[2] for path, _, place in origins.rows(document)}
+    assert where["name"] == "job.yaml:1:1"
+    assert where["slurm.partition"] == "booster.yaml:5:9"
+    assert where["train.zero"] == "--set train.zero"
+    assert where["train.checkpoint.dir"] == "job.yaml:6:16"
+    everything = {".".join(map(str, path)): place for path, _, place in origins.rows(document, defaults=True)}
+    assert everything["slurm.time"] == "default"
+    assert everything["train.gradient_clipping"] == "default"
+    assert set(where) < set(everything)
+
+
+@pytest.mark.parametrize("site", ["booster", "pods"])
+@pytest.mark.parametrize("flags", [(), ("--origin",), ("--defaults",), ("--origin", "--defaults")])
+def test_what_config_show_prints_is_the_same_job(here, site, flags):
+    code, text = ask("config", "show", "job.yaml", "--site", site, *flags)
+    assert code == 0
+    assert spec.load(text, name="shown").spec == cli.read("job.yaml", site, ()).spec
+
+
+def test_origins_as_json(here):
+    code, text = ask("config", "show", "job.yaml", "--site", "booster", "--json")
+    assert code == 0
+    assert {"field": "slurm.partition", "value": "booster"}.items() <= {
+        k: v for row in json.loads(text) if row["field"] == "slurm.partition" for k, v in row.items()
+    }.items()
+
+
+def test_sites_lists_them_with_the_broken_ones(here):
+    (here / "config" / "dslaunch" / "sites" / "bad.yaml").write_text("slurm: {acount: x}\n")
+    code, text = ask("sites")
+    assert code == 0
+    assert [line.split()[:2] for line in text.splitlines()] == [
+        ["bad", "cannot"], ["booster", "slurm"], ["pods", "kubernetes"],
+    ]  # fmt: skip
+    assert "the big machine" in text
