@@ -77,11 +77,13 @@ $(READY): pyproject.toml constraints.txt
 
 .PHONY: slurm chromium libaio apt
 # Debian's Slurm for the tests; without root they are skipped and say so.
+SLURM_PACKAGES := slurm-wlm munge iproute2 openssh-server environment-modules zstd squashfs-tools
 slurm:
-	@if command -v slurmctld >/dev/null && command -v munged >/dev/null && command -v ip >/dev/null; then :; \
+	@if command -v slurmctld >/dev/null && command -v munged >/dev/null && command -v ip >/dev/null && \
+	  test -x /usr/sbin/sshd && test -e /usr/share/modules/init/bash && command -v zstd >/dev/null && command -v mksquashfs >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	  $(MAKE) --no-print-directory apt PACKAGES='slurm-wlm munge iproute2'; \
-	else echo "no Slurm here, its tests will be skipped: sudo apt-get install -y slurm-wlm munge iproute2"; fi
+	  $(MAKE) --no-print-directory apt PACKAGES='$(SLURM_PACKAGES)'; \
+	else echo "no Slurm here, its tests will be skipped: sudo apt-get install -y $(SLURM_PACKAGES)"; fi
 
 # Debian's Chromium looks at the pages that dslaunch writes.
 chromium:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import stat
@@ -11,14 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launcher import nccl, preflight, yamldoc
+from launcher import nccl, preflight, software, yamldoc
 from launcher.errors import Problem, UserError
-from launcher.plan import InBundle, Plan
+from launcher.plan import InBundle, Plan, launchers
 from launcher.preflight import START, Setting
 from launcher.spec import JobSpec
+from launcher.spec.given import given
 
 HERE = Path(__file__).parent
 NODE = HERE / "node"
+ASKED = "job.json"
 CODE = "node/code"  # the folder in a bundle that holds the packages that travel
 # What looks after every training run, and the tables it reads. The preflight's own packages come on top.
 LOOKS_AFTER = ("supervision", "diagnose", "checkpoints")
@@ -85,7 +88,24 @@ def common(
     checked: tuple[File, ...] = ()
     if setting:
         checked = preflight_files(plan.spec, plan.variables, setting, submitted_from=submitted_from, training=True)
-    return (File("node.sh", script), File("ds_config.json", config_json(plan.config)), *node_files(plan), *checked)
+    prepared = prepared_files(plan.spec) if submitted_from else stage_files(plan.spec)
+    config = () if plan.config is None else (File("ds_config.json", config_json(plan.config)),)
+    return (File("node.sh", script), *config, asked(plan.spec), *prepared, *node_files(plan), *checked)
+
+
+def asked(spec: JobSpec) -> File:
+    """The job as it was asked for, site file and --set included: `dslaunch import` makes a job file of it again."""
+    return File(ASKED, json.dumps(given(spec), indent=1) + "\n")
+
+
+def prepared_files(spec: JobSpec) -> tuple[File, ...]:
+    """What prepares a node before the container, and copies to its disk."""
+    hosted = (File(software.HOST, host_script(spec)),) if software.hosted(spec) else ()
+    return (*hosted, *stage_files(spec))
+
+
+def stage_files(spec: JobSpec) -> tuple[File, ...]:
+    return (node_file("stage.sh"),) if spec.stage else ()
 
 
 def preflight_files(
@@ -96,7 +116,9 @@ def preflight_files(
     packages += [HERE / "data" / "xids.tsv"] if setting.gpus else []
     packages += [] if training else [HERE / "__init__.py"]
     told = json.dumps(preflight.to_json(setting), indent=1)
+    prepared = () if training else prepared_files(spec) if submitted_from else stage_files(spec)
     return (
+        *prepared,
         File("preflight.sh", preflight_script(spec, variables, submitted_from=submitted_from)),
         File("preflight.json", told + "\n"),
         *packed(packages),
@@ -112,18 +134,6 @@ def exports(variables: nccl.Variables) -> list[str]:
         lines.append(f"export {row.name}={value}  # {comment(row.why)}")
     return lines
 
-
-MODULES = """\
-if ! type module >/dev/null 2>&1; then  # a batch shell is no login shell
-  for init in /etc/profile.d/{modules,lmod,z00_lmod}.sh /usr/share/{lmod/lmod,modules}/init/bash; do
-    if [ -r "$init" ]; then . "$init"; break; fi
-  done
-fi
-if ! type module >/dev/null 2>&1; then
-  echo "dslaunch: $(hostname) has no environment modules" | tee "$logs/failed-before-ranks" >&2
-  exit 69
-fi
-module purge"""
 
 SECRETS = """\
 secret() {  # NAME: its value lies in a file that only you can read, and in no script
@@ -163,6 +173,19 @@ if found < {gpus}:
     sys.exit(f"dslaunch: torch sees {{found}} GPUs on this node and the job was planned for {gpus}")
 EOF"""
 
+# The same, for a program whose Python this need not be, or that brings another library than torch.
+SOME_GPUS = """\
+python3 - <<'EOF'  # without this a node with no usable GPU would hang the others
+import sys
+try:
+    import torch
+except ImportError:
+    sys.exit()
+found = torch.cuda.device_count()
+if found < {gpus}:
+    sys.exit(f"dslaunch: torch sees {{found}} GPUs on this node and the job asks for {gpus}")
+EOF"""
+
 
 def preflight_script(spec: JobSpec, variables: nccl.Variables, *, submitted_from: bool = True) -> str:
     """The script that checks one node, in the environment that trains; on the first node also the one that judges."""
@@ -174,7 +197,7 @@ def preflight_script(spec: JobSpec, variables: nccl.Variables, *, submitted_from
         "# --- preflight",
     ]
     if submitted_from or spec.train.workdir != ".":
-        lines.append(f"cd -P -- {_from_job_file(spec.train.workdir, submitted_from)}")
+        lines.append(f"cd -P -- {software.workdir(spec, submitted_from=submitted_from)}")
     lines.append(PREFLIGHT)
     return "\n".join(lines)
 
@@ -213,7 +236,37 @@ def prelude(
     spec: JobSpec, variables: nccl.Variables, *, submitted_from: bool, failed: str = "$logs/failed-before-ranks"
 ) -> list[str]:
     """From a bare shell to the environment of the job; what goes wrong on the way stands in `failed`."""
+    lines = opening(failed)
+    if not (submitted_from and software.hosted(spec)):
+        lines += software.modules(spec) + software.stages(spec, submitted_from=submitted_from)
+    lines += software.environments(spec, submitted_from=submitted_from)
+    lines += software.taken(spec) if submitted_from else []
+    if spec.setup:
+        lines += ["", "# --- setup, from the job file", *spec.setup]
+    if variables.rows:
+        lines += ["", "# --- environment", *exports(variables)]
+    lines += software.trackers(spec, submitted_from=submitted_from)
+    if spec.credentials and submitted_from:
+        lines += ["", "# --- secrets", SECRETS, *(f"secret {name}" for name in spec.credentials)]
+    return lines
+
+
+def host_script(spec: JobSpec) -> str:
+    """What a node does before it enters a container with a command: `host.sh bash node.sh` runs node.sh in there."""
     lines = [
+        "#!/usr/bin/env bash",
+        f"# {spec.name}: prepares this node, and runs its arguments in the container.",
+        *opening("${DSLAUNCH_PREFLIGHT_OUT:-$logs}/failed-${DSLAUNCH_NODE:-before-ranks}"),
+        *software.modules(spec),
+        *software.stages(spec),
+        *software.container(spec),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def opening(failed: str) -> list[str]:
+    """How a script of a node begins: it stops at what fails, and says so in the file `failed`."""
+    return [
         "set -eo pipefail",
         "trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again",
         'here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)',
@@ -226,7 +279,7 @@ def prelude(
         "  local rc=$? said",
         "  trap - ERR EXIT",
         '  if [ "$rc" != 0 ]; then',
-        '    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: $1"',
+        '    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: ${why:-$1}"',
         '    echo "$said" >&2',
         # the first one stays: Slurm kills the others while they write
         f"""    (set -C; echo "$said" >"{failed}") 2>/dev/null || true""",
@@ -235,21 +288,6 @@ def prelude(
         "}",
         """trap 'failed "$BASH_COMMAND"' ERR EXIT""",
     ]
-    if spec.modules:
-        lines += ["", "# --- modules", MODULES, *(f"module load {quote(name)}" for name in spec.modules)]
-    if spec.venv or spec.conda:
-        lines += ["", "# --- Python environment"]
-    if spec.venv:
-        lines.append(f". {_from_job_file(spec.venv, submitted_from)}/bin/activate")
-    if spec.conda:
-        lines += ['eval "$(conda shell.bash hook)"', f"conda activate {quote(spec.conda)}"]
-    if spec.setup:
-        lines += ["", "# --- setup, from the job file", *spec.setup]
-    if variables.rows:
-        lines += ["", "# --- environment", *exports(variables)]
-    if spec.secrets and submitted_from:
-        lines += ["", "# --- secrets", SECRETS, *(f"secret {name}" for name in spec.secrets)]
-    return lines
 
 
 def node_script(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool = True, first: bool = False) -> str:
@@ -258,9 +296,7 @@ def node_script(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool =
     lines = [
         "#!/usr/bin/env bash",
         f"# {spec.name}: runs once on every node, with NODE_RANK, MASTER_ADDR and MASTER_PORT set.",
-        f"# {comment(plan.model.name)}: {plan.parameters:,} parameters, ZeRO-{plan.setup.stage}, "
-        f"{plan.setup.precision}, {spec.resources.nodes} x {spec.per_node} ranks,",
-        f"# batch {plan.batch.total} = {plan.batch.micro} x {plan.batch.accumulation} x {plan.batch.replicas}.",
+        *_trained(plan),
         *prelude(spec, plan.variables, submitted_from=submitted_from),
     ]
     if first:
@@ -268,16 +304,22 @@ def node_script(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool =
     if spec.environment.deepspeed:
         lines += ["", VERSION.format(version=quote(spec.environment.deepspeed))]
     if spec.resources.gpus_per_node:
-        lines += ["", GPUS.format(gpus=spec.resources.gpus_per_node)]
+        own = submitted_from and spec.train.launcher == "srun" and spec.slurm.binds_gpus
+        gpus = 1 if own else spec.resources.gpus_per_node  # a rank sees its own alone
+        lines += ["", (GPUS if plan.model else SOME_GPUS).format(gpus=gpus)]
     lines += ["", "# --- training"]
     if submitted_from or spec.train.workdir != ".":
-        lines.append(f"cd -P -- {_from_job_file(spec.train.workdir, submitted_from)}")
+        lines.append(f"cd -P -- {software.workdir(spec, submitted_from=submitted_from)}")
     lines += [
-        'export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no flag',
+        *(
+            []
+            if plan.config is None
+            else ['export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no flag']
+        ),
         f"export DSLAUNCH_CHECKPOINT_DIR={quote(plan.checkpoint_dir)}",
         *(
             f"export DSLAUNCH_{name}_PARALLEL={degree}"
-            for name, degree in (("TENSOR", plan.setup.tensor), ("PIPELINE", plan.setup.pipeline))
+            for name, degree in zip(("TENSOR", "PIPELINE"), plan.degrees, strict=True)
             if degree > 1
         ),
         *(
@@ -286,14 +328,16 @@ def node_script(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool =
             else [
                 f"export DSLAUNCH_CHECKPOINT_EVERY={plan.save_every}",
                 f"export DSLAUNCH_CHECKPOINT_KEEP={spec.train.checkpoint.keep}",
-                f"export DSLAUNCH_STEPS={spec.train.steps}",
-                f"export DSLAUNCH_SEQ_LEN={spec.train.seq_len}",
+                *([f"export DSLAUNCH_STEPS={spec.steps}"] if spec.steps else []),
+                *([f"export DSLAUNCH_SEQ_LEN={spec.seq_len}"] if spec.seq_len else []),
             ]
         ),
+        *(["# shellcheck disable=SC2016  # the program expands it for itself"] if _expands(plan) else []),
         'exec python3 -u "$here/node/supervise.py" \\',
         f"  --launcher {spec.train.launcher} --nodes {spec.resources.nodes} --per-node {spec.per_node} \\",
-        f"  --hang {spec.recover.hang:g} --first-step {spec.recover.first_step:g} --steps {spec.train.steps} "
-        f"--stage {plan.setup.stage} --model-parallel {plan.setup.tensor * plan.setup.pipeline} "
+        *_to_the_launcher(plan),
+        f"  --hang {spec.recover.hang:g} --first-step {spec.recover.first_step:g} --steps {spec.steps} "
+        f"{'' if plan.stage is None else f'--stage {plan.stage} '}--model-parallel {math.prod(plan.degrees)} "
         f"{'' if plan.reference_trainer else '--vouch '}\\",
         f'  --logs "$logs" {"".join(f"{flag} " for flag in flags)}-- \\',
         "  " + wrap(quote(word) for word in plan.command),
@@ -301,23 +345,48 @@ def node_script(plan: Plan, *, flags: Iterable[str] = (), submitted_from: bool =
     return "\n".join(lines) + "\n"
 
 
+def _expands(plan: Plan) -> bool:
+    """Whether a word is itself shell: bash -c 'exec trainer --server "$DSLAUNCH_HOST_VLLM"'."""
+    return any("$" in word or "`" in word for word in plan.command)
+
+
+def _trained(plan: Plan) -> list[str]:
+    """What it is, as comments."""
+    spec, setup, batch = plan.spec, plan.setup, plan.batch
+    ranks = f"{spec.resources.nodes} x {spec.per_node} ranks"
+    if not (plan.model and setup and batch):
+        return [f"# {comment(plan.program)}: {ranks}, of a model that its own configuration names."]
+    size = f"{plan.parameters:,} parameters"
+    return [
+        f"# {comment(plan.model.name)}: {size}, ZeRO-{setup.stage}, {setup.precision}, {ranks},",
+        f"# batch {batch.total} = {batch.micro} x {batch.accumulation} x {batch.replicas}.",
+    ]
+
+
+def _to_the_launcher(plan: Plan) -> list[str]:
+    """Its own arguments, and what each rank is bound to, as lines of a command."""
+    train = plan.spec.train
+    words = [quote(f"--launcher-arg={word}") for word in train.launcher_args]
+    if plan.config is not None and launchers.takes_config(plan.spec):
+        words += ["--launcher-arg=--deepspeed_config_file", '--launcher-arg="$here/ds_config.json"']
+    if train.visible_gpus == "own":
+        words.append("--own-gpu")
+    if train.numa != "none":
+        words.append(f"--numa {train.numa if isinstance(train.numa, str) else ','.join(map(str, train.numa))}")
+    return [f"  {wrap(words)} \\"] if words else []
+
+
 def checkpoints(plan: Plan, name: str = "") -> str:
     """The directory of the checkpoints, or a file in it, as a word of the script that starts the nodes."""
     folder, workdir = plan.checkpoint_dir, plan.spec.train.workdir
     path = f"{folder}{name}" if folder.startswith("/") else f"{workdir}/{folder}{name}"
-    return quote(path) if path.startswith("/") else '"$run/submitted-from"/' + quote(path)
+    if path.startswith("/"):
+        return quote(software.outside(plan.spec, path))
+    return '"$run/submitted-from"/' + quote(path)
 
 
 def indent(text: str, by: str) -> str:
     return "".join(by + line for line in text.splitlines(keepends=True))
-
-
-def _from_job_file(path: str, submitted_from: bool) -> str:
-    if path.startswith("/"):
-        return quote(path)
-    if not submitted_from:  # a pod: relative to the image's own working directory
-        return quote(path)
-    return '"$here/submitted-from"' + ("" if path == "." else "/" + quote(path))
 
 
 def wrap(words: Iterable[str]) -> str:
@@ -387,8 +456,8 @@ def write_text(path: Path, text: str) -> None:
 def secret_values(spec: JobSpec, environ: Mapping[str, str], base: Path) -> dict[str, str]:
     """The values behind `secrets:`, for Slurm and local runs. Raises UserError for each that is not there."""
     values, problems = {}, []
-    for name, source in spec.secrets.items():
-        at = ("secrets", name)
+    for name, source in spec.credentials.items():
+        at = software.credential(spec, name)
         if source.from_env:
             if environ.get(source.from_env):
                 values[name] = environ[source.from_env]

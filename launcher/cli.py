@@ -12,7 +12,7 @@ from launcher import __version__, cli_runs
 from launcher.cli_runs import runs_option
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from launcher import launch, runs
@@ -23,12 +23,14 @@ if TYPE_CHECKING:
     from launcher.plan import Plan
     from launcher.plan.advice import Saved
     from launcher.spec import Document
+    from launcher.sweep import Chosen
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
 
 ORDER = (
-    "init", "presets", "probe", "schema", "plan", "lint", "explain", "config", "env", "hostfile", "preflight",
+    "init", "import", "presets", "probe", "schema", "plan", "lint", "explain", "config", "env", "hostfile",
+    "preflight",
     "sites", "render", "submit", "local", "slurm", "k8s", "runs", "status", "watch", "wait", "logs", "diagnose",
     "attach", "cancel", "resume", "checkpoints",
 )  # fmt: skip
@@ -120,10 +122,43 @@ def load(
     from launcher.errors import UserError
 
     document = read(job, site, overrides, text=text)
+    if document.spec.sweep:
+        from launcher import sweep
+
+        sweep.refuse(document, "this command")
     try:
         return document, plan.make(document.spec, config_json=_model_file(document, job), others=others)
     except UserError as error:
         raise placed(document, error) from None
+
+
+def swept(
+    job: str, site: str | None, overrides: tuple[str, ...], *, suffixed: bool = False, text: str | None = None
+) -> list[Chosen]:
+    """The points of a sweep, each with its plan; none where the job file is one job."""
+    from launcher import plan, sweep
+    from launcher.errors import UserError
+
+    document = read(job, site, overrides, text=text)
+    if document.spec.sweep is None:
+        return []
+    try:
+        return sweep.expand(
+            document,
+            lambda more: read(job, site, (*overrides, *more), text=text),
+            lambda one: plan.make(one.spec, config_json=_model_file(one, job)),
+            suffixed=suffixed,
+        )
+    except UserError as error:
+        raise placed(document, error) from None
+
+
+def refuse_sweep(job: str, site: str | None, overrides: tuple[str, ...], what: str) -> None:
+    document = read(job, site, overrides)
+    if document.spec.sweep:
+        from launcher import sweep
+
+        sweep.refuse(document, what)
 
 
 def _model_file(document: Document, job: str) -> str | None:
@@ -147,7 +182,41 @@ def read(job: str, site: str | None, overrides: tuple[str, ...], *, text: str | 
     text = _text(job) if text is None else text
     site = sites.path(site, os.environ)
     under = (site, _text(site)) if site else None
-    return spec.load(text, name=_name(job), site=under, overrides=overrides, environ=os.environ)
+    document = spec.load(text, name=_name(job), site=under, overrides=overrides, environ=os.environ)
+    return _patched(_listed(document, job), job)
+
+
+def _listed(document: Document, job: str) -> Document:
+    """With the nodes of slurm.nodefile and slurm.exclude_file in their place."""
+    if not document.spec.slurm.names_files or document.spec.site.backend not in (None, "slurm"):
+        return document
+    from launcher import listed
+
+    return listed.read(document, base=_base(job))
+
+
+def _patched(document: Document, job: str) -> Document:
+    """With the file that kubernetes.patch names in its place: what is wrong in it has a line there."""
+    from dataclasses import replace
+
+    from launcher import yamldoc
+    from launcher.errors import Problem, UserError
+
+    asked, at = document.spec.kubernetes.patch, ("kubernetes", "patch")
+    if not isinstance(asked, str):
+        return document
+    path = str(_base(job) / asked)
+    try:
+        node = yamldoc.parse(yamldoc.decode(yamldoc.read_bytes(path), name=path), name=path)
+    except UserError as error:
+        raise placed(document, UserError(*(replace(p, at=p.at or at) for p in error.problems))) from None
+    if not isinstance(node, yamldoc.Table):
+        raise placed(document, UserError(Problem(f"{asked} is no mapping", "spec: {...}", at)))
+    mark = node.mark
+    root = yamldoc.merge(document.root, yamldoc.Table({"kubernetes": yamldoc.Table(
+        {"patch": node}, {"patch": mark}, mark)}, {"kubernetes": mark}, mark))  # fmt: skip
+    options = replace(document.spec.kubernetes, patch=yamldoc.plain(node))
+    return replace(document, spec=replace(document.spec, kubernetes=options), root=root)
 
 
 def _text(path: str) -> str:
@@ -213,6 +282,15 @@ def plan(
     """Show every decision with its reason, the memory it needs and the time it takes."""
     from launcher import show
 
+    if points := swept(job, site, overrides):
+        from launcher import sweep
+
+        if html or tokens or others:
+            sweep.refuse(read(job, site, overrides), "that picture" if html else "that")
+        rows = [sweep.row(point) for point in points]
+        click.echo(show.dumps(rows) if as_json else sweep.table(rows))
+        tell({note: None for point in points for note in point.plan.notes})
+        return
     document, made = load(job, site, overrides, others=True)
     if html:
         from pathlib import Path
@@ -240,6 +318,11 @@ def config_deepspeed(job: str, site: str | None, overrides: tuple[str, ...]) -> 
     from launcher.bundle import config_json
 
     _, made = load(job, site, overrides)
+    if made.config is None:
+        from launcher.errors import Problem, UserError
+
+        message = "this job hands no DeepSpeed config over: its model is not named, and it asks for none"
+        raise UserError(Problem(message, "train.config_flag, or keys under train.deepspeed, ask for one"))
     click.echo(config_json(made.config), nl=False)
     tell(made.notes)
 
@@ -323,16 +406,16 @@ def hostfile(
         elif "SLURM_JOB_NODELIST" in os.environ or not made or not made.spec.box:
             hosts = hostfiles.from_environment(os.environ)
         else:
-            name, count = made.spec.name, made.spec.resources.nodes
-            pods = [f"{name}-master-0", *(f"{name}-worker-{i}" for i in range(count - 1))]
-            hosts = tuple(hostfiles.Host(pod, per_node or 1) for pod in pods)
+            from launcher.backends.kubernetes import kinds
+
+            hosts = tuple(hostfiles.Host(pod, per_node or 1) for pod in kinds.hosts(made.spec))
     if fold:
         click.echo(hostfiles.fold(host.name for host in hosts))
     else:
         click.echo(hostfiles.render(hosts), nl=False)
 
 
-@cli.command(short_help="Judge DeepSpeed configs, job files and environments.")
+@cli.command(short_help="Judge DeepSpeed configs, job files, scripts, manifests, environments.")
 @click.argument("files", metavar="FILE...", nargs=-1)
 @click.option("--env", "variables", is_flag=True, help="Variables of NCCL and torch, in any file; or of this shell.")
 @click.option("--fabric", metavar="NAME", help="With --env: the network, as in `dslaunch presets --fabrics`.")
@@ -374,7 +457,7 @@ def lint(
     strict: bool,
     site: str | None,
 ) -> None:
-    """Judge DeepSpeed configs, also Hugging Face's, job files and environments; name what to change.
+    """Judge DeepSpeed configs, also Hugging Face's, job files, sbatch scripts, manifests; name what to change.
 
     Exit 0 without errors, 1 with errors, 2 when a file could not be read.
     """  # fmt: skip
@@ -509,11 +592,16 @@ def _judged(file: str, known: Known, site: str | None) -> tuple[str, Report]:
     name = "<stdin>" if file == "-" else file
     data = yamldoc.read_bytes(file)
     text = yamldoc.decode(data, name=name)
-    if linter.kind(text, name=name) == "deepspeed":
+    kind = linter.kind(text, name=name)
+    if kind in ("script", "manifest"):
+        judge = linter.script if kind == "script" else linter.manifest
+        return text, judge(text, name=name, known=known)
+    if kind == "deepspeed":
         text = ("\ufeff" if data.startswith(b"\xef\xbb\xbf") else "") + text
         return text, linter.lint(text, name=name, known=known)
     try:
-        document, made = load(file, site, (), text=text)
+        points = swept(file, site, (), text=text)
+        document, made = (points[0].document, points[0].plan) if points else load(file, site, (), text=text)
     except UserError as error:
         return text, linter.refused(error.problems, name=name, text=text)
     return text, linter.accepted(document, made, name=name)
@@ -560,9 +648,10 @@ def explain(rule: str | None) -> None:
 @cli.command()
 @click.option("--gpus", is_flag=True, help="GPU types instead of models.")
 @click.option("--fabrics", is_flag=True, help="Networks instead of models.")
+@click.option("--networks", is_flag=True, help="What pods need to reach a network, instead of models.")
 @click.option("--configurations", is_flag=True, help="A guide's configurations instead, with what is wrong in each.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-def presets(gpus: bool, fabrics: bool, configurations: bool, as_json: bool) -> None:
+def presets(gpus: bool, fabrics: bool, networks: bool, configurations: bool, as_json: bool) -> None:
     """List models, GPU types or networks that a job file can name."""
     from dataclasses import asdict
 
@@ -574,6 +663,11 @@ def presets(gpus: bool, fabrics: bool, configurations: bool, as_json: bool) -> N
     elif fabrics:
         click.echo(show.dumps([asdict(row) for row in facts.fabrics().values()]) if as_json
                    else show.fabrics(facts.fabrics().values()))  # fmt: skip
+    elif networks:
+        from launcher.backends.kubernetes import network
+
+        click.echo(show.dumps([asdict(row) for row in network.profiles().values()]) if as_json
+                   else show.networks(network.profiles().values()))  # fmt: skip
     elif configurations:
         click.echo(show.dumps([asdict(row) for row in facts.presets().values()]) if as_json
                    else show.configurations(facts.presets().values()))  # fmt: skip
@@ -581,13 +675,21 @@ def presets(gpus: bool, fabrics: bool, configurations: bool, as_json: bool) -> N
         click.echo(show.models_json(facts.models().values()) if as_json else show.models(facts.models().values()))
 
 
-@cli.command()
-def schema() -> None:
-    """Print the job file's JSON schema, for editors."""
+@cli.command(short_help="Explain the job file's fields, or print its JSON schema.")
+@click.argument("section", metavar="[SECTION]", required=False)
+def schema(section: str | None) -> None:
+    """Explain the fields of one section: slurm, kubernetes.network. Without one, the JSON schema for editors."""
+    import shutil
+
     from launcher import schema as schemas
     from launcher import show
 
-    click.echo(show.dumps(schemas.job()))
+    if section:
+        from launcher import fields
+
+        click.echo(fields.text(section, width=min(shutil.get_terminal_size((118, 24)).columns, 140)))
+    else:
+        click.echo(show.dumps(schemas.job()))
 
 
 @cli.command(short_help="Print a commented job file for a model, a GPU, so many nodes.")
@@ -641,22 +743,76 @@ def init(
         )
 
 
+@cli.command("import", short_help="Make a job file of an sbatch script.")
+@click.argument("file", metavar="FILE")
+@click.option("-o", "--output", metavar="FILE", help="Write it there instead of to standard output.")
+def import_(file: str, output: str | None) -> None:
+    """Make a job file of an sbatch script, or of one that dslaunch rendered.
+
+    On standard error: what became of every line. Exit 1 when something is left for you to say, marked FILL IN.
+    """
+    from pathlib import Path
+
+    from launcher import show
+    from launcher.bundle import write_text
+    from launcher.imports import rendered, sbatch, write
+
+    text = _text(file)
+
+    def beside(name: str) -> str | None:
+        path = Path(file).parent / name
+        return _text(str(path)) if path.is_file() else None
+
+    if rendered.ours(text) and file != "-":
+        made = rendered.read(text, name=file, beside=beside)
+    else:
+        made = sbatch.read(text, name=_name(file), environ=os.environ)
+    body, problems, variables = write.checked(made, name=_name(file))
+    if output:
+        write_text(Path(output), body)
+    else:
+        click.echo(body, nl=False)
+    for note in made.notes:
+        place = f"{show.plain(_name(file))}:{note.line}: " if note.line else ""
+        click.echo(f"{place}{note.kind}: {show.plain(note.message)}", err=True)
+    tell([f"it reads {name} where it is loaded" for name in sorted(variables)])
+    click.echo(f"{made.typed} of {made.typed + made.raw} fields are typed", err=True)
+    for problem in problems:
+        click.echo(f"fill in: {show.plain(str(problem))}", err=True)
+    if problems or made.to_fill:
+        sys.exit(1)
+
+
 @cli.command(
     context_settings={"ignore_unknown_options": True},
     short_help="See what nodes have; print it as resources of a job file.",
 )
 @click.option("--nodes", metavar="N|LIST", help="Through srun on N nodes, or on gpu[01-04]; without it, here.")
+@click.option("--site", type=click.Choice(["slurm", "kubernetes"]), help="Ask the scheduler, and print a site file.")
+@click.option("--login", metavar="USER@HOST", help="With --site slurm: over ssh.")
+@click.option("--namespace", metavar="NAME", help="With --site kubernetes [default: the context's].")
 @click.option("--json", "as_json", is_flag=True, help="What was seen and concluded, as JSON.")
 @click.argument("srun", metavar="[SRUN OPTIONS]...", nargs=-1, type=click.UNPROCESSED)
-def probe(nodes: str | None, as_json: bool, srun: tuple[str, ...]) -> None:
+def probe(
+    nodes: str | None,
+    site: str | None,
+    login: str | None,
+    namespace: str | None,
+    as_json: bool,
+    srun: tuple[str, ...],
+) -> None:
     """See what nodes have, and print the resources of a site file or job file.
 
     \b
       dslaunch probe                                        this machine
       dslaunch probe --nodes 4 --partition=gpu --gres=gpu:8 four of Slurm's
+      dslaunch probe --site slurm > ~/.config/dslaunch/sites/here.yaml
 
     Every line says what it was concluded from. Exit code 1 when nodes differ or do not answer.
     """  # fmt: skip
+    if site:
+        _probe_site(site, login, namespace, srun, as_json=as_json)
+        return
     from dataclasses import asdict
 
     from launcher import hostfile as hostfiles
@@ -696,6 +852,34 @@ def probe(nodes: str | None, as_json: bool, srun: tuple[str, ...]) -> None:
         sys.exit(1)
 
 
+def _probe_site(kind: str, login: str | None, namespace: str | None, srun: tuple[str, ...], *, as_json: bool) -> None:
+    """What the scheduler itself says, as a site file."""
+    from dataclasses import asdict
+
+    from launcher import profile, show
+    from launcher.errors import Problem, UserError
+
+    if kind == "kubernetes":
+        from launcher.backends.kubernetes import api
+
+        space, said = api.facts(profile.KUBERNETES, namespace)
+        found, head = profile.kubernetes(said, namespace=space), f"dslaunch probe --site kubernetes, {space}"
+    else:
+        from launcher import remote
+        from launcher.run import run
+
+        ask = remote.runner(login) if login else run
+        options = dict(word.removeprefix("--").split("=", 1) for word in srun if "=" in word)
+        answers = {name: ask(list(argv), timeout=60) for name, argv in profile.SLURM.items()}
+        if answers["config"].code != 0:
+            words = answers["config"].err.strip()[-300:]
+            raise UserError(Problem(f"Slurm does not answer: {words}", "--login USER@HOST"))
+        told = {name: answer.out for name, answer in answers.items() if answer.code == 0}
+        found = profile.slurm(told, partition=options.get("partition"), login=login)
+        head = "dslaunch probe --site slurm"
+    click.echo(show.dumps(asdict(found)) if as_json else profile.text(found, head=head), nl=as_json)
+
+
 # --- running --------------------------------------------------------------------------------------
 
 
@@ -710,6 +894,7 @@ def local(
     """Run the job on this machine: one process tree per node."""
     from launcher.backends import local as backend
 
+    refuse_sweep(job, site, overrides, "dslaunch local")
     document, made = load(job, site, overrides)
     bundle = render(backend, document, made)
     tell(made.notes)
@@ -741,18 +926,22 @@ def slurm(
     from launcher.backends import slurm as backend
     from launcher.errors import UserError
 
-    document, made = load(job, site, overrides)
-    bundle = render(backend, document, made)
+    points = swept(job, site, overrides)
+    if points:
+        document, made, bundle = array(points, job, site, overrides)
+    else:
+        document, made = load(job, site, overrides)
+        bundle = render(backend, document, made)
     tell([*made.notes, *backend.notes(made, os.environ)])
     if dry_run:  # an exact script, also where the job's files are not: on a laptop
         try:
-            present(document, made, _base(job))
+            present(document, made, _base(job), host=made.spec.slurm.login)
         except UserError as error:
             tell(f"a submission from here is refused: {problem}" for problem in error.problems)
         click.echo(bundle.text(bundle.entry), nl=False)
         return
     if test_only:
-        present(document, made, _base(job))
+        present(document, made, _base(job), host=made.spec.slurm.login)
         import tempfile
         from pathlib import Path
 
@@ -766,24 +955,59 @@ def slurm(
             except UserError as error:
                 raise placed(document, error) from None
         return
-    told_started(start("slurm", job, document, made, bundle, runs, again=again), runs, "job")
+    told_started(start("slurm", job, document, made, bundle, runs, again=again, points=points), runs, "job")
+
+
+def array(
+    points: list[Chosen], job: str, site: str | None, overrides: tuple[str, ...]
+) -> tuple[Document, Plan, Bundle]:
+    """The job file, its first point's plan, and one bundle for all points."""
+    from launcher.backends.slurm import array as arrays
+    from launcher.errors import UserError
+
+    document = read(job, site, overrides)
+    sweep = document.spec.sweep
+    try:
+        bundle = arrays.render([point.plan for point in points], parallel=sweep.parallel if sweep else None)
+    except UserError as error:
+        raise placed(document, error) from None
+    return document, points[0].plan, bundle
 
 
 @cli.command(short_help="Print the Kubernetes manifests, or create the objects.")
 @job_file
 @runs_option
 @click.option("--apply", is_flag=True, help="Create the objects with the kubernetes client instead of printing them.")
-def k8s(job: str, site: str | None, overrides: tuple[str, ...], runs: str | None, apply: bool) -> None:
-    """Print the Kubernetes manifests: a PyTorchJob and its ConfigMap."""
+@click.option(
+    "--validate",
+    type=click.Choice(["client", "server"]),
+    help="Only ask whether they would be taken: by the rules known here, or the cluster itself in a strict dry run.",
+)
+def k8s(
+    job: str, site: str | None, overrides: tuple[str, ...], runs: str | None, apply: bool, validate: str | None
+) -> None:
+    """Print the Kubernetes manifests: the job, behind the ConfigMaps with its scripts."""
     from launcher.backends import kubernetes as backend
 
-    document, made = load(job, site, overrides)
-    bundle = render(backend, document, made)
-    tell([*made.notes, *backend.notes(made)])
-    if not apply:
-        click.echo(bundle.text(bundle.entry), nl=False)
+    points = swept(job, site, overrides, suffixed=True)
+    if points:
+        from launcher import sweep
+
+        sweep.unbounded(read(job, site, overrides))
+    jobs = [(one.document, one.plan) for one in points] or [load(job, site, overrides)]
+    bundles = [render(backend, document, made) for document, made in jobs]
+    tell({note: None for _, made in jobs for note in (*made.notes, *backend.notes(made))})
+    if validate and apply:
+        raise click.UsageError("--validate asks, and --apply creates: one of them")
+    if validate:
+        for (document, _), bundle in zip(jobs, bundles, strict=True):
+            taken(document, bundle, by=validate)
         return
-    told_started(start("kubernetes", job, document, made, bundle, runs), runs, "PyTorchJob")
+    if not apply:
+        click.echo("---\n".join(bundle.text(bundle.entry) for bundle in bundles), nl=False)
+        return
+    for (document, made), bundle in zip(jobs, bundles, strict=True):
+        told_started(start("kubernetes", job, document, made, bundle, runs), runs, backend.kind(made.spec))
 
 
 BACKENDS = {"slurm": "slurm", "kubernetes": "k8s", "local": "local"}  # the command of each
@@ -850,6 +1074,24 @@ def sites() -> None:
         tell([f"no site files in {known.folder(os.environ)}/sites: dslaunch probe --site writes one"])
 
 
+def taken(document: Document, bundle: Bundle, *, by: str) -> None:
+    """Say that an API server takes the manifests; raise UserError with all that it, or what we know, refuses."""
+    from launcher import lint
+    from launcher.backends import kubernetes as backend
+    from launcher.backends.kubernetes import api
+    from launcher.errors import Problem, UserError
+
+    text = bundle.text(bundle.entry)
+    if by == "server":
+        problems = backend.validate(text)
+    else:
+        found = [one for one in lint.manifest(text, name=bundle.entry).results if one.severity == "error"]
+        problems = [Problem(f"{one.message} ({one.where})", one.fix, api.place(one.message)) for one in found]
+    if problems:
+        raise placed(document, UserError(*problems))
+    tell([f"{'the cluster' if by == 'server' else 'by what is known here, an API server'} takes it"])
+
+
 @cli.command(short_help="Go on with a run that is over, from its newest checkpoint.")
 @click.argument("run", metavar="RUN")
 @runs_option
@@ -868,7 +1110,7 @@ def resume(run: str, runs: str | None, nodes: int | None, fresh: bool, overrides
     from launcher.run import run as execute
     from launcher.runs import poll
 
-    record = records.find(run, records.root(runs, os.environ))
+    record = records.one(records.find(run, records.root(runs, os.environ)), "resume")
     backend = backends.load(record.backend)
     saved = record.folder / "job.yaml"
     if not saved.is_file():
@@ -1063,21 +1305,36 @@ def begin(
     alone: bool = True,
     again: bool = False,
     resumed_from: str = "",
+    points: Sequence[Mapping[str, Any]] = (),
     **more: str,
 ) -> launch.Begun:
     """Submit, once: what lives already is found. Nothing is left when it is refused. Exits when a signal came."""
-    from launcher import launch, runs
+    from launcher import launch, runs, snapshot
     from launcher.errors import Unreachable, UserError
     from launcher.run import run
 
     spec = document.spec
+    code = None
+    if backend_name != "kubernetes":
+        try:
+            code = snapshot.take(spec, base, run, avoid=[runs.root(runs_dir, os.environ)])
+        except UserError as error:
+            raise placed(document, error) from None
+        tell(code.notes() if code else [])
     extra = {"per_node": spec.per_node, **({"checkpoints": checkpoints} if checkpoints else {})}
+    if backend_name == "slurm" and spec.slurm.login:
+        extra |= {"login": spec.slurm.login, "login_dir": spec.slurm.login_dir or ""}
+    if points:
+        extra["points"] = len(points)
     facts: dict[str, Any] = {"extra": extra if alone else {**extra, "checks": True}}
     if predicted:
         facts["predicted"] = predicted
     if resumed_from:
         facts["resumed_from"] = resumed_from
-    order = launch.Order(backend_name, spec, bundle, base, values, facts, alone=alone, again=again, options=more)
+    order = launch.Order(
+        backend_name, spec, bundle, base, values, facts, alone=alone, again=again, options=more, code=code,
+        points=points,
+    )  # fmt: skip
     try:
         begun = launch.begin(order, runs.root(runs_dir, os.environ), run)
     except launch.Interrupted as error:
@@ -1175,6 +1432,7 @@ def start(
     *,
     again: bool = False,
     resumed_from: str = "",
+    points: Sequence[Chosen] = (),
 ) -> launch.Begun:
     """The job with everything that has to be on this machine."""
     from dataclasses import replace
@@ -1184,18 +1442,41 @@ def start(
 
     base = _base(job)
     asked = yamldoc.dump([yamldoc.plain(document.root)])  # the site's defaults and --set are in it
-    bundle = replace(bundle, files=(*bundle.files, File("job.yaml", asked)))
+    own = [
+        File(f"points/{one.point.index}/job.yaml", yamldoc.dump([yamldoc.plain(one.document.root)])) for one in points
+    ]
+    bundle = replace(bundle, files=(*bundle.files, File("job.yaml", asked), *own))
+    rows = [journalled(point, base) for point in points]
     pods = backend_name == "kubernetes"
-    values = {} if pods else present(document, made, base)
+    far = made.spec.slurm.login if backend_name == "slurm" else None
+    values = {} if pods else present(document, made, base, host=far)
     place = "" if pods else os.path.realpath(base / made.spec.train.workdir / made.checkpoint_dir)
-    if place and made.saving:
+    if far:
+        place = f"{far}:{made.checkpoint_dir}"
+    elif points:  # each of them has its own
+        place = os.path.dirname(place)  # noqa: PTH120
+    elif place and made.saving:
         tell(_room(place, made))
-    time = made.time
-    predicted = {"step_seconds": time.seconds, "tokens_per_s": time.tokens_per_s} if time else None
+    for point in points[1:]:
+        present(point.document, point.plan, base, host=far)
     return begin(
-        backend_name, document, bundle, runs_dir, base=base, values=values, checkpoints=place, predicted=predicted,
-        again=again, resumed_from=resumed_from,
+        backend_name, document, bundle, runs_dir, base=base, values=values, checkpoints=place,
+        predicted=predicted_by(made), again=again, resumed_from=resumed_from, points=rows,
     )  # fmt: skip
+
+
+def predicted_by(made: Plan) -> dict[str, float] | None:
+    time = made.time
+    return {"step_seconds": time.seconds, "tokens_per_s": time.tokens_per_s} if time else None
+
+
+def journalled(point: Chosen, base: Path) -> dict[str, Any]:
+    """What the journal of one point of a sweep begins with."""
+    spec = point.plan.spec
+    place = os.path.realpath(base / spec.train.workdir / point.plan.checkpoint_dir)
+    extra = {"per_node": spec.per_node, "checkpoints": place, "label": point.point.label}
+    predicted = predicted_by(point.plan)
+    return {"steps": spec.steps, "extra": extra, **({"predicted": predicted} if predicted else {})}
 
 
 def _room(place: str, made: Plan) -> list[str]:
@@ -1213,8 +1494,11 @@ def _room(place: str, made: Plan) -> list[str]:
     )
 
 
-def present(document: Document, made: Plan, base: Path) -> dict[str, str]:
-    """The secrets' values, once everything that has to be on this machine is there. All that is missing at once."""
+def present(document: Document, made: Plan, base: Path, *, host: str | None = None) -> dict[str, str]:
+    """The secrets' values, once everything that has to be on this machine is there. All that is missing at once.
+
+    `host`: the programs have to be on that login node instead.
+    """
     from launcher.bundle import secret_values
     from launcher.errors import UserError
 
@@ -1225,7 +1509,7 @@ def present(document: Document, made: Plan, base: Path) -> dict[str, str]:
     except UserError as error:
         problems += error.problems
     try:
-        _programs_exist(made, base)
+        _programs_exist_on(host, made) if host else _programs_exist(made, base)
     except UserError as error:
         problems += error.problems
     if problems:
@@ -1254,6 +1538,36 @@ def _programs_exist(made: Plan, base: Path) -> None:
     # an absolute one may be on the nodes alone
     if spec.venv and not spec.venv.startswith("/") and not (base / spec.venv / "bin" / "activate").is_file():
         problems.append(Problem(f"{base / spec.venv} is no virtual environment", at=("venv",)))
+    if problems:
+        raise UserError(*problems)
+
+
+def _programs_exist_on(host: str, made: Plan) -> None:
+    """What the job runs, on the login node that it is submitted from."""
+    from launcher import remote
+    from launcher.errors import Problem, UserError
+
+    spec, problems = made.spec, []
+    taken = spec.code != "none"
+    rows: list[tuple[str, str, tuple[str, ...]]] = []  # path, kind, field
+    train = spec.train
+    if not taken and not made.reference_trainer:
+        if train.workdir.startswith("/"):
+            rows.append((train.workdir, "directory", ("train", "workdir")))
+            if train.script:
+                rows.append((os.path.join(train.workdir, train.script), "file", ("train", "script")))  # noqa: PTH118
+        elif not spec.box:
+            hint = "code: git takes it along, or an absolute path there"
+            at = ("train", "workdir")
+            message = f"workdir {train.workdir} is on this machine, and the job runs at {host}"
+            problems.append(Problem(message, hint, at))
+    if spec.venv and not spec.venv.startswith("/"):
+        problems.append(Problem(f"venv {spec.venv} is on this machine", f"an absolute path at {host}", ("venv",)))
+    elif spec.venv and not spec.box:
+        rows.append((f"{spec.venv}/bin/activate", "file", ("venv",)))
+    if rows and not problems:
+        gone = remote.missing(host, [(path, kind) for path, kind, _ in rows])
+        problems += [Problem(f"{host} has no {kind} {path}", at=at) for path, kind, at in rows if path in gone]
     if problems:
         raise UserError(*problems)
 

@@ -21,7 +21,17 @@ run_argument = click.argument("run", metavar="RUN")
 def find(run: str, runs_dir: str | None) -> runs.Record:
     from launcher import runs
 
-    return runs.find(run, runs.root(runs_dir, os.environ))
+    record = runs.find(run, runs.root(runs_dir, os.environ))
+    if not record.extra.get("login"):
+        return record
+    from launcher import remote
+    from launcher.errors import Unreachable
+
+    try:
+        remote.fetch(record)
+    except Unreachable as error:
+        click.echo(f"note: what follows is as it was when last seen: {error.problems[0].message}", err=True)
+    return runs.read(record.folder)
 
 
 @click.command("runs")
@@ -133,13 +143,41 @@ def tell_status(record: runs.Record, *, as_json: bool) -> int:
         click.echo(show.dumps({"run": record.id, "backend": record.backend, **values, "age": age,
                                "last": known.status.state.value, "steps": record.steps, "progress": step,
                                "failures": failures, "cause": cause, "decision": story.decision,
-                               "attempts": [asdict(attempt) for attempt in story.attempts]}))  # fmt: skip
+                               "attempts": [asdict(attempt) for attempt in story.attempts],
+                               **({"points": points_of(record)} if record.extra.get("points") else {})}))  # fmt: skip
     else:
         heard = f"{known.status.state.value} when last heard, {show.ago(age)} ago" if age is not None else ""
         click.echo(show.status(record, found, step, failures, phase, cause=cause, heard=heard))
+        if record.extra.get("points"):
+            from launcher import sweep
+
+            click.echo("\n".join(map(show.plain, sweep.table(points_of(record)).split("\n"))))
     if not record.job and phase is Phase.RENDERED:
         return 1
     return 8 if phase is Phase.UNKNOWN else int(phase in (Phase.FAILED, Phase.CANCELLED))
+
+
+def points_of(record: runs.Record) -> list[dict[str, Any]]:
+    """A row for each point of a sweep: where it stands, and how far it came."""
+    from launcher import runs as records
+    from launcher.run import run as execute
+    from launcher.runs import poll
+    from launcher.runs.logs import progress
+
+    points = records.points(record)
+    known = poll.states([point for point in points if point.job], run=execute, fresh=True)
+    rows = []
+    for number, point in enumerate(points):
+        phase, why = point.state, ""
+        if point.id in known:
+            phase, why = poll.standing(point.story, known[point.id])
+        step = progress(point.folder) or {}
+        failed = records.failures(point) if phase is records.Phase.FAILED else []
+        rows.append({"point": number, "label": str(point.extra.get("label", "")), "state": phase.value,
+                     "job": point.job, "code": known[point.id].status.code if point.id in known else None,
+                     "step": step.get("step"), "loss": step.get("loss"),
+                     "why": failed[0] if failed else why if not phase.over else ""})  # fmt: skip
+    return rows
 
 
 @click.command(short_help="Take up a run from any login node, and follow it.")
@@ -198,6 +236,7 @@ def _of_run(name: str, runs: str | None, state: str, code: int | None) -> tuple[
         record = find(name, runs)
     except UserError as error:
         raise UserError(Problem(f"{name} is no file, and no run: {error}", "name a log, or --runs")) from None
+    records.one(record, "diagnose")
     known, signatures = tables.read()
     gathered = evidence.gather(record.folder, state=state, code=code)
     told, notes = gathered.evidence, list[str]()
@@ -205,6 +244,7 @@ def _of_run(name: str, runs: str | None, state: str, code: int | None) -> tuple[
     checked = records.verdict(record)
     if checked and not checked["train"]:
         more.append(Found(known["preflight_refused"], "", said=checked["headline"]))
+    more += [Found(known["service_failed"], "", said=said) for said in records.services_failed(record)]
     reading = explain.read(gathered.files, gathered.starts)
     backend = backends.load(record.backend)
     found = poll.Known().shown
@@ -331,7 +371,7 @@ def _checkpoints_of(run: str, runs_dir: str | None) -> str:
     given = Path(run).is_dir() and not (Path(run) / "journal.jsonl").exists()
     if given and (layout.names(run) or not records.known(records.root(runs_dir, dict(os.environ)), name=run)):
         return str(Path(run).absolute())
-    record = records.find(run, records.root(runs_dir, dict(os.environ)))
+    record = records.one(records.find(run, records.root(runs_dir, dict(os.environ))), "checkpoints")
     directory = str(record.extra.get("checkpoints", ""))
     if not directory:
         raise UserError(

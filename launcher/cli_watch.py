@@ -52,7 +52,7 @@ def look(files: Sequence[Files]) -> list[View]:
 
     known = poll.states([one.record() for one in files], run=execute, patient=True)
     now = time.time()
-    return [view(one, known[one.folder.name], now) for one in files]
+    return [view(one, known[one.record().id], now) for one in files]
 
 
 @click.command()
@@ -204,8 +204,17 @@ def wait(name: str, runs: str | None, timeout: float | None) -> None:
 @click.option("-f", "--follow", "following", is_flag=True, help="Wait for more until the run is over.")
 @click.option("--rank", "--ranks", "ranks", metavar="0,3-5", help="Of these ranks; of one, its own file.")
 @click.option("--node", metavar="N|HOST", help="Of one node: its launcher and its ranks.")
+@click.option("--service", metavar="NAME", help="What a service beside the training said instead.")
 @click.option("--tail", type=click.IntRange(0, 1_000_000), metavar="LINES", help="Only the last so many.")
-def logs(name: str, runs: str | None, following: bool, ranks: str | None, node: str | None, tail: int | None) -> None:
+def logs(
+    name: str,
+    runs: str | None,
+    following: bool,
+    ranks: str | None,
+    node: str | None,
+    tail: int | None,
+    service: str | None,
+) -> None:
     """Print a run's output: all nodes', in the order in which it came.
 
     Lines of ranks begin with `[rank 3] `. One rank's own output comes from its own file, complete and as its program
@@ -217,7 +226,7 @@ def logs(name: str, runs: str | None, following: bool, ranks: str | None, node: 
     from launcher.runs import poll
     from launcher.runs.logs import Choice, parse_ranks, ranks_of, read
 
-    record = records.find(name, records.root(runs, os.environ))
+    record = records.one(records.find(name, records.root(runs, os.environ)), "logs")
     module: Any = backends.load(record.backend)
     choice = Choice(parse_ranks(ranks) if ranks else frozenset(), tail=tail)
 
@@ -227,7 +236,9 @@ def logs(name: str, runs: str | None, following: bool, ranks: str | None, node: 
         return phase.over
 
     found: Iterable[str]
-    if hasattr(module, "OUTPUT"):
+    if service is not None:
+        found = read(record.folder, f"logs/service-{service}*.log", Choice(tail=tail), follow=following, over=over)
+    elif hasattr(module, "OUTPUT"):
         if node is not None:
             number, there = ranks_of(record.folder, node)
             choice = Choice(choice.ranks & there if choice.ranks else there, None if choice.ranks else number, tail)

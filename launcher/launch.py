@@ -16,13 +16,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from launcher import backends, runs
+from launcher import backends, runs, snapshot
 from launcher import bundle as bundles
 from launcher.bundle import Bundle
 from launcher.errors import DISK, Problem, Unreachable, UserError
 from launcher.node import journal
 from launcher.run import Run, signals_wait
 from launcher.runs import submit as submission
+from launcher.snapshot import Snapshot
 from launcher.spec import JobSpec
 
 EXPIRED = 600.0  # seconds: a munge credential is good for 300, by clocks that may differ by as much
@@ -57,6 +58,8 @@ class Order:
     alone: bool = True  # a live run of the same name is this one, or in its way
     again: bool = False  # submit another one on purpose
     options: Mapping[str, str] = field(default_factory=dict)  # of the backend's submit
+    code: Snapshot | None = None  # which the run takes along
+    points: Sequence[Mapping[str, Any]] = ()  # of a sweep: what the journal of each says
 
 
 def begin(order: Order, root: Path, run: Run) -> Begun:
@@ -66,7 +69,7 @@ def begin(order: Order, root: Path, run: Run) -> Begun:
     Raises UserError when it is refused (nothing is left then), Unreachable when nobody knows, Interrupted.
     """
     backend = backends.load(order.backend)
-    digest, files = digests(order.bundle, order.base)
+    digest, files = digests(order.bundle, order.base, order.code)
     _make(root)
     with _locked(root, order.spec.name), signals_wait() as came:
         options = dict(order.options)
@@ -86,12 +89,13 @@ def begin(order: Order, root: Path, run: Run) -> Begun:
         return _submit(runs.read(folder), order, backend, run, came, options)
 
 
-def digests(bundle: Bundle, base: Path) -> tuple[str, dict[str, str]]:
+def digests(bundle: Bundle, base: Path, code: Snapshot | None = None) -> tuple[str, dict[str, str]]:
     """One for what runs, and where from; and one for each file, which a node can hold its copy against."""
     files = {
         file.path: hashlib.sha256(file.text.encode(errors="surrogateescape")).hexdigest() for file in bundle.files
     }
     lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(files.items()))
+    lines += f"{code.digest}  {snapshot.CODE}\n" if code else ""
     return hashlib.sha256(f"{os.path.realpath(base)}\n{lines}".encode(errors="surrogateescape")).hexdigest(), files
 
 
@@ -253,6 +257,24 @@ def _locked(root: Path, name: str, *, wait: float = 120.0) -> Iterator[None]:
         lock.__exit__()
 
 
+SHARED = ("node", "code")  # of a sweep: the same for every point
+
+
+def _write_point(half: Path, place: str, order: Order, files: Mapping[str, str], facts: Mapping[str, Any]) -> None:
+    """A point of a sweep is a run directory of its own: its journal, its logs, its copy of the secrets."""
+    there = half / place
+    (there / "logs").mkdir(mode=0o700)
+    (there / "submitted-from").symlink_to(order.base, target_is_directory=True)
+    for name in SHARED:
+        if (half / name).is_dir():
+            (there / name).symlink_to(Path("..", "..", name), target_is_directory=True)
+    for name, value in order.secrets.items():
+        bundles.write_private(there / "secrets" / name, value)
+    mine = {path.removeprefix(f"{place}/"): digest for path, digest in files.items() if path.startswith(f"{place}/")}
+    mine |= {path: digest for path, digest in files.items() if path.startswith(f"{SHARED[0]}/")}
+    journal.append(there, "rendered", name=order.spec.name, backend=order.backend, files=mine, **facts)
+
+
 def _write(order: Order, root: Path, digest: str, files: Mapping[str, str]) -> Path:
     """The run directory, there as a whole or not at all; what an earlier dslaunch was killed over is swept."""
     spec = order.spec
@@ -263,11 +285,16 @@ def _write(order: Order, root: Path, digest: str, files: Mapping[str, str]) -> P
     run = runs.new_id(spec.name)
     half, folder = root / f".{run}.half", root / run
     try:
-        bundles.write(order.bundle, half, submitted_from=order.base, secrets=dict(order.secrets))
+        values = {} if order.points else dict(order.secrets)  # each point has its own copy
+        bundles.write(order.bundle, half, submitted_from=order.base, secrets=values)
+        if order.code:
+            snapshot.write(order.code, half)
         journal.append(
-            half, "rendered", name=spec.name, backend=order.backend, steps=spec.train.steps, digest=digest,
-            files=files, **order.facts,
+            half, "rendered", name=spec.name, backend=order.backend, steps=spec.steps, digest=digest,
+            files=files, **({"code": order.code.facts()} if order.code else {}), **order.facts,
         )  # fmt: skip
+        for number, facts in enumerate(order.points):
+            _write_point(half, f"{runs.POINTS}/{number}", order, files, facts)
         half.rename(folder)
         journal.sync_folder(root)
     except OSError as error:

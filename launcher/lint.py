@@ -1,4 +1,4 @@
-"""Any DeepSpeed config or job file, judged: every mistake with its id, its place, its reason and its remedy."""
+"""DeepSpeed configs, job files, scripts and manifests, judged: every mistake with its id, place, reason, remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from launcher import envlint, facts, jsondoc, show, yamldoc
+from launcher import envlint, facts, jsondoc, launchers, manifestlint, scriptlint, show, yamldoc
 from launcher.errors import Path, Problem, UserError
 from launcher.plan import advice, rules
 from launcher.plan.rules import REMOVE, Finding, Row
@@ -22,15 +22,16 @@ if TYPE_CHECKING:
     from launcher.spec import Document
 
 SEVERITIES = ("error", "warning", "note")
-Kind = Literal["deepspeed", "job"]
+Kind = Literal["deepspeed", "job", "script", "manifest"]
 
 
 @cache
 def rows() -> dict[str, Row]:
-    """Every id there is: DeepSpeed's rules, our advice, variables of the environment."""
+    """Every id there is: DeepSpeed's rules, our advice, variables of the environment, scripts and manifests."""
     shown = ("name", "severity", "title", "why", "fix", "source")
-    variables = {id: Row(id, **{key: row[key] for key in shown}) for id, row in envlint.rules().items()}
-    return {**advice.rows(), **variables}
+    others = {**envlint.rules(), **scriptlint.rules()}
+    found = {**advice.rows(), **{id: Row(id, **{key: row[key] for key in shown}) for id, row in others.items()}}
+    return dict(sorted(found.items()))
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,11 @@ class Fixed:
 
 
 def kind(text: str, *, name: str) -> Kind:
-    """A job file is YAML; whatever begins like JSON, or is named so, is a DeepSpeed config."""
+    """Scripts and manifests by what is in them; other YAML is a job file, other JSON a DeepSpeed config."""
+    if manifestlint.looks_like(text) and not scriptlint.is_script(text):
+        return "manifest"
+    if scriptlint.looks_like(text, name=name):
+        return "script"
     if name.lower().endswith((".yaml", ".yml")):
         return "job"
     if name.lower().endswith((".json", ".hjson", ".json5", ".jsonc")):
@@ -396,11 +401,11 @@ def accepted(document: Document, plan: Plan, *, name: str) -> Report:
         results.append(Result(rule, row.severity, file, line, column, line, column, ID.sub("", note), fix, False))
     spec = plan.spec
     situation = rules.Situation(
-        config=plan.config,
+        config=plan.config or {},
         gpus=spec.resources.gpus_per_node > 0,
         world=spec.world,
         per_node=spec.per_node,
-        steps=spec.train.steps,
+        steps=spec.steps or None,
         deepspeed=spec.environment.deepspeed or "",
     )
     for finding in advice.judge(advice.Case(situation)):
@@ -444,6 +449,49 @@ def _other_yaml(text: str, name: str) -> Result | None:
     else:
         return None
     return Result("DSL196", "error", name, 1, 1, 1, 1, message, hint, False)
+
+
+# --- scripts and manifests ----------------------------------------------------------------------------
+
+
+def script(text: str, *, name: str, known: Known | None = None) -> Report:
+    """A batch script or shell script, with the variables it sets and the DeepSpeed configs that it writes."""
+    known = known or Known()
+    case = scriptlint.Case(text, name, nodes=known.nodes, gpus=known.gpus_per_node)
+    results = [_as_result(found, name) for found in scriptlint.judge(text, name=name, case=case)]
+    if not case.ours:  # of its own variables and configs `plan` says what there is to say, and knows the fabric
+        results += variables(envlint.read(text, name="script.sh"), name=name).results
+    inside = replace(known, nodes=case.nodes or known.nodes, gpus_per_node=known.gpus_per_node or case.gpus or None)
+    for body, line in scriptlint.configs(case):
+        found = lint(body, name=name, known=inside)
+        results += [_moved(one, line, 0) for one in found.results]
+    kind = "batch script" if case.batch else "shell script"
+    return Report(name, kind, tuple(sorted(results, key=_order)))
+
+
+def manifest(text: str, *, name: str, known: Known | None = None) -> Report:
+    """Kubernetes manifests, with the environments of their containers and the configs of their ConfigMaps."""
+    results = [_as_result(found, name) for found in manifestlint.judge(text, name=name)]
+    results += variables(manifestlint.variables(text, name=name), name=name).results
+    for body, line, column, nodes, gpus in manifestlint.configs(text, name=name):
+        inside = replace(known or Known(), nodes=nodes, gpus_per_node=gpus)
+        results += [_moved(one, line, column) for one in lint(body, name=name, known=inside).results]
+    return Report(name, "manifest", tuple(sorted(results, key=_order)))
+
+
+def _moved(one: Result, line: int, column: int) -> Result:
+    """A result of a text that stands within a file; nothing in there is mended."""
+    if not one.line:
+        return replace(one, line=line + 1, column=column + 1, end_line=line + 1, end_column=column + 1, fixable=False)
+    place = replace(one, line=one.line + line, column=one.column + column, fixable=False)
+    return replace(place, end_line=one.end_line + line, end_column=one.end_column + column)
+
+
+def _as_result(found: launchers.Found, name: str) -> Result:
+    row = rows()[found.rule]
+    line, column, end = found.line, found.column, max(found.end, found.column)
+    severity, fix = found.severity or row.severity, found.fix or row.fix
+    return Result(row.id, severity, name, line, column, line, end, found.message, fix, False)
 
 
 # --- environments -----------------------------------------------------------------------------------
@@ -496,7 +544,7 @@ def row(id: str) -> Row:
 
 def _alike(asked: str, known: Iterable[str]) -> list[str]:
     """The ids that begin most like one that there is not: ENV001 to ENV008 for ENV00X, all of ENV for ENV099."""
-    if not re.match(r"(DSL|ENV)[0-9]", asked):
+    if not re.match(r"(DSL|ENV|SLM|LCH|K8S)[0-9]", asked):
         return []
     begins = (asked[:length] for length in range(len(asked), 2, -1))
     return next((alike for begin in begins if (alike := [id for id in known if id.startswith(begin)])), [])
@@ -553,7 +601,7 @@ def explained(row: Row) -> str:
     outcome = {"refused": "DeepSpeed refuses it", "ignored": "DeepSpeed ignores it", "differs": "it runs, otherwise"}
     rows = [
         ("severity", f"{row.severity}; {outcome[row.outcome]}" if row.outcome in outcome else row.severity),
-        ("DeepSpeed", "" if row.id in envlint.rules() else held),
+        ("DeepSpeed", held if row.id.startswith("DSL") else ""),
         ("why", row.why),
         ("instead", row.fix),
         ("source", row.source),
@@ -563,7 +611,7 @@ def explained(row: Row) -> str:
         if value:
             wrapped = textwrap.wrap(value, 100, break_long_words=False, break_on_hyphens=False)
             lines += [f"  {name:10}{part}" if not i else f"{'':12}{part}" for i, part in enumerate(wrapped)]
-    example = envlint.rules().get(row.id) or examples().get(row.id, {})
+    example = envlint.rules().get(row.id) or scriptlint.rules().get(row.id) or examples().get(row.id, {})
     given = " ".join(f"--{key} {value}" for key, value in example.get("given", {}).items() if key != "checkpoint")
     names = example.get("given", {}).get("checkpoint", "")
     given += f"{' ' if given else ''}--checkpoint DIR, with {names}" if names else ""
@@ -572,6 +620,8 @@ def explained(row: Row) -> str:
             given = given or (f"--fabric {example['fabric']}" if "fabric" in example else "")
             said = f" ({given})" if given and name == "bad" else ""
             config = example[name]
+            if "\r" in str(config):
+                config = config.replace("\r", "^M")
             body = config.rstrip("\n") if isinstance(config, str) else json.dumps(config, indent=2)
             lines += ["", f"  {name}{said}", textwrap.indent(body, "    ")]
     return "\n".join(lines)

@@ -20,13 +20,20 @@ class Result:
     code: int | None
     out: str
     err: str
+    raw: bytes = b""  # of standard output, where it was asked for
 
 
 Run = Callable[..., Result]
 
 
 def run(
-    argv: Sequence[str], *, timeout: float = 30.0, env: Mapping[str, str] | None = None, bounded: bool = False
+    argv: Sequence[str],
+    *,
+    timeout: float = 30.0,
+    env: Mapping[str, str] | None = None,
+    bounded: bool = False,
+    stdin: bytes = b"",
+    binary: bool = False,
 ) -> Result:
     """A command without a shell, its text in the C locale so that it can be parsed.
 
@@ -40,7 +47,7 @@ def run(
         timeout += 5
     try:
         done = subprocess.run(
-            command, capture_output=True, timeout=timeout, env=environ, stdin=subprocess.DEVNULL, check=False,
+            command, capture_output=True, timeout=timeout, env=environ, input=stdin, check=False,
             start_new_session=bounded,
         )  # fmt: skip
     except FileNotFoundError:
@@ -49,7 +56,10 @@ def run(
         return Result(None, "", f"{argv[0]} did not answer within {timeout:g} s")
     if command[0] == "timeout" and done.returncode in (124, 137):
         return Result(None, "", f"{argv[0]} did not answer within {command[2]} s")
-    return Result(done.returncode, done.stdout.decode(errors="replace"), done.stderr.decode(errors="replace"))
+    err = done.stderr.decode(errors="replace")
+    if binary:
+        return Result(done.returncode, "", err, done.stdout)
+    return Result(done.returncode, done.stdout.decode(errors="replace"), err)
 
 
 def _private(path: str, flags: int) -> int:

@@ -69,12 +69,18 @@ def product_words(gpu: str) -> tuple[str, ...]:
 
 def needed_ops(plan: Plan) -> tuple[str, ...]:
     """The compiled operators that DeepSpeed loads for this plan, as ds_report names them."""
-    setup, optimizer = plan.setup, str((plan.config.get("optimizer") or {}).get("type", "")).lower()
+    config = plan.config or {}
+    optimizer = str((config.get("optimizer") or {}).get("type", "")).lower()
+    zero = config.get("zero_optimization")
+    sections = [zero.get(key) for key in ("offload_optimizer", "offload_param")] if isinstance(zero, dict) else []
+    states, weights = [
+        str(section.get("device", "none")) if isinstance(section, dict) else "none" for section in sections
+    ] or ("none", "none")
     adam = optimizer in ("adam", "adamw")
     found = []
-    if "nvme" in (setup.offload_optimizer, setup.offload_parameters):
+    if "nvme" in (states, weights):
         found.append("async_io")
-    if adam and setup.offload_optimizer != "none":
+    if adam and states != "none":
         found.append("cpu_adam")
     elif adam and plan.spec.resources.gpus_per_node:
         found.append("fused_adam")
@@ -95,6 +101,8 @@ def ladder(plan: Plan) -> list[tuple[Rung, Config]]:
     resources = plan.spec.resources
     if plan.machine is None or plan.time is None or resources.nodes < 2 or resources.bandwidth:
         return []
+    assert plan.setup is not None  # whoever knows the time of a step
+    assert plan.config is not None
     # whether activations are recomputed is up to the program, which does not plan anew
     kept: Any = next(word for word, way in plans.RECOMPUTE.items() if way == plan.setup.recompute)
     train = replace(plan.spec.train, activation_checkpointing=kept)
@@ -108,7 +116,7 @@ def ladder(plan: Plan) -> list[tuple[Rung, Config]]:
         except UserError:
             continue  # refused there: the plan as it is stays
         same = _outside(made) == _outside(plan)
-        config = made.config if same else plan.config
+        config = made.config if same and made.config else plan.config
         seconds = made.time.seconds if same and made.time else 0.0
         name = files.setdefault(repr(config), f"ds_config.{len(files)}.json")
         found.append((Rung(bandwidth, round(seconds, 3), name), config))
@@ -117,9 +125,11 @@ def ladder(plan: Plan) -> list[tuple[Rung, Config]]:
 
 def _outside(plan: Plan) -> tuple[object, ...]:
     """What a program sees of a plan besides its DeepSpeed config."""
-    setup = plan.setup
+    setup, batch = plan.setup, plan.batch
+    assert setup is not None
+    assert batch is not None
     degrees = (setup.tensor, setup.pipeline, setup.virtual, setup.sequence)
-    return (plan.batch.total, plan.command, plan.variables, setup.recompute, setup.precision, degrees)
+    return (batch.total, plan.command, plan.variables, setup.recompute, setup.precision, degrees)
 
 
 def configs(rungs: Sequence[tuple[Rung, Config]]) -> dict[str, Config]:

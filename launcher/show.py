@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from launcher import facts, nccl
     from launcher import runs as runs_
     from launcher.backends import Status
+    from launcher.backends.kubernetes.network import Profile
     from launcher.errors import Problem
     from launcher.plan import Plan
     from launcher.plan.setup import Alternative, Estimate, Part, StepTime
@@ -60,7 +61,7 @@ def plan(made: Plan, document: Document, *, others: bool = False, tokens: float 
     spec = made.spec
     rows = [(decision.name, decision.value, decision.why) for decision in made.decisions]
     parts = [
-        f"{spec.name}: {made.model.name} on {spec.resources.nodes} x {spec.per_node}",
+        f"{spec.name}: {plain(made.program)} on {spec.resources.nodes} x {spec.per_node}",
         "",
         table(rows, indent="  ", width=WIDTH),
     ]
@@ -84,7 +85,8 @@ def plan(made: Plan, document: Document, *, others: bool = False, tokens: float 
         parts += ["", "  compression", *(f"    {line}" for line in made.compression)]
     if others and made.alternatives:
         parts += ["", alternatives(made)]
-    parts += ["", "  one rank runs", "    " + shlex.join(made.command)]
+    runs = "each node runs, and that starts its ranks" if spec.train.launcher == "node" else "one rank runs"
+    parts += ["", f"  {runs}", "    " + shlex.join(made.command)]
     files = sorted({where.split(":")[0] for _, where in document.origins()})
     parts += ["", f"  read from {', '.join(files)}"]
     return "\n".join(parts)
@@ -169,7 +171,7 @@ def picture(made: Plan, *, tokens: float | None = None) -> str:
     return report.plan(
         report.PlanView(
             job=made.spec.name,
-            model=f"{made.model.name} ({made.parameters:,} parameters)",
+            model=made.program + (f" ({made.parameters:,} parameters)" if made.parameters is not None else ""),
             nodes=resources.nodes,
             per_node=made.spec.per_node,
             gpu=machine.gpu.name if machine else "",
@@ -187,26 +189,28 @@ def picture(made: Plan, *, tokens: float | None = None) -> str:
             notes=made.notes,
             compression="; ".join(made.compression),
             checkpoint=made.saving.why if made.saving else "",
-            config=made.config,
+            config=made.config or {},
             environment=tuple((row.name, row.value, row.why) for row in made.variables.rows),
         )
     )
 
 
 def plan_json(made: Plan, document: Document) -> str:
-    spec = made.spec
+    spec, model, setup = made.spec, made.model, made.setup
     return dumps(
         {
             "name": spec.name,
-            "model": {"name": made.model.name, "parameters": made.parameters, "source": made.model.source},
+            "model": {"name": model.name, "parameters": made.parameters, "source": model.source} if model else None,
             "nodes": spec.resources.nodes,
             "ranks_per_node": spec.per_node,
             "world_size": spec.world,
-            "batch": asdict(made.batch),
-            "zero_stage": made.setup.stage,
-            "precision": made.setup.precision,
-            "activation_checkpointing": made.setup.recompute,
-            "offload": {"optimizer": made.setup.offload_optimizer, "parameters": made.setup.offload_parameters},
+            "batch": asdict(made.batch) if made.batch else None,
+            "zero_stage": made.stage,
+            "precision": setup.precision if setup else None,
+            "activation_checkpointing": setup.recompute if setup else None,
+            "offload": {"optimizer": setup.offload_optimizer, "parameters": setup.offload_parameters}
+            if setup
+            else None,
             "memory_gib": _memory(made.estimate) if made.estimate else None,
             "verdict": made.alternatives[0].verdict if made.alternatives else None,
             "step_time": _time(made.time) if made.time else None,
@@ -380,6 +384,31 @@ def fabrics(rows: Iterable[facts.Fabric]) -> str:
             text = f"{where}, {who}: {one.passes:g} GB/s, bad under {one.excludes:g} ({one.size} GiB; {one.source})"
             lines += _wrapped("    passes ", text.replace("2 to 2 nodes", "2 nodes"))
         lines += _wrapped("    source ", row.source)
+    return "\n".join(lines)
+
+
+def networks(rows: Iterable[Profile]) -> str:
+    """What each brings to a pod, which rights it takes, and where that was read."""
+    lines = []
+    for row in rows:
+        by = f" (with fabric {', '.join(row.fabrics)})" if row.fabrics else ""
+        lines.append(f"{row.name}{by}: {row.title}")
+        brings = []
+        if row.resource:
+            counts = [f"{count} with {gpu}" for gpu, count in row.resource.get("by", {}).items()]
+            if "other" in row.resource:
+                counts.append(f"{row.resource['other']}{' otherwise' if counts else ''}")
+            brings.append(f"{row.resource['name']}: {', '.join(counts)}")
+        if row.networks:
+            brings.append("interfaces by annotation")
+        brings += [f"sidecar {one['name']}" for one in row.sidecars]
+        brings += [f"hostPath {one['host_path']}" for one in row.volumes.values()]
+        lines += _wrapped("    brings ", "; ".join(brings) or "nothing by itself")
+        for name, why in row.needs.items():
+            lines += _wrapped("    needs  ", f"{name}: {why}")
+        for name, said in row.advice.items():
+            lines += _wrapped("    maybe  ", f"{name}: {said['why'] if isinstance(said, dict) else said}")
+        lines += _wrapped("    source ", row.recipe)
     return "\n".join(lines)
 
 

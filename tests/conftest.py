@@ -7,8 +7,12 @@ import slurm_cluster
 # Files whose tests run one after another on one worker, as they share what is dear to start. Two clusters, so that no
 # worker is left with all of Slurm; a file with a fixture of its own for all of its tests is a group by itself.
 GROUPS = {
-    "slurm": ("test_slurm", "test_slurm_cluster", "test_submit_slurm", "test_probe"),
-    "slurm, the second": ("test_preflight_slurm", "test_recover_slurm", "test_hang_slurm", "test_watch"),
+    "slurm": ("test_slurm", "test_slurm_cluster", "test_submit_slurm", "test_probe", "test_remote", "test_profile",
+              "test_services_slurm"),  # fmt: skip
+    "slurm, the second": (
+        "test_preflight_slurm", "test_recover_slurm", "test_hang_slurm", "test_watch", "test_software_slurm",
+        "test_slurm_options",
+    ),
     "engine": ("test_accepted", "test_conformance"),  # a process for each of the machine's cores
     "workers": ("test_bandwidth",),
     "browser": ("test_health", "test_report"),

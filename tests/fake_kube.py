@@ -11,8 +11,9 @@ import threading
 import time
 import urllib.parse
 
-STORED = ("pods", "events", "configmaps", "pytorchjobs", "nodes", "workloads")
-KINDS = {"pods": "Pod", "events": "Event", "configmaps": "ConfigMap", "pytorchjobs": "PyTorchJob"}
+KINDS = {"pods": "Pod", "events": "Event", "configmaps": "ConfigMap", "pytorchjobs": "PyTorchJob",
+         "jobsets": "JobSet", "trainjobs": "TrainJob", "podgroups": "PodGroup"}  # fmt: skip
+STORED = (*KINDS, "nodes", "workloads")
 BEGAN = "2026-01-01T00:00:00.{:09d}Z"  # of logs that tests give as bytes: a line each nanosecond
 
 

@@ -1,8 +1,8 @@
 """Manifests judged offline, as strictly as an API server with the training operator's webhook would.
 
 `problems(documents)` lists what is wrong, "spec.template.spec: unknown field `image`"; empty is good. Pods and
-ConfigMaps are walked along the models of the `kubernetes` client, the PyTorchJob along a table of ours. With
-DSLAUNCH_CRD_DIR naming a folder that has kubeflow.org_pytorchjobs.yaml, `crd_problems` asks that file, too.
+ConfigMaps are walked along the models of the `kubernetes` client, the jobs along tables of ours. With
+DSLAUNCH_CRD_DIR naming a folder with their CRDs, kubeflow.org_pytorchjobs.yaml first, `crd_problems` asks those, too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,100 @@ JOB = {
     },
 }
 
+# JobSet 0.12, v1alpha2. A Job is one of core's, and so is its pod template.
+JOBSET = {
+    "apiVersion": {"jobset.x-k8s.io/v1alpha2"},
+    "kind": {"JobSet"},
+    "metadata": "metadata",
+    "spec": {
+        "network": {"enableDNSHostnames": bool, "publishNotReadyAddresses": bool, "subdomain": str},
+        "failurePolicy": {
+            "maxRestarts": int,
+            "restartStrategy": {"Recreate", "BlockingRecreate", "InPlaceRestart"},
+            "rules": [
+                {
+                    "name": str,
+                    "action": {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts", "RestartJob",
+                               "RestartJobAndIgnoreMaxRestarts"},
+                    "onJobFailureReasons": [
+                        {"BackoffLimitExceeded", "DeadlineExceeded", "FailedIndexes", "MaxFailedIndexesExceeded",
+                         "PodFailurePolicy"}
+                    ],
+                    "onJobFailureMessagePatterns": [str],
+                    "targetReplicatedJobs": [str],
+                }
+            ],
+        },
+        "successPolicy": {"operator": {"All", "Any"}, "targetReplicatedJobs": [str]},
+        "startupPolicy": {"startupPolicyOrder": {"AnyOrder", "InOrder"}},
+        "coordinator": {"replicatedJob": str, "jobIndex": int, "podIndex": int},
+        "managedBy": str,
+        "suspend": bool,
+        "ttlSecondsAfterFinished": int,
+        "replicatedJobs": [{"name": str, "groupName": str, "replicas": int, "template": "job"}],
+    },
+}  # fmt: skip
+# A TrainJob of Trainer, v1alpha1: what it may say of its runtime's pods came in three steps.
+ENV = ["V1EnvVar"]
+TRAINER = {
+    "image": str,
+    "command": [str],
+    "args": [str],
+    "env": ENV,
+    "numNodes": int,
+    "numProcPerNode": int,
+    "resourcesPerNode": "V1ResourceRequirements",
+}
+POD = {
+    "serviceAccountName": str,
+    "nodeSelector": {str: str},
+    "affinity": "V1Affinity",
+    "tolerations": ["V1Toleration"],
+    "volumes": ["V1Volume"],
+    "schedulingGates": ["V1PodSchedulingGate"],
+    "imagePullSecrets": ["V1LocalObjectReference"],
+}
+META = {"labels": {str: str}, "annotations": {str: str}}
 
-def problems(documents: list[Any]) -> list[str]:
+
+def trainjob(trainer: str) -> dict[str, Any]:
+    release = tuple(map(int, trainer.split(".")))
+    box: dict[str, Any] = {"name": str, "env": ENV, "volumeMounts": ["V1VolumeMount"]}
+    if release >= (2, 2):
+        box["securityContext"] = "V1SecurityContext"
+    pod: dict[str, Any] = {**POD, "containers": [box], "initContainers": [box]}
+    if release >= (2, 2):
+        pod["securityContext"] = "V1PodSecurityContext"
+    if release >= (2, 3):
+        pod["terminationGracePeriodSeconds"] = int
+    template = {"metadata": META, "spec": pod}
+    job = {"name": str, "template": {"metadata": META, "spec": {"template": template}}}
+    runtime = {"template": {"metadata": META, "spec": {"replicatedJobs": [job]}}}
+    spec: dict[str, Any] = {
+        "runtimeRef": {"apiGroup": str, "kind": {"ClusterTrainingRuntime", "TrainingRuntime"}, "name": str},
+        "trainer": TRAINER,
+        "suspend": bool,
+        "managedBy": {"trainer.kubeflow.org/trainjob-controller", "kueue.x-k8s.io/multikueue"},
+    }
+    if release >= (2, 2):
+        spec["runtimePatches"] = [{"manager": str, "trainingRuntimeSpec": runtime}]
+    else:
+        spec["podTemplateOverrides"] = [{"targetJobs": [{"name": str}], **template}]
+    if release >= (2, 3):
+        spec["activeDeadlineSeconds"] = int
+    api = {"trainer.kubeflow.org/v1alpha1"}
+    return {"apiVersion": api, "kind": {"TrainJob"}, "metadata": "metadata", "spec": spec}
+
+
+POD_GROUPS = {
+    "scheduling.volcano.sh/v1beta1": {"minMember": int, "minResources": {str: "quantity"}, "queue": str,
+                                      "minTaskMember": {str: int}, "priorityClassName": str},
+    "scheduling.x-k8s.io/v1alpha1": {"minMember": int, "minResources": {str: "quantity"},
+                                     "scheduleTimeoutSeconds": int},
+}  # fmt: skip
+
+
+def problems(documents: list[Any], *, trainer: str = "2.2") -> list[str]:
     """Everything wrong with a bundle of manifests, references between them included."""
     found: list[str] = []
     maps = {}
@@ -101,10 +194,18 @@ def problems(documents: list[Any]) -> list[str]:
             maps[document.get("metadata", {}).get("name")] = document
         elif kind == "PyTorchJob":
             found += pytorchjob(document)
+        elif kind == "JobSet":
+            found += jobset(document)
+        elif kind == "TrainJob":
+            found += list(_shape(document, trainjob(trainer), "")) or list(_trainer_webhook(document))
+        elif kind == "PodGroup" and document.get("apiVersion") in POD_GROUPS:
+            spec = POD_GROUPS[document["apiVersion"]]
+            table = {"apiVersion": str, "kind": str, "metadata": "metadata", "spec": spec}
+            found += list(_shape(document, table, ""))
         else:
             found.append(f"document {number}: kind {kind!r} is unknown")
     for document in documents:
-        if not found and document["kind"] == "PyTorchJob":
+        if not found and document["kind"] in ("PyTorchJob", "JobSet", "TrainJob"):
             found += _references(document, maps)
     return found
 
@@ -158,6 +259,7 @@ def _model(value: Any, name: str, at: str) -> Iterator[str]:
     yield from (f"{at}: `{key}` is missing" for key in _required(model) if value.get(key) is None)
 
 
+@cache
 def _required(model: Any) -> list[str]:
     if hasattr(model, "model_fields"):  # the client from version 36 on is made of pydantic
         return [model.attribute_map[name] for name, field in model.model_fields.items() if field.is_required()]
@@ -317,6 +419,11 @@ def pytorchjob(document: dict[str, Any]) -> list[str]:
 def _shape(value: Any, kind: Any, at: str) -> Iterator[str]:
     if kind == "template":
         yield from template(value, at)
+    elif kind == "job":
+        wrong = list(_model(value, "V1JobTemplateSpec", at))
+        yield from wrong or template(value["spec"]["template"], f"{at}.spec.template")
+    elif isinstance(kind, str) and kind.startswith("V1"):
+        yield from _model(value, kind, at)
     elif kind == "metadata":
         yield from _metadata(value, DNS_1035, at)
     elif kind == "quantity":
@@ -367,11 +474,82 @@ def _webhook(job: dict[str, Any]) -> Iterator[str]:
             yield f"{at}: no container is called `pytorch`"
 
 
+def jobset(document: dict[str, Any]) -> list[str]:
+    return list(_shape(document, JOBSET, "")) or list(_jobset_webhook(document))
+
+
+def _jobset_webhook(document: dict[str, Any]) -> Iterator[str]:
+    """What the JobSet webhook, and the API server for the Jobs it makes, refuse."""
+    name, spec = document["metadata"]["name"], document["spec"]
+    names = [row["name"] for row in spec["replicatedJobs"]]
+    yield from _twice(names, "spec.replicatedJobs")
+    for row in spec["replicatedJobs"]:
+        job = row["template"]["spec"]
+        pod = job["template"]["spec"]
+        at = f"spec.replicatedJobs.{row['name']}"
+        longest = f"{name}-{row['name']}-{row.get('replicas', 1) - 1}-{job.get('completions', 1) - 1}-xxxxx"
+        if len(longest) > 63:
+            yield f"metadata.name: a pod {longest} has more than 63 characters"
+        if pod.get("restartPolicy") not in ("Never", "OnFailure"):
+            yield f"{at}: a Job's pods take restartPolicy Never or OnFailure, not {pod.get('restartPolicy')}"
+        policy = job.get("podFailurePolicy")
+        if (policy or "backoffLimitPerIndex" in job) and pod["restartPolicy"] != "Never":
+            yield f"{at}: podFailurePolicy and backoffLimitPerIndex need restartPolicy Never"
+        if "backoffLimitPerIndex" in job and job.get("completionMode") != "Indexed":
+            yield f"{at}: backoffLimitPerIndex needs completionMode Indexed"
+        boxes = [one["name"] for one in pod["containers"]]
+        for rule in (policy or {}).get("rules", []):
+            codes = rule.get("onExitCodes", {})
+            if codes.get("containerName", boxes[0]) not in boxes:
+                yield f"{at}.podFailurePolicy: no container {codes['containerName']!r}"
+            values = codes.get("values", [1])
+            if values != sorted(set(values)) or (codes.get("operator") == "In" and 0 in values):
+                yield f"{at}.podFailurePolicy: values {values}"
+
+
+RESERVED = ("PET_NNODES", "PET_NPROC_PER_NODE", "PET_NODE_RANK", "PET_MASTER_ADDR", "PET_MASTER_PORT")
+
+
+def _trainer_webhook(document: dict[str, Any]) -> Iterator[str]:
+    spec = document["spec"]
+    env = [row["name"] for row in spec["trainer"].get("env", [])]
+    yield from _twice(env, "spec.trainer.env")
+    yield from (f"spec.trainer.env: {name} is reserved" for name in env if name in RESERVED)
+    for at, pod in _laid(spec):
+        for box in [*pod.get("containers", []), *pod.get("initContainers", [])]:
+            if box["name"] != "node":
+                yield f"{at}: the runtime has no container {box['name']!r}"
+            if "env" in box:
+                yield f"{at}: of node, env is said in spec.trainer"
+            volumes = {row["name"] for row in pod.get("volumes", [])}
+            missing = [row["name"] for row in box.get("volumeMounts", []) if row["name"] not in volumes]
+            yield from (f"{at}: no volume {name!r}" for name in missing)
+
+
+def _laid(spec: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Pods of a TrainJob, as far as it says something about them."""
+    for row in spec.get("podTemplateOverrides", []):
+        yield "spec.podTemplateOverrides", row["spec"]
+    for patch in spec.get("runtimePatches", []):
+        for row in patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]:
+            yield f"spec.runtimePatches.{row['name']}", row["template"]["spec"]["template"]["spec"]
+
+
+def pods(job: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Every pod spec of a job, with the name of its part."""
+    spec = job["spec"]
+    if job["kind"] == "PyTorchJob":
+        return [(kind, row["template"]["spec"]) for kind, row in spec["pytorchReplicaSpecs"].items()]
+    if job["kind"] == "JobSet":
+        return [(row["name"], row["template"]["spec"]["template"]["spec"]) for row in spec["replicatedJobs"]]
+    return list(_laid(spec))
+
+
 def _references(job: dict[str, Any], maps: dict[str, Any]) -> Iterator[str]:
-    for kind, row in job["spec"]["pytorchReplicaSpecs"].items():
-        for volume in row["template"]["spec"].get("volumes", []):
-            several = [part["configMap"] for part in volume.get("projected", {}).get("sources", [])]
-            sources = [volume["configMap"]] if "configMap" in volume else several
+    for kind, pod in pods(job):
+        for volume in pod.get("volumes", []):
+            # ours: one that a job names by itself is the cluster's
+            sources = [part["configMap"] for part in volume.get("projected", {}).get("sources", [])]
             for source in sources:
                 yield from _reference(source, maps, job, kind)
             yield from _twice([item["path"] for source in sources for item in source.get("items", [])], kind)
@@ -393,15 +571,23 @@ def _reference(source: dict[str, Any], maps: dict[str, Any], job: dict[str, Any]
 # --- the CRD itself, where there is one -----------------------------------------------------------
 
 
-def crd() -> Path | None:
+CRDS = {
+    "PyTorchJob": "kubeflow.org_pytorchjobs.yaml",
+    "JobSet": "jobset.x-k8s.io_jobsets.yaml",
+    "TrainJob": "trainer.kubeflow.org_trainjobs.yaml",
+    "PodGroup": "scheduling.volcano.sh_podgroups.yaml",
+}
+
+
+def crd(kind: str = "PyTorchJob") -> Path | None:
     folder = os.environ.get("DSLAUNCH_CRD_DIR")
-    path = Path(folder) / "kubeflow.org_pytorchjobs.yaml" if folder else None
+    path = Path(folder) / CRDS[kind] if folder else None
     return path if path and path.is_file() else None
 
 
 def crd_schema(path: Path) -> dict[str, Any]:
     document = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    version = next(row for row in document["spec"]["versions"] if row["name"] == "v1")
+    version = next(row for row in document["spec"]["versions"] if row["served"])
     schema: dict[str, Any] = _strict(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}
     return schema

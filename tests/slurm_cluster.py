@@ -151,10 +151,12 @@ class Cluster:
         cpus: int = 16,
         memory: int = 64000,
         extra_conf: str = "",
+        extra_node: str = "",
         seconds: float = 60,
     ) -> Cluster:
         """All nodes idle, or an error and nothing left. What a dead process left in `folder` is ended first.
 
+        `extra_conf` is lines of slurm.conf, `extra_node` words of its NodeName lines: Feature=ib TmpDisk=1000.
         `slurmds=False`: a controller that believes in its nodes, for `sbatch --test-only` on thousands.
         """
         self = cls(folder)
@@ -173,7 +175,7 @@ class Cluster:
                 (self.folder / name).mkdir(mode=0o755)
             login = self._bridge() if slurmds else "127.0.0.1"
             gres = f" Gres=gpu:{gpu_type}:{gpus}" if gpus else ""
-            hardware = f"CPUs={cpus} RealMemory={memory}{gres}"
+            hardware = f"CPUs={cpus} RealMemory={memory}{gres} {extra_node}".rstrip()
             if slurmds:
                 prefix = login.rpartition(".")[0]
                 hosts = {f"node{i}": f"{prefix}.{100 + i}" for i in range(1, nodes + 1)}

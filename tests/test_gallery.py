@@ -17,6 +17,8 @@ from click.testing import CliRunner
 from launcher import bundle as bundles
 from launcher import cli, yamldoc
 from launcher.backends import kubernetes, local, slurm
+from launcher.backends.slurm import array
+from launcher.sweep import Chosen
 
 ROOT = Path(__file__).parents[1]
 SLURM = sorted((ROOT / "slurm").glob("*/job.yaml"))
@@ -30,6 +32,8 @@ def name(path: Path) -> str:
 
 def rendered(path: Path) -> dict[Path, str]:
     """Every file beside a job file, and its hostfile. What travels are copies of launcher/ and is not repeated."""
+    if path.parts[-3] == "slurm" and (points := cli.swept(str(path), None, ())):
+        return swept(path, points)
     document, plan = cli.load(str(path), None, ())
     backend = slurm if path.parts[-3] == "slurm" else kubernetes
     bundle = cli.render(backend, document, plan)
@@ -38,12 +42,20 @@ def rendered(path: Path) -> dict[Path, str]:
         files[path.parent / kubernetes.ENTRY] = without_copies(files[path.parent / kubernetes.ENTRY])
     if backend is slurm and plan.reference_trainer and not plan.spec.resources.gpus_per_node:
         files[path.parent / local.ENTRY] = local.render(plan).text(local.ENTRY)
-    if plan.spec.box or plan.spec.slurm.nodelist:
+    if plan.spec.slurm.nodelist or (plan.spec.box and backend is kubernetes):
         hosts = CliRunner().invoke(cli.cli, ["hostfile", str(path)])
         assert hosts.exit_code == 0, hosts.output
         kind = "kubernetes" if backend is kubernetes else "slurm"
         files[ROOT / "hostfiles" / f"{path.parts[-2]}.{kind}"] = hosts.stdout
     return files
+
+
+def swept(path: Path, points: list[Chosen]) -> dict[Path, str]:
+    """The array's script, and what its first point has: the others differ in the values swept."""
+    sweep = cli.read(str(path), None, ()).spec.sweep
+    bundle = array.render([point.plan for point in points], parallel=sweep and sweep.parallel)
+    shown = [file for file in bundle.files if file.path.startswith("points/0/") or "/" not in file.path]
+    return {path.parent / file.path: file.text for file in shown}
 
 
 def without_copies(text: str) -> str:
@@ -72,7 +84,7 @@ def no_site_file(tmp_path, monkeypatch):
 def test_the_gallery_is_what_dslaunch_renders(path, request):
     for file, text in rendered(path).items():
         if request.config.getoption("--bless"):
-            file.parent.mkdir(exist_ok=True)
+            file.parent.mkdir(exist_ok=True, parents=True)
             file.write_text(text)
         assert file.is_file(), f"{file.relative_to(ROOT)} is missing: pytest --bless"
         assert file.read_text() == text, f"{file.relative_to(ROOT)} is not what dslaunch renders"
@@ -92,7 +104,7 @@ def test_nothing_lies_in_the_gallery_that_no_job_renders():
 @pytest.mark.slow
 @pytest.mark.parametrize("path", SLURM, ids=name)
 def test_every_script_passes_bash_and_shellcheck(path):
-    for file in path.parent.iterdir():
+    for file in path.parent.rglob("*"):
         if file.suffix in (".sh", ".sbatch"):
             assert subprocess.run(["bash", "-n", str(file)], capture_output=True).returncode == 0
             checked = subprocess.run(

@@ -214,7 +214,7 @@ def test_who_may_not_create_pods_submits_all_the_same(api, tmp_path):
     [
         ({"apps": ["v1"]}, "there is no kubeflow.org at all"),
         ({"kubeflow.org": ["v2beta1"]}, "it serves kubeflow.org/v2beta1"),
-        ({"trainer.kubeflow.org": ["v1alpha1"]}, "it has Trainer 2"),
+        ({"trainer.kubeflow.org": ["v1alpha1"]}, "it has TrainJobs"),
     ],
 )
 def test_another_operator_is_named_with_the_one_that_is_wanted(api, tmp_path, groups, words):

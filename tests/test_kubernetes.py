@@ -4,6 +4,7 @@ import base64
 import contextlib
 import copy
 import functools
+import hashlib
 import io
 import json
 import os
@@ -122,7 +123,7 @@ def documents(name="demo"):
 
 
 def pods(job):
-    return [row["template"]["spec"] for row in job["spec"]["pytorchReplicaSpecs"].values()]
+    return [spec for _, spec in k8s_schema.pods(job)]
 
 
 # --- what is printed ------------------------------------------------------------------------------
@@ -340,7 +341,7 @@ def test_names_fit_with_every_suffix(name):
         ({"train": {"workdir": "src"}}, "workdir src is relative"),
         ({"venv": ".venv"}, "venv .venv is relative"),
         ({"secrets": {"HF_TOKEN": {"from_env": "HF_TOKEN"}}}, "no Kubernetes Secret"),
-        ({"container": {"image": "a/b", "mounts": ["/data:/data"]}}, "pyxis"),
+        ({"container": {"image": "a/b", "mounts": ["/data:/data"]}}, "are for Slurm"),
         ({"name": "7b"}, "begins with a digit"),
         ({"kubernetes": {"volumes": [{"claim": "a", "mount": "data"}]}}, "absolute path"),
         ({"kubernetes": {"volumes": [{"claim": "a", "mount": "/a"}, {"claim": "b", "mount": "/a/"}]}}, "mount of a"),
@@ -495,6 +496,7 @@ def lay_out(text, folder):
     """What the kubelet makes of the printed ConfigMaps, and the container's command for that place."""
     *config_maps, job = yaml.safe_load_all(text)
     box, volume = pods(job)[0]["containers"][0], pods(job)[0]["volumes"][0]
+    box = job["spec"].get("trainer", box)
     stored = {one["metadata"]["name"]: one for one in config_maps}
     for source in volume["projected"]["sources"]:
         one = stored[source["configMap"]["name"]]
@@ -844,7 +846,16 @@ def api(tmp_path, monkeypatch):
 
 JOB = "/apis/kubeflow.org/v1/namespaces/lab/pytorchjobs/demo"
 CHECK = f"{JOB}-preflight"
-MAP = "/api/v1/namespaces/lab/configmaps/demo-bundle"
+
+
+def stored(config_map):
+    """Under which name a ConfigMap is created: two jobs of one name have maps of their own."""
+    content = json.dumps([config_map.get("data"), config_map.get("binaryData")], sort_keys=True)
+    name = f"{config_map['metadata']['name']}-{hashlib.sha256(content.encode()).hexdigest()[:8]}"
+    return f"/api/v1/namespaces/lab/configmaps/{name}"
+
+
+MAP = stored(documents()[0])
 FORBIDDEN = {"kind": "Status", "message": "pytorchjobs.kubeflow.org is forbidden: User cannot create", "code": 403}
 
 
@@ -878,7 +889,10 @@ def test_the_config_map_comes_first_and_fields_are_checked(api, tmp_path):
         assert one["metadata"]["annotations"].pop(kubernetes.RUN) == tmp_path.name  # for which run it was made
     for row in created["spec"]["pytorchReplicaSpecs"].values():
         del row["template"]["metadata"]["annotations"]
+        for source in row["template"]["spec"]["volumes"][0]["projected"]["sources"]:
+            source["configMap"]["name"] = source["configMap"]["name"].rpartition("-")[0]
     assert created["spec"] == job["spec"]
+    assert api.objects[MAP]["metadata"]["ownerReferences"][0]["uid"] == "uid-3"  # goes when the job goes
     assert (tmp_path / kubernetes.UID).read_text() == "uid-3"
 
 
@@ -935,7 +949,7 @@ def test_what_an_earlier_run_left_is_replaced(api, tmp_path):
 
 
 def test_a_config_map_of_somebody_else_is_left_alone(api, tmp_path):
-    api.objects[MAP] = {"metadata": {"name": "demo-bundle"}, "data": {"theirs": "1"}}
+    api.objects[MAP] = {"metadata": {"name": MAP.rpartition("/")[2]}, "data": {"theirs": "1"}}
     with pytest.raises(UserError, match="that is not ours"):
         submit(tmp_path)
     assert api.objects[MAP]["data"] == {"theirs": "1"}
@@ -1118,8 +1132,7 @@ def test_cancel_deletes_both_and_tolerates_that_they_are_gone(api, tmp_path):
 
 def test_a_job_with_a_preflight_brings_its_config_map_and_leaves_none(api, tmp_path):
     submit(tmp_path, PLANS["gpus"])
-    maps = [one["metadata"]["name"] for one in documents("gpus")[:-1]]
-    assert set(api.objects) == {JOB, *(f"/api/v1/namespaces/lab/configmaps/{name}" for name in maps)}
+    assert set(api.objects) == {JOB, *map(stored, documents("gpus")[:-1])}
     kubernetes.cancel(record(tmp_path), run)
     assert api.objects == {}
     api.script["POST", "/pytorchjobs"] = (403, FORBIDDEN)

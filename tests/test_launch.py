@@ -426,7 +426,7 @@ def test_a_bounded_command_ends_after_its_time_though_nobody_waits(tmp_path):
 )
 def test_a_run_is_a_singleton_beside_what_the_job_file_asks_for(tmp_path, asked, after, given):
     """scenario 38: the server-side guard."""
-    text = json.dumps({"name": "x", "model": "gpt-demo", "slurm": {"sbatch": asked}})
+    text = json.dumps({"name": "x", "model": "gpt-demo", "slurm": asked})
     seen: list[list[str]] = []
 
     def listen(argv: list[str], **_: object) -> Result:

@@ -19,47 +19,66 @@ PACKAGE = Path(launcher.__file__).parent
 LAYERS = [
     ["launcher", "launcher.errors"],
     ["launcher.yamldoc", "launcher.jsondoc"],
-    ["launcher.spec.words"],
+    ["launcher.spec.words", "launcher.spec.given"],
     ["launcher.spec.train", "launcher.spec.software", "launcher.spec.slurm", "launcher.spec.kubernetes"],
+    ["launcher.spec.services"],
     ["launcher.spec.machines", "launcher.spec.check"],
     ["launcher.spec"],
-    ["launcher.huggingface"],
+    ["launcher.huggingface", "launcher.shell"],
     ["launcher.facts"],
     ["launcher.plan.shape", "launcher.plan.batch", "launcher.hostfile"],
+    ["launcher.listed"],
     ["launcher.envlint"],
     ["launcher.nccl"],
     ["launcher.plan.setup"],
     ["launcher.plan.memory", "launcher.plan.step_time", "launcher.plan.checkpoint"],
-    ["launcher.plan.search", "launcher.plan.dsconfig", "launcher.plan.rules"],
-    ["launcher.plan.advice"],
+    ["launcher.plan.search", "launcher.plan.dsconfig", "launcher.plan.rules", "launcher.plan.launchers"],
+    ["launcher.plan.advice", "launcher.plan.unnamed"],
     ["launcher.plan"],
+    ["launcher.sweep"],
     ["launcher.page"],
     ["launcher.charts"],
     ["launcher.report"],
     ["launcher.expected"],
-    ["launcher.setting"],
+    ["launcher.setting", "launcher.software"],
     ["launcher.bundle"],
     ["launcher.run"],
     ["launcher.runs.logs"],
     ["launcher.runs"],
-    ["launcher.runs.submit", "launcher.runs.evidence"],
+    ["launcher.runs.submit", "launcher.runs.evidence", "launcher.remote"],
     ["launcher.backends"],
+    ["launcher.backends.kubernetes.network", "launcher.backends.kubernetes.security",
+     "launcher.backends.kubernetes.patch"],
     ["launcher.backends.slurm.queue", "launcher.backends.kubernetes.pod"],
+    ["launcher.backends.slurm.services", "launcher.backends.slurm.options"],
+    ["launcher.backends.slurm.tasks"],
+    ["launcher.backends.kubernetes.queueing"],
+    ["launcher.backends.kubernetes.kinds"],
     ["launcher.backends.slurm.script", "launcher.backends.kubernetes.manifests"],
     ["launcher.backends.kubernetes.api"],
     ["launcher.backends.kubernetes.watch"],
     ["launcher.backends.kubernetes.output"],
+    ["launcher.backends.slurm.array"],
     ["launcher.backends.slurm.controller", "launcher.backends.kubernetes.server"],
     ["launcher.backends.local", "launcher.backends.slurm", "launcher.backends.kubernetes"],
+    ["launcher.snapshot"],
     ["launcher.launch"],
     ["launcher.runs.poll"],
     ["launcher.runs.view"],
     ["launcher.schema", "launcher.examples", "launcher.sites", "launcher.origins"],
+    ["launcher.profile", "launcher.fields"],
     ["launcher.show"],
     ["launcher.verdicts", "launcher.diagnoses", "launcher.saves"],
     ["launcher.health"],
+    ["launcher.launchers"],
+    ["launcher.scriptlint"],
+    ["launcher.manifestlint"],
     ["launcher.lint"],
     ["launcher.sarif"],
+    ["launcher.imports"],
+    ["launcher.imports.programs", "launcher.imports.deepspeed", "launcher.imports.write"],
+    ["launcher.imports.sbatch"],
+    ["launcher.imports.rendered"],
     ["launcher.probe"],
     ["launcher.screen"],
     ["launcher.cli_watch"],
@@ -169,7 +188,7 @@ def test_what_travels_to_the_nodes_needs_nothing_of_ours(name):
     }
     packages = looks_after.get(name, ())
     assert all(packages and (found == "launcher" or found.startswith(packages)) for found in ours(name))
-    neighbours = {"launcher", "journal", "recover"}
+    neighbours = {"launcher", "journal", "port", "recover"}
     outside = {found.split(".")[0] for found in imports(name)} - {*sys.stdlib_module_names, *neighbours}
     assert outside <= ({"torch", "deepspeed", "dslaunch_pulse"} if name == "launcher.node.train_gpt" else set())
 
@@ -183,7 +202,7 @@ def test_backends_do_not_know_each_other():
 
 # Facts and decisions are values; what touches the machine is named here and nowhere else.
 PURE = ["launcher.errors", "launcher.spec", "launcher.nccl", "launcher.show", "launcher.schema"]
-PURE += ["launcher.setting", "launcher.expected", "launcher.verdicts", "launcher.health", "launcher.envlint"]
+PURE += ["launcher.setting", "launcher.software", "launcher.expected", "launcher.verdicts", "launcher.health", "launcher.envlint"]
 PURE += ["launcher.preflight", "launcher.preflight.decision", "launcher.preflight.tournament"]
 PURE += ["launcher.preflight.speed", "launcher.preflight.transport", "launcher.preflight.parity"]
 PURE += [name for name in SOURCES if name.startswith("launcher.plan")]

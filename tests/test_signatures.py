@@ -27,7 +27,7 @@ LABELS = [row.split("\t") for row in (LOGS / "labels.tsv").read_text().splitline
 HEALTHY = (LOGS / "healthy.txt").read_text(encoding="utf-8").splitlines()
 
 # Causes without a row: other evidence says so, or the exception that ends a traceback.
-BY_EVIDENCE = {"checkpoint_none_verified", "node_lost", "killed_from_outside"}
+BY_EVIDENCE = {"checkpoint_none_verified", "node_lost", "killed_from_outside", "service_failed"}
 BY_TRACEBACK = {"python_import_error", "python_syntax_error"}
 
 

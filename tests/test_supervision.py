@@ -754,7 +754,7 @@ def test_a_job_that_was_suspended_while_it_chose_a_checkpoint_goes_on_waiting(tm
 PACKAGE = Path(launcher.__file__).parent
 TRAVELS = [path for name in LOOKS_AFTER for path in sorted(PACKAGE.glob(f"{name}/*.py"))]
 TRAVELS += [HOOK / "dslaunch_pulse.py", *(HOOK.parent / f"{name}.py" for name in ("supervise", "rank", "train_gpt"))]
-BATCH_HOST = [HOOK.parent / f"{name}.py" for name in ("journal", "recover", "port", "lost", "pod")]
+BATCH_HOST = [HOOK.parent / f"{name}.py" for name in ("journal", "recover", "services", "port", "lost", "pod")]
 NEW = {"removeprefix", "removesuffix", "lcm", "pairwise", "is_relative_to", "randbytes", "strict"}  # since 3.9
 NEWER = {"capture_output", "fromisoformat", "time_ns", "nullcontext", "getcallargs"}  # since 3.7
 

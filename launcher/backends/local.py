@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher import bundle as bundles
-from launcher import nccl, runs, setting
+from launcher import nccl, runs, setting, software
 from launcher.backends import State, Status
 from launcher.bundle import Bundle, File
 from launcher.errors import Problem, UserError
@@ -97,6 +97,10 @@ def render(plan: Plan) -> Bundle:
         problems.append(Problem("launcher srun needs Slurm", "torchrun or deepspeed", ("train", "launcher")))
     if spec.resources.spares:
         problems.append(Problem("one machine has no spare nodes", "spares: 0", ("resources", "spares")))
+    problems += software.problems(spec, "local")
+    if spec.services:
+        message = "services have nodes or steps of an allocation, and this is one machine"
+        problems.append(Problem(message, "start them by hand, or run on Slurm", ("services",)))
     if spec.box:
         problems.append(Problem("a local run uses no container", "leave it out, or run on Slurm", ("container",)))
     if problems:
@@ -109,7 +113,7 @@ def render(plan: Plan) -> Bundle:
         checkpoints=bundles.checkpoints(plan),
         duplicate=bundles.DUPLICATE,
         verdict=bundles.indent(bundles.VERDICT, "  "),
-        forget='  rm -rf -- "$run/secrets"\n' if spec.secrets else "",
+        forget='  rm -rf -- "$run/secrets"\n' if spec.credentials else "",
         gpus=SLICE.format(per_node=spec.per_node)
         if spec.resources.gpus_per_node and spec.resources.nodes > 1
         else "",

@@ -11,6 +11,9 @@ here, each says "again" with one code, and the first node counts and decides, in
     logs/pod-0001.json   the attempt that node 1 last began, and the machine it was on
     logs/node-0001.json  how node 1 ended, written by supervise.py, or here where that never came to it
 
+With --gang all pods start again when the first of them ends, as a JobSet's do. So the others let the first decide
+before they end, and a pod that was told to go counts like one that failed: nobody knows for whose sake it was told.
+
 Runs before any environment is loaded: Python 3.6 has to read this.
 """
 
@@ -33,6 +36,7 @@ AGAIN = 144  # 128 + 16, a signal that nothing sends: 137 and 143 remain the ker
 KILLED = 137  # of a pod that came to say nothing
 STOPPED_EARLY = 75
 LOOK = 1.0  # seconds between two looks at what the others say
+DECIDES = 120.0  # seconds that the others of a gang give the first node, which may need OWN + HARD + WORDS + a pause
 READS = 50.0  # files of the others that one node reads a second, at most: 1,000 pods share one volume
 OWN = 15.0  # seconds that a node has to fail by itself when another one did: its words are evidence
 HARD = 20.0  # seconds after that for its processes to go; all in all less than 60
@@ -57,6 +61,7 @@ class Pod:
         self.folder = os.path.join(options.folder, run) if run else options.folder
         self.checkpoints = os.path.dirname(os.path.dirname(options.folder))
         self.logs = os.path.join(self.folder, "logs")
+        self.restarted = env.get("DSLAUNCH_RESTARTED", "0") not in ("", "0")
         self.told = False
         self.child = None  # type: Any
         self.counted = True
@@ -117,6 +122,10 @@ class Pod:
         numbers = [entry["attempt"] for entry in entries if entry.get("event") == "attempt"]
         last = max([*numbers, -1])
         recent = [entry for entry in self.history() if entry.get("attempt") == last]
+        ended = entries[-1] if entries else {}
+        if self.options.gang and self.restarted and ended.get("event") == "finished" and ended.get("code"):
+            say("this job came to its end before: %s" % ended.get("why"))
+            sys.exit(permanent(int(ended["code"])))
         if recent and not any(entry.get("event") == "decided" for entry in recent):
             action = self.decide(last, KILLED)
             if action.kind == "stop":
@@ -137,11 +146,12 @@ class Pod:
         hosts = self.hosts()
         bad = [word for word in words if failed(word)]
         told = self.told or (bool(bad) and all(word.get("signalled") == "SIGTERM" for word in bad))
+        told = told and not self.options.gang
         first = recover.read_lines(os.path.join(self.logs, "first-failure-%d" % number))
         if first and first[0].isdigit():
             code = int(first[0])
-        elif code in (0, 130) and bad:
-            code = bad[0].get("code") or KILLED
+        elif code in (0, 130) and bad:  # 130: ended here, because of another one
+            code = ([word for word in bad if word.get("code") != 130] or bad)[0].get("code") or KILLED
         checkpoint = max(recover.newest_checkpoint(self.checkpoints), recover.resumed_from(self.logs, number))
         verdict = recover.merge(words, code=code, hosts=hosts, told=told, checkpoint=checkpoint)
         if code == STOPPED_EARLY and not told:
@@ -277,12 +287,25 @@ class Pod:
             if self.told:
                 return 0
         verdict = recover.merge([word], code=code, hosts=self.hosts())
+        if self.options.gang:
+            return self.with_the_gang(number)
         own = not self.told and word.get("signalled") is None and code not in (0, STOPPED_EARLY)
         if own and code == recover.DO_NOT_RESTART:
             self.finish(number, code, "ended with %d, which says never again" % code)
         if own and verdict.cause and recover.classify(verdict) == "stop":
             self.finish(number, code, verdict.why)
         self.last_words(number, code, "the first node decides whether it starts again")
+        return AGAIN
+
+    def with_the_gang(self, number: int) -> int:
+        """Any other node of a gang: whoever ends first ends all, and that has to be the one that decides."""
+        until = time.monotonic() + DECIDES
+        say("node %d waits for the first node to decide what follows attempt %d" % (self.node, number))
+        while time.monotonic() < until and not self.told:
+            last = (journal.read(self.folder)[0] or [{}])[-1]
+            if last.get("event") == "finished":
+                return permanent(int(last.get("code") or 1))
+            time.sleep(LOOK)
         return AGAIN
 
 
@@ -319,6 +342,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--folder", required=True)
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--attempts", type=int, required=True, help="starts without a new checkpoint in between")
+    parser.add_argument("--gang", action="store_true", help="all pods start again when one of them ends")
     parser.add_argument("command", nargs="+")
     return parser.parse_args(arguments)
 

@@ -1,7 +1,8 @@
 """One rank: check the world, start the program, hand signals on, write down how it ended.
 
 The node's launcher starts `rank.py FILE` once per rank. FILE is written by supervise.py and holds the
-program, because torchrun replaces "$$" and "$local_rank" in arguments and DeepSpeed logs them all.
+program, because torchrun replaces "$$" and "$local_rank" in arguments and DeepSpeed logs them all. A program
+that starts its ranks itself is started once, and is what the others call a rank.
 """
 
 from __future__ import annotations
@@ -24,6 +25,15 @@ ORPHAN = 25.0  # seconds a program may live on when the launcher is gone
 SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGCHLD})
 SHELLS = ("sh", "bash", "dash", "ash", "zsh", "ksh")
 PR_SET_PDEATHSIG = 1
+SET_MEMPOLICY = {"x86_64": 238, "aarch64": 237, "ppc64le": 261}  # the kernel's numbers; libc has no name for it
+MPOL_PREFERRED = 1
+NODES = 1024  # NUMA nodes that a kernel can have
+# What names the GPUs a process may use. ROCm's runtime reads the first, and HIP counts among those that it left.
+BELOW = "ROCR_VISIBLE_DEVICES"
+MASKS = (
+    *("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL"),
+    *("ZE_AFFINITY_MASK", "ASCEND_RT_VISIBLE_DEVICES", "HABANA_VISIBLE_MODULES"),
+)
 
 
 def wrong_world(env: Mapping[str, str], world: int) -> str:
@@ -98,6 +108,13 @@ def send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
+def heed(pid: int, number: int) -> list[int]:
+    """The first ones that have a handler, down from `pid`: a rank behind a script and a torchrun, not its workers."""
+    if catches(status(pid), number):
+        return [pid]
+    return [found for child in children(pid) for found in heed(child, number)]
+
+
 def deliver(pid: int, number: int) -> set[int]:
     """Signal the program; for a shell without a trap, what it runs. Returns those the shell waits for.
 
@@ -139,8 +156,11 @@ def start(argv: list[str], env: dict[str, str], log: int) -> subprocess.Popen[by
         return 126, f"cannot start {argv[0]!r}: {error.strerror}; is it executable, and for this machine?"
 
 
-def wait(program: subprocess.Popen[bytes]) -> int:
-    """Until it ends, handing on signals: TERM and INT once, as the launcher repeats them, USR2 each time."""
+def wait(program: subprocess.Popen[bytes], *, ranks_below: bool = False) -> int:
+    """Until it ends, handing on signals: TERM and INT once, as the launcher repeats them, USR2 each time.
+
+    `ranks_below`: the program starts ranks itself, and USR2 is for them.
+    """
     parent = os.getppid()
     handed: dict[int, float] = {}
     shell_waits_for: set[int] = set()
@@ -158,6 +178,10 @@ def wait(program: subprocess.Popen[bytes]) -> int:
             fresh = number not in handed or (number == signal.SIGUSR2 and now - handed[number] > 1.0)
             if fresh:
                 handed[number] = now
+                if ranks_below and number == signal.SIGUSR2:
+                    for target in heed(program.pid, number):
+                        send(target, number)
+                    continue
                 below = deliver(program.pid, number)
                 if below:
                     shell_waits_for, shell_signal = below, number
@@ -207,6 +231,150 @@ def restore(env: dict[str, str], visible: Mapping[str, str]) -> dict[str, str]:
     return {**{name: value for name, value in env.items() if not name.endswith(mask)}, **visible}
 
 
+def itself(env: Mapping[str, str], *, nodes: int, per_node: int) -> dict[str, str]:
+    """For a program that starts its ranks itself: no rank, but the node's place as scripts and torchrun read it.
+
+    An operator's elastic rendezvous has told torchrun already, and more nodes than one number.
+    """
+    kept = {name: value for name, value in env.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    told = {"NNODES": str(nodes), "NPROC_PER_NODE": str(per_node)}
+    place = {name: env[name] for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    if "PET_RDZV_ENDPOINT" in env:
+        return {**kept, **told}
+    return {**kept, **told, **{f"PET_{name}": value for name, value in {**told, **place}.items()}}
+
+
+# Its GPU, and what lies near it
+
+
+def own_gpu(env: Mapping[str, str], local: int, *, amd: bool) -> dict[str, str]:
+    """The masks that leave local rank 2 one GPU: of CUDA_VISIBLE_DEVICES=4,5,6,7 the 6. Raises ValueError.
+
+    Whoever got one GPU from the scheduler keeps it.
+    """
+
+    def pick(name: str, at: int) -> str:
+        devices = env[name].split(",")
+        if len(devices) == 1:
+            return devices[0]
+        if at >= len(devices):
+            raise ValueError(f"{name}={env[name]} has no GPU for local rank {local}")
+        return devices[at]
+
+    given = [name for name in MASKS if env.get(name)]
+    if env.get(BELOW):
+        inner = pick(given[0], local) if given else str(local)
+        outer = pick(BELOW, int(inner) if inner.isdecimal() else local)
+        return {BELOW: outer, **dict.fromkeys(given, "0")}
+    if not given:
+        return {BELOW if amd else "CUDA_VISIBLE_DEVICES": str(local)}
+    return {name: pick(name, local) for name in given}
+
+
+def lines(path: str) -> dict[str, str]:
+    """As a table, `Device Minor: 3` and `location_id 49408` alike; empty when there is no such file."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            rows = (line.replace(":", " ", 1).strip().rpartition(" ") for line in file)
+            return {key.strip(): value for key, _, value in rows}
+    except OSError:
+        return {}
+
+
+def opens(path: str) -> bool:
+    """Whether a device is there and this job may use it: Slurm hides the others' GPUs this way alone."""
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CLOEXEC))
+    except OSError:
+        return False
+    return True
+
+
+def names(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def gpus(root: str) -> list[tuple[str, str]]:
+    """The PCI address and the UUID of each GPU this job may use, in the order in which CUDA and ROCm count them."""
+    found = []
+    folder = f"{root}proc/driver/nvidia/gpus"
+    for address in sorted(names(folder)):
+        told = lines(f"{folder}/{address}/information")
+        if opens(f"{root}dev/nvidia{told.get('Device Minor', '')}"):
+            found.append((address.lower(), told.get("GPU UUID", "")))
+    folder = f"{root}sys/class/kfd/kfd/topology/nodes"
+    for node in sorted((name for name in names(folder) if name.isdecimal()), key=int):
+        told = lines(f"{folder}/{node}/properties")
+        at = int(told.get("location_id", "0"))
+        if int(told.get("simd_count", "0")) and opens(f"{root}dev/dri/renderD{told.get('drm_render_minor', '')}"):
+            bus = f"{int(told.get('domain', '0')):04x}:{at >> 8 & 0xFF:02x}:{at >> 3 & 0x1F:02x}.{at & 7}"
+            found.append((bus, ""))
+    return found
+
+
+def numa_of_gpu(env: Mapping[str, str], local: int, root: str) -> int | None:
+    """The NUMA node that local rank's GPU hangs on; None where nobody says."""
+    masks = [env[name].split(",") for name in (BELOW, "CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES") if env.get(name)]
+    devices = masks[0] if masks else []
+    name = devices[0] if len(devices) == 1 else devices[local] if local < len(devices) else str(local)
+    known = gpus(root)
+    if name.isdecimal():
+        address = known[int(name)][0] if int(name) < len(known) else ""
+    else:
+        address = next((address for address, uuid in known if uuid and uuid.startswith(name)), "")
+    try:
+        with open(f"{root}sys/bus/pci/devices/{address}/numa_node", encoding="ascii") as file:
+            node = int(file.read())
+    except (OSError, ValueError):
+        return None
+    return node if node >= 0 else None
+
+
+def cpus_of(node: int, root: str) -> set[int]:
+    """32 of them where it says 0-15,64-79; none where there is no such node."""
+    try:
+        with open(f"{root}sys/devices/system/node/node{node}/cpulist", encoding="ascii") as file:
+            parts = [part.partition("-") for part in file.read().strip().split(",") if part]
+    except OSError:
+        return set()
+    return {cpu for first, _, last in parts for cpu in range(int(first), int(last or first) + 1)}
+
+
+def bind(node: int, root: str) -> str:
+    """Run on this NUMA node's CPUs and take memory there first. Raises ValueError when none of them is ours.
+
+    Preferred, not bound: a node that is full would otherwise end the rank. Says what could not be done.
+    """
+    there, allowed = cpus_of(node, root), os.sched_getaffinity(0)
+    if not there & allowed:
+        own = f"the CPUs {min(there)} to {max(there)}" if there else "no CPUs"
+        raise ValueError(f"NUMA node {node} has {own}, and this rank may use {len(allowed)} others")
+    os.sched_setaffinity(0, there & allowed)
+    call = SET_MEMPOLICY.get(os.uname().machine)
+    mask = (ctypes.c_ulong * (NODES // 64))()
+    mask[node // 64] = 1 << node % 64
+    if call is None or libc.syscall(call, MPOL_PREFERRED, ctypes.byref(mask), NODES + 1):
+        why = os.strerror(ctypes.get_errno()) if call else os.uname().machine
+        return f"bound to the CPUs of NUMA node {node}, but its memory cannot be preferred here ({why})"
+    return ""
+
+
+def near(numa: Any, env: Mapping[str, str], local: int, root: str = "/") -> str:
+    """Bind this rank as `train.numa` says. Raises ValueError; says what is not known or could not be done."""
+    if numa != "auto":
+        return bind(numa[local], root)
+    node = numa_of_gpu(env, local, root)
+    if node is None:
+        return f"nothing says which NUMA node the GPU of local rank {local} hangs on: not bound"
+    try:
+        return bind(node, root)
+    except ValueError as error:
+        return f"{error}: not bound"
+
+
 def main(plan_file: str) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     for number in SIGNALS:
@@ -251,6 +419,21 @@ def main(plan_file: str) -> int:
     if entry["attempt"]:
         os.write(log, f"dslaunch: attempt {entry['attempt']} of rank {rank} on {host}\n".encode())
 
+    per_node = plan.get("starts_itself", 0)
+    try:
+        if not problem and per_node:
+            env = itself(env, nodes=plan["world"], per_node=per_node)
+        if not problem and plan.get("numa", "none") != "none":
+            said = near(plan["numa"], env, int(local))
+            if said:
+                os.write(log, f"dslaunch: rank {rank} on {host}: {said}\n".encode())
+        if not problem and plan.get("own_gpu"):
+            env.update(own_gpu(env, int(local), amd=os.path.exists("/dev/kfd")))
+            # programs take LOCAL_RANK for the number of their GPU
+            env.update(LOCAL_RANK="0", DSLAUNCH_LOCAL_RANK=local)
+    except ValueError as error:
+        problem = f"dslaunch: {error} ({host}, rank {rank})"
+
     program = (CONFIG, problem) if problem else start(plan["argv"], env, log)
     if isinstance(program, tuple):
         code, message = program
@@ -264,7 +447,7 @@ def main(plan_file: str) -> int:
     os.close(log)
     entry["pid"] = program.pid
     record(state, logs, entry)
-    code = wait(program)
+    code = wait(program, ranks_below=per_node > 0)
     entry["ended"] = time.time()
     if code < 0:
         entry["signal"], code = name_of(-code), 128 - code
@@ -275,7 +458,7 @@ def main(plan_file: str) -> int:
     return code
 
 
-libc = ctypes.CDLL(None)
+libc = ctypes.CDLL(None, use_errno=True)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1]))

@@ -301,6 +301,22 @@ def merge(
     return base
 
 
+def of_service(verdict: Verdict, dead: Entry) -> Verdict:
+    """A service that ended first is why, whatever ranks said of it; its code is judged as a rank's is.
+
+    >>> dead = {"service": "reward", "code": 137, "why": "service reward was killed by signal 9", "hosts": ["n3"]}
+    >>> one = of_service(Verdict(1, cause="net_connect_refused", retry="once", node="n1", rank=0, step=4), dead)
+    >>> one.code, one.retry, one.node, one.rank, one.step
+    (137, 'yes', 'n3', None, 4)
+    """
+    code = dead.get("code") or UNAVAILABLE
+    hosts = dead.get("hosts") or [""]
+    return verdict._replace(
+        code=code, cause="service_failed", layer="app", retry=CODES.get(code, ("", "no", ""))[1], exclude="no",
+        node=hosts[0], rank=None, leave=(), told=False, why=dead.get("why") or "a service ended",
+    )  # fmt: skip
+
+
 def place(host: str, word: Entry, hosts: Sequence[str]) -> str:
     """Slurm's name of a node that calls itself `host`: node2.cluster is node2."""
     if host in hosts:
@@ -477,7 +493,8 @@ def siblings(run_id: str, job: str) -> Optional[List[str]]:
     if code != 0:
         return None
     rows = [line.split("|") for line in out.splitlines()]
-    return [row[0] for row in rows if row[0] != job and (row[1] == run_id or row[-1] == "dslaunch:" + run_id)]
+    ours = [row for row in rows if row[1] == run_id or row[-1].rpartition(",")[2] == "dslaunch:" + run_id]
+    return [row[0] for row in ours if row[0].partition("+")[0] != job]
 
 
 def submit_again(options: argparse.Namespace, exclude: Sequence[str], why: str) -> bool:
@@ -485,11 +502,17 @@ def submit_again(options: argparse.Namespace, exclude: Sequence[str], why: str) 
 
     The controller takes no new --exclude for a job that runs.
     """
+    if "_" in options.job:
+        say("a task of an array cannot be submitted again by itself: it may only go back to the queue")
+        return False
     run_id = os.path.basename(options.run)
     out = ",".join([*filter(None, [options.exclude]), *exclude])
     command = ["sbatch", "--parsable", "--chdir=" + options.run, "--job-name=" + run_id]
-    command += ["--comment=dslaunch:" + run_id, "--dependency=singleton"]
+    comment = ",".join(filter(None, [options.comment, "dslaunch:" + run_id]))
+    command += ["--comment=" + comment, "--dependency=singleton"]
     command += ["--exclude=" + out] if out else []
+    for part in range(1, options.components + 1):
+        command += [":", "--job-name=%s.%d" % (run_id, part)]  # of the same name it would wait for the first
     ours = ("SLURM_", "SBATCH_", "SRUN_", "DSLAUNCH_", "MASTER_")
     env = {name: value for name, value in os.environ.items() if name == "SLURM_CONF" or not name.startswith(ours)}
     note(options.run, "resubmitting", token=run_id, exclude=list(exclude), why=why)
@@ -675,12 +698,17 @@ def after(options: argparse.Namespace) -> int:
     down = [] if told or options.code == 0 else unreachable(asked)
     lost = [host for host in hosts if host in down or host in seen]
     taken = told and options.requeues and preempted(options.job)
+    gone = []  # type: List[str]
     verdict = merge(
         words_of(logs, options.attempt), code=options.code, hosts=hosts, lost=lost, told=told,
         preempted=taken, warned=bool(options.warned), checkpoint=progress(options, options.attempt),
         step=last_step(logs, options.attempt),
     )  # fmt: skip
-    if not verdict.cause and verdict.rank is None and verdict.code:
+    dead = {} if told else read_json(os.path.join(options.run, "services", "failed.json"))
+    if dead.get("attempt") == options.attempt and not lost:
+        verdict = of_service(verdict, dead)
+        gone = unreachable(dead.get("hosts") or ())
+    elif not verdict.cause and verdict.rank is None and verdict.code:
         before = " ".join(read_lines(os.path.join(logs, "failed-before-ranks")))
         verdict = verdict._replace(why=before[:500] or verdict.why)
     firsts = [(word.get("first_failure") or {}).get("ended") for word in words_of(logs, options.attempt)]
@@ -691,6 +719,8 @@ def after(options: argparse.Namespace) -> int:
         os.path.basename(options.run),
     )  # fmt: skip
     action = decide(history, verdict, resources)
+    if gone and action.kind == "restart":  # a service's own nodes are the job's, and there is no other one for it
+        action = Action("resubmit", tuple(sorted({*action.exclude, *gone})), action.why)
     if action.kind != "stop" and not counted:
         action = Action("stop", (), "%s; and the journal cannot count what comes next" % action.why)
     act(options, action)
@@ -806,10 +836,17 @@ def stands(beat: Entry) -> bool:
     return age > max(2 * BEAT, 5 * usual)
 
 
+def steps_of(job: str) -> List[str]:
+    """4711.0 and 4711.1, but not 4711.batch; none without an answer."""
+    code, out, _ = ask(["squeue", "--noheader", "--steps", "--format=%i", "--jobs=" + job])
+    return [one for one in out.split() if one.rpartition(".")[2].isdigit()] if code == 0 else []
+
+
 def end_step(options: argparse.Namespace) -> None:
     """Its ranks at once: they wait for the dead. Then srun, which would wait for Slurm to see it too."""
-    code, out, _ = ask(["squeue", "--noheader", "--steps", "--format=%i", "--jobs=" + options.job])
-    steps = [one for one in out.split() if one.rpartition(".")[2].isdigit()] if code == 0 else []
+    services = {word for path in glob.glob(os.path.join(glob.escape(options.run), "services", "*.step"))
+                for word in read_lines(path)}  # fmt: skip
+    steps = [step for step in steps_of(options.job) if step not in services]
     killers = [
         subprocess.Popen(["scancel", "--signal=KILL", step], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for step in steps
@@ -831,7 +868,9 @@ def main(arguments: List[str]) -> int:
     add("--nodes", type=int, required=True)
     add("--attempts", type=int, default=0, help="starts without a new checkpoint in between")
     add("--checkpoints", default="", help="directory")
+    add("--components", type=int, default=0, help="of a heterogeneous job, beside the first")
     add("--exclude", default="", help="nodes that the job file leaves out already")
+    add("--comment", default="", help="of the job file, before the run's own token")
     add("--requeue", action="store_true", help="at the time limit")
     add("--requeues", action="store_true", help="Slurm may requeue this job")
     add("--times", type=int, default=0, help="that a preflight may submit again")

@@ -80,6 +80,7 @@ CACHES = (
     ("TORCHINDUCTOR_CACHE_DIR", "inductor"),
 )
 
+DIRECT = ("srun", "node")  # rank.py is started without a launcher: per rank, and per node for a program with its own
 VISIBLE = ("VISIBLE_DEVICES", "VISIBLE_MODULES", "ZE_AFFINITY_MASK")
 
 
@@ -101,6 +102,9 @@ class Options:
     model_parallel: int = 1
     fresh: bool = False
     vouch: bool = False
+    launcher_args: tuple[str, ...] = ()
+    own_gpu: bool = False
+    numa: str | tuple[int, ...] = "none"
 
     @property
     def world(self) -> int:
@@ -139,12 +143,22 @@ def say(text: str) -> None:
 # What we were asked to do
 
 
+LAUNCHERS = ("torchrun", "deepspeed", "srun", "accelerate", "composer", "node")
+
+
+def numa(text: str) -> str | tuple[int, ...]:
+    return text if text in ("auto", "none") else tuple(map(int, text.split(",")))
+
+
 def parse(arguments: list[str]) -> Options:
     split = arguments.index("--") if "--" in arguments else len(arguments)
     parser = argparse.ArgumentParser(
         prog="supervise.py", usage="%(prog)s [options] -- PROGRAM [ARGUMENT ...]", allow_abbrev=False
     )
-    parser.add_argument("--launcher", choices=("torchrun", "deepspeed", "srun"), required=True)
+    parser.add_argument("--launcher", choices=LAUNCHERS, required=True)
+    parser.add_argument("--launcher-arg", dest="launcher_args", action="append", default=[], help="a further one")
+    parser.add_argument("--own-gpu", action="store_true", help="a rank sees its own GPU alone")
+    parser.add_argument("--numa", type=numa, default="none", help="auto, or those of the local ranks: 3,3,1,1")
     parser.add_argument("--nodes", type=int, required=True)
     parser.add_argument("--per-node", type=int, required=True)
     parser.add_argument("--logs", required=True)
@@ -166,6 +180,7 @@ def parse(arguments: list[str]) -> Options:
     if values.nodes < 1 or values.per_node < 1:
         parser.error("--nodes and --per-node start at 1")
     values.logs = os.path.abspath(values.logs)
+    values.launcher_args = tuple(values.launcher_args)
     return Options(argv=argv, **vars(values))
 
 
@@ -186,6 +201,8 @@ def place(options: Options, env: Mapping[str, str]) -> Place:
     if options.launcher == "srun":
         rank, local = number(env, "RANK", below=options.world), number(env, "LOCAL_RANK", below=1 << 16)
         return Place(node, env["MASTER_ADDR"], port, [rank], f"node-{node:04d}-{local:02d}")
+    if options.launcher == "node":
+        return Place(node, env["MASTER_ADDR"], port, [node], f"node-{node:04d}")
     first = node * options.per_node
     ranks = list(range(first, first + options.per_node))
     return Place(node, env["MASTER_ADDR"], port, ranks, f"node-{node:04d}")
@@ -371,9 +388,18 @@ def rank_environment(
 ) -> tuple[dict[str, str], list[str]]:
     """What the launcher is started with, and what the user may want to know about it."""
     kept = OURS if options.launcher == "srun" else ()
+    ours: dict[str, str] = {}
+    if options.launcher == "node":
+        ours = {"RANK": env["NODE_RANK"], "LOCAL_RANK": "0", "WORLD_SIZE": str(options.nodes)}
+    elif options.launcher == "accelerate" and options.world == 1:  # which starts a single rank as it is
+        ours = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
+    elastic = options.launcher == "node" and "PET_RDZV_ENDPOINT" in env  # for the program's own torchrun
     result = {
-        name: value for name, value in env.items() if name in kept or not (name in STALE or name.startswith("PET_"))
+        name: value
+        for name, value in env.items()
+        if name in kept or not (name in STALE or (name.startswith("PET_") and not elastic))
     }
+    result.update(ours)
     notes = []
     for name, folder in CACHES:
         result.setdefault(name, os.path.join(jit, folder))
@@ -435,18 +461,42 @@ def resumed(options: Options, where: Place, env: Mapping[str, str], *, count: in
 
 def command(options: Options, where: Place, *, python: str, rank_py: str, plan: str) -> list[str]:
     rank = [python, rank_py, plan]
+    more = options.launcher_args
     if options.launcher == "torchrun":
         run = [python, "-m", "torch.distributed.run", f"--nnodes={options.nodes}"]
         run += [f"--node-rank={where.node}", f"--nproc-per-node={options.per_node}"]
         run += [f"--master-addr={where.master}", f"--master-port={where.port}", "--max-restarts=0"]
-        return [*run, f"--log-dir={os.path.dirname(plan)}/torchrun", "--no-python", *rank]
+        return [*run, f"--log-dir={os.path.dirname(plan)}/torchrun", *more, "--no-python", *rank]
     if options.launcher == "deepspeed":
         slots = {f"node{node}": list(range(options.per_node)) for node in range(options.nodes)}
         world = base64.urlsafe_b64encode(json.dumps(slots).encode()).decode()
         run = [python, "-m", "deepspeed.launcher.launch", f"--node_rank={where.node}"]
         run += [f"--master_addr={where.master}", f"--master_port={where.port}", f"--world_info={world}"]
-        return [*run, "--no_python", "--no_local_rank", *rank]
+        return [*run, *more, "--no_python", "--no_local_rank", *rank]
+    if options.launcher == "accelerate":
+        return [python, "-m", "accelerate.commands.launch", *accelerate(options, where), *more, "--no_python", *rank]
+    if options.launcher == "composer":
+        run = [python, "-m", "composer.cli", f"--nproc={options.per_node}", f"--world_size={options.world}"]
+        run += [f"--node_rank={where.node}", f"--master_addr={where.master}", f"--master_port={where.port}"]
+        return [*run, *more, "--command_mode", *rank]
     return rank
+
+
+# What says how accelerate starts ranks; without any of it, it counts the GPUs it sees, and starts one rank on a CPU.
+KINDS = ("--config_file", "--multi_gpu", "--cpu", "--tpu", "--use_deepspeed", "--use_fsdp", "--use_megatron_lm")
+
+
+def accelerate(options: Options, where: Place) -> list[str]:
+    """Its place in the job. `standard` for DeepSpeed: otherwise each node would log in to all the others by pdsh."""
+    words = {word.partition("=")[0].replace("-", "_").replace("__", "--", 1) for word in options.launcher_args}
+    run = [f"--num_machines={options.nodes}", f"--num_processes={options.world}", f"--machine_rank={where.node}"]
+    run += [f"--main_process_ip={where.master}", f"--main_process_port={where.port}", "--same_network"]
+    run += ["--rdzv_backend=static", "--max_restarts=0"]
+    if options.nodes > 1:
+        run.append("--deepspeed_multinode_launcher=standard")
+    if options.world > 1 and not words & set(KINDS):
+        run.append("--multi_gpu")
+    return run
 
 
 def before_launcher() -> None:
@@ -736,7 +786,7 @@ def verdict(options: Options, where: Place, ranks: list[dict[str, Any]], end: En
     only_killed = all(one["code"] in (128 + signal.SIGTERM, 128 + signal.SIGKILL) for one in hard)
     outlived = (
         bool(ranks)
-        and options.launcher != "srun"
+        and options.launcher not in DIRECT
         and end.code != 0
         and not end.signalled
         and all(one["ended"] is None or one["ended"] > end.at for one in ranks)
@@ -747,11 +797,14 @@ def verdict(options: Options, where: Place, ranks: list[dict[str, Any]], end: En
     stop = f"stopped by {end.signalled}; " if end.signalled else ""
     if hard and not outlived:
         first = hard[0]
-        text = f"rank {first['rank']} (local {first['local_rank']}) on {first['host']} {how(first)} first"
+        who = f"rank {first['rank']} (local {first['local_rank']}) on {first['host']}"
+        if options.launcher == "node":
+            who = f"the program of node {first['rank']} on {first['host']}"
+        text = f"{who} {how(first)} first"
         code = 128 + signal.SIGKILL if first["code"] is None else first["code"]
         return Verdict(code, f"{stop}{text}; see {first['log']}", first, signalled=end.signalled)
 
-    name = "rank.py" if options.launcher == "srun" else options.launcher
+    name = "rank.py" if options.launcher in DIRECT else options.launcher
     on = f"on {host()} (node {where.node})"
     if missing or outlived:
         code = BROKEN if end.code in (0, STOPPED_EARLY) else end.code
@@ -965,9 +1018,13 @@ def train(
 
 def rank_plan(options: Options, where: Place, env: Mapping[str, str]) -> dict[str, Any]:
     """What rank.py is told. DeepSpeed's launcher overwrites the visible devices, rank.py puts them back."""
+    itself = options.launcher == "node"
     return {
         "argv": options.argv,
-        "world": options.world,
+        "world": options.nodes if itself else options.world,
+        "starts_itself": options.per_node if itself else 0,
+        "own_gpu": options.own_gpu,
+        "numa": options.numa,
         "logs": options.logs,
         "node_rank": where.node,
         "visible": {name: value for name, value in env.items() if name.endswith(VISIBLE)},

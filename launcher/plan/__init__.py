@@ -9,7 +9,7 @@ from typing import Any
 from launcher import facts, nccl
 from launcher.errors import Problem, UserError
 from launcher.plan import batch as batches
-from launcher.plan import checkpoint, dsconfig, memory, rules, search, step_time
+from launcher.plan import checkpoint, dsconfig, launchers, memory, rules, search, step_time, unnamed
 from launcher.plan import shape as shapes
 from launcher.plan.setup import Alternative, Device, Estimate, Machine, Recompute, Setup, StepTime, Verdict
 from launcher.spec import JobSpec, Shape
@@ -29,10 +29,10 @@ class Decision:
 @dataclass(frozen=True)
 class Plan:
     spec: JobSpec
-    model: facts.Model
-    parameters: int
-    batch: batches.Batch
-    setup: Setup
+    model: facts.Model | None  # None where nobody named it: then the next three are what the job file gives
+    parameters: int | None
+    batch: batches.Batch | None
+    setup: Setup | None
     machine: Machine | None  # None on CPU, or where the GPU type is not named; then nothing below is known
     estimate: Estimate | None
     time: StepTime | None
@@ -41,7 +41,7 @@ class Plan:
     compression: tuple[str, ...]  # what each kind would gain, and where that flips
     saving: checkpoint.Advice | None
     save_every: int  # steps; 0 is only at the end
-    config: dict[str, Any]
+    config: dict[str, Any] | None  # None where the program gets none from here
     variables: nccl.Variables
     command: tuple[str, ...]  # one rank's argv
     checkpoint_dir: str
@@ -51,6 +51,29 @@ class Plan:
     @property
     def reference_trainer(self) -> bool:
         return uses_reference_trainer(self.spec)
+
+    @property
+    def stage(self) -> int | None:
+        """ZeRO's; None where nobody said whether the program uses it."""
+        if self.setup:
+            return self.setup.stage
+        return None if self.spec.train.zero == "auto" else self.spec.train.zero
+
+    @property
+    def degrees(self) -> tuple[int, int]:
+        """Tensor and pipeline."""
+        if self.setup:
+            return self.setup.tensor, self.setup.pipeline
+        given = self.spec.train.parallel
+        return (1 if given.tensor == "auto" else given.tensor), (1 if given.pipeline == "auto" else given.pipeline)
+
+    @property
+    def program(self) -> str:
+        """What is trained, in a word: the model, or the program that brings it: `pretrain_gpt.py`."""
+        train = self.spec.train
+        if self.model:
+            return self.model.name
+        return train.script or train.module or " ".join(train.command or ())
 
 
 BYTES = 256  # the reference trainer's tokens
@@ -138,14 +161,15 @@ class _Maker:
 
     def plan(self) -> Plan:
         spec, train = self.spec, self.train
+        if spec.model is None:
+            return self._unnamed()
         model = self.gather(self._model)
         gpu = self.gather(facts.gpu, self.resources.gpu) if self.resources.gpu else None
         whole = self.gather(self._divides_the_world)
         variables = self.gather(nccl.variables, spec)
         self._fields()
         count = shapes.parameters(model.shape) if model else 0
-        unit = "GPUs" if self.resources.gpus_per_node else "processes on CPU (gloo)"
-        self.decide("ranks", spec.world, f"{self.resources.nodes} nodes x {spec.per_node} {unit}")
+        self._say_ranks()
         precision = self._precision(gpu)
         base = self._base(model.shape if model else Shape(layers=1, hidden=1024, heads=8), precision)
         machine = self.gather(self._machine, gpu) if gpu else None
@@ -209,9 +233,87 @@ class _Maker:
             notes=(*variables.notes, *self.notes),
         )
 
+    def _unnamed(self) -> Plan:
+        """Nothing is predicted, and everything else works: launch, preflight, environment, recovery."""
+        spec, train = self.spec, self.train
+        gpu = self.gather(facts.gpu, self.resources.gpu) if self.resources.gpu else None
+        whole = self.gather(self._divides_the_world)
+        variables = self.gather(nccl.variables, spec)
+        self._fields()
+        self.problems += unnamed.problems(spec)
+        self._say_ranks()
+        machine = self.gather(self._machine, gpu) if gpu and self.resources.gpus_per_node else None
+        batch = self.gather(self._given_batch) if whole else None
+        config = None
+        if unnamed.wants_config(spec):
+            typed = unnamed.config(spec, batch)
+            self.problems += unnamed.contradictions(typed, train.deepspeed)
+            self._check_params()
+            config = dsconfig.laid_over(typed, train.deepspeed)
+            if whole:
+                self._judge(config)
+        if self.problems:
+            raise UserError(*self.problems)
+        if batch:
+            ranks = f"{batch.replicas} data-parallel ranks"
+            product = f"{batch.micro} per rank x {batch.accumulation} accumulation x {ranks}"
+            self.decide("batch", batch.total, f"{product}; your program has to be told the same")
+        checkpoint_dir = train.checkpoint.dir or f"checkpoints/{spec.name}"
+        save_every = self._save_every(None)
+        self._say_checkpoint(checkpoint_dir, save_every)
+        for variable in variables.rows:
+            self.decide(variable.name, variable.value, variable.why)
+        self.notes.append(
+            "the model is not named, so neither memory nor time is predicted, and what fits is up to you; "
+            + unnamed.NAME_IT
+        )
+        return Plan(
+            spec=spec,
+            model=None,
+            parameters=None,
+            batch=batch,
+            setup=None,
+            machine=machine,
+            estimate=None,
+            time=None,
+            alternatives=(),
+            by_stage=(),
+            compression=(),
+            saving=None,
+            save_every=save_every,
+            config=config,
+            variables=variables,
+            command=self._program(handed=config is not None),
+            checkpoint_dir=checkpoint_dir,
+            decisions=tuple(self.decisions),
+            notes=(*variables.notes, *self.notes),
+        )
+
+    def _given_batch(self) -> batches.Batch | None:
+        """The numbers of the job file, checked against each other; None where it has none."""
+        train, parallel = self.train, self.train.parallel
+        asked = (train.global_batch, train.micro_batch, train.gradient_accumulation)
+        if asked == ("auto", "auto", "auto") or asked[:2] == ("auto", "auto"):
+            return None
+        degrees = (parallel.tensor, parallel.pipeline, parallel.sequence)
+        inner = math.prod(degree for degree in degrees if degree != "auto")
+        return batches.solve(*asked, replicas=self.spec.world // inner)
+
+    def _say_ranks(self) -> None:
+        unit = "GPUs" if self.resources.gpus_per_node else "processes on CPU (gloo)"
+        self.decide("ranks", self.spec.world, f"{self.resources.nodes} nodes x {self.spec.per_node} {unit}")
+        if self.train.visible_gpus == "own":
+            self.decide("visible GPUs", "own", "a rank sees its own GPU as number 0, and LOCAL_RANK is 0 for it")
+        if self.train.numa != "none":
+            numa = self.train.numa
+            why = "the node that each rank's GPU hangs on" if numa == "auto" else "of the local ranks, in this order"
+            self.decide("NUMA nodes", numa if isinstance(numa, str) else ", ".join(map(str, numa)), why)
+        self.notes += launchers.notes(self.spec)
+
     def _model(self) -> facts.Model:
         """What is trained: the model asked for, or the reference trainer's GPT of its dimensions."""
         asked = self.spec.model
+        assert asked is not None
         if isinstance(asked, Shape):
             model = facts.Model("custom shape", asked, "the job file")
         else:
@@ -253,6 +355,7 @@ class _Maker:
     def _fields(self) -> None:
         """Fields that cannot stand together, or would be left out without a word."""
         train, asked = self.train, self.train.optimizer_section
+        self.problems += launchers.problems(self.spec)
         row = facts.optimizer(asked.type)
         if asked.freeze_step is not None and row and not row.onebit:
             self.problems.append(
@@ -263,7 +366,7 @@ class _Maker:
                 )
             )
         warmup = train.lr_schedule.warmup_steps
-        if warmup >= train.steps:
+        if self.spec.steps and warmup >= train.steps:
             self.problems.append(
                 Problem(
                     f"warmup_steps {warmup} and the run has {train.steps}: the learning rate never leaves the ramp",
@@ -720,16 +823,20 @@ class _Maker:
         # what an explicit offload needs, though the optimizer refuses it: the rules say so
         return tuple(narrowed) or ((3,) if weights != "none" or optimizer == "nvme" else (1,))
 
-    def _judge(self, config: dict[str, Any], setup: Setup) -> None:
+    def _judge(self, config: dict[str, Any], setup: Setup | None = None) -> None:
+        parallel = self.train.parallel
+        given = [n for n in (parallel.tensor, parallel.pipeline, parallel.sequence) if isinstance(n, int)]
+        pipeline = 1 if parallel.pipeline == "auto" else parallel.pipeline
         situation = rules.Situation(
             config=config,
             gpus=self.resources.gpus_per_node > 0,
             world=self.spec.world,
             per_node=self.spec.per_node,
-            pipeline=setup.pipeline,
-            replicas=setup.replicas,
-            steps=self.train.steps,
+            pipeline=setup.pipeline if setup else pipeline,
+            replicas=setup.replicas if setup else self.spec.world // math.prod(given),
+            steps=self.spec.steps or None,
             deepspeed=self.spec.environment.deepspeed or "",
+            trainer="hf" if setup is None and unnamed.fills_in(config) else "plain",
         )
         for found in rules.judge(situation):
             message, hint = f"{found.message} [{found.rule}]", found.job_fix or found.fix
@@ -866,7 +973,7 @@ class _Maker:
         self.decide("optimizer", config["optimizer"]["type"], why)
 
     def _save_every(self, saving: checkpoint.Advice | None) -> int:
-        asked, steps = self.train.checkpoint.every, self.train.steps
+        asked, steps = self.train.checkpoint.every, self.spec.steps
         if asked != "auto":
             return asked
         return min(saving.steps, steps) if saving and saving.steps else max(1, steps // 10)
@@ -894,9 +1001,6 @@ class _Maker:
     def _command(self, shape: Shape, setup: Setup, checkpoint_dir: str, save_every: int) -> tuple[str, ...]:
         train = self.train
         config = InBundle("ds_config.json")
-        if train.command:
-            flagged = train.config_flag not in (None, "none")
-            return (*train.command, *((str(train.config_flag), config) if flagged else ()))
         if uses_reference_trainer(self.spec):
             command = [
                 "python3",
@@ -926,7 +1030,15 @@ class _Maker:
             if setup.recompute != "none":
                 command.append("--activation-checkpointing")
             return tuple(part if isinstance(part, str) else str(part) for part in (*command, *train.args))
+        return self._program(handed=True)
+
+    def _program(self, *, handed: bool) -> tuple[str, ...]:
+        """The user's own argv, with the DeepSpeed config behind it where one is handed over."""
+        train, config = self.train, InBundle("ds_config.json")
+        if train.command:
+            flagged = handed and train.config_flag not in (None, "none")
+            return (*train.command, *((str(train.config_flag), config) if flagged else ()))
         program = ("-m", train.module) if train.module else (str(train.script),)
-        flag = train.config_flag or "--deepspeed_config"
-        tail = () if flag == "none" else (flag, config)
+        flag = train.config_flag or ("none" if launchers.takes_config(self.spec) else "--deepspeed_config")
+        tail = (flag, config) if handed and flag != "none" else ()
         return ("python3", "-u", *(str(part) for part in program), *train.args, *tail)

@@ -32,9 +32,9 @@ def make(train: Train, setup: Setup, *, batch: Batch, optimizer_type: str, gpus:
     config["optimizer"] = optimizer(
         asked, kind=optimizer_type, steps=train.steps, on_gpu=gpus, offloaded=setup.offload_optimizer != "none"
     )
-    scheduler = _scheduler(train.lr_schedule, lr=asked.lr, steps=train.steps)
-    if scheduler:
-        config["scheduler"] = scheduler
+    schedule = scheduler(train.lr_schedule, lr=asked.lr, steps=train.steps)
+    if schedule:
+        config["scheduler"] = schedule
     config["zero_optimization"] = zero(setup, nvme_path=train.offload.nvme_path)
     if setup.recompute in ("full", "cpu"):
         config["activation_checkpointing"] = {
@@ -64,7 +64,7 @@ def optimizer(asked: Optimizer, *, kind: str, steps: int, on_gpu: bool, offloade
     return {"type": kind, "params": {**params, **asked.params}}
 
 
-def _scheduler(schedule: LrSchedule, *, lr: float, steps: int) -> dict[str, Any] | None:
+def scheduler(schedule: LrSchedule, *, lr: float, steps: int) -> dict[str, Any] | None:
     warmup = schedule.warmup_steps
     if schedule.type == "cosine":
         params = {"total_num_steps": steps, "warmup_num_steps": max(warmup, 2), "cos_min_ratio": 0.1}
@@ -101,9 +101,9 @@ def zero(setup: Setup, *, nvme_path: str | None) -> dict[str, Any]:
     else:
         section["allgather_bucket_size"] = setup.allgather_bucket
     if setup.offload_optimizer != "none":
-        section["offload_optimizer"] = _offload(setup.offload_optimizer, nvme_path)
+        section["offload_optimizer"] = offload(setup.offload_optimizer, nvme_path)
     if setup.offload_parameters != "none":
-        section["offload_param"] = _offload(setup.offload_parameters, nvme_path)
+        section["offload_param"] = offload(setup.offload_parameters, nvme_path)
         if setup.offload_parameters == "nvme":
             section["offload_param"]["buffer_size"] = memory.swap_buffer(setup)
     return section
@@ -178,7 +178,7 @@ def _is_whole(value: Any) -> TypeGuard[int | float]:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 10**15 and value % 1 == 0
 
 
-def _offload(device: str, path: str | None) -> dict[str, Any]:
+def offload(device: str, path: str | None) -> dict[str, Any]:
     section: dict[str, Any] = {"device": device, "pin_memory": True}
     if device == "nvme" and path:
         section["nvme_path"] = path

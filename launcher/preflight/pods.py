@@ -23,6 +23,8 @@ def inside() -> bool:
 
 def waiting(job: str, index: int) -> str:
     """waiting("demo", 2) is "pod demo-worker-1", until that pod says on which node it runs."""
+    if called := os.environ.get("DSLAUNCH_PODS"):  # demo-node-0-, of a Job
+        return f"pod {called}{index}"
     return f"pod {job}-worker-{index - 1}" if index else f"pod {job}-master-0"
 
 

@@ -18,6 +18,8 @@ from launcher.errors import Problem, UserError
 from launcher.node import journal
 from launcher.runs.logs import printable, tail
 
+THERE = "journal.there.jsonl"  # a copy of the journal on a login node elsewhere
+
 
 class Phase(enum.Enum):
     """Where a run is, as its journal tells it. UNKNOWN is a phase of its own: nothing follows from it."""
@@ -242,6 +244,9 @@ def known(runs: Path, *, name: str | None = None) -> list[Path]:
 def find(run: str, runs: Path) -> Record:
     """A run by directory, id, or name (the newest of that name)."""
     folder = Path(run) if _is_run(Path(run)) else runs / run
+    sweep, _, point = run.rpartition(".")
+    if point.isdigit() and not _is_run(folder) and _is_run(runs / sweep / POINTS / point):
+        folder = runs / sweep / POINTS / point
     if not _is_run(folder):
         named = known(runs, name=run)
         if not named:
@@ -265,16 +270,57 @@ def _is_run(folder: Path) -> bool:
         raise UserError(Problem(f"cannot look into {folder}: {error.strerror}")) from None
 
 
+def _entries(folder: Path) -> list[dict[str, Any]]:
+    """The journal; of a run on a login node elsewhere with what its job wrote there, each line once, in order."""
+    entries, _ = journal.read(folder)
+    try:
+        there = (folder / THERE).read_bytes()
+    except OSError:
+        return entries
+    seen = {(entry.get("seq"), entry.get("time")) for entry in entries}
+    theirs = [entry for entry in journal.parse(there)[0] if (entry.get("seq"), entry.get("time")) not in seen]
+    return sorted([*entries, *theirs], key=lambda entry: entry.get("time", 0.0))
+
+
+def points(record: Record) -> list[Record]:
+    """The run of each point of a sweep."""
+    count = record.extra.get("points")
+    return [read(record.folder / POINTS / str(number)) for number in range(count if isinstance(count, int) else 0)]
+
+
+def one(record: Record, command: str) -> Record:
+    """A run, where a sweep has none of what is asked for: its points have."""
+    if count := record.extra.get("points"):
+        message = f"{record.id} is a sweep of {count} points, and each has its own"
+        raise UserError(Problem(message, f"dslaunch {command} {record.id}.0; dslaunch status {record.id} lists them"))
+    return record
+
+
+POINTS = "points"
+
+
+def sweep_of(folder: Path) -> Path | None:
+    """The sweep that has this run directory for one of its points."""
+    above = folder.parent.parent
+    return above if folder.parent.name == POINTS and folder.name.isdigit() and _is_run(above) else None
+
+
 def read(folder: Path) -> Record:
     """The run of one directory."""
     try:
-        entries, _ = journal.read(folder)
+        entries = _entries(folder)
     except OSError as error:
         raise UserError(Problem(f"cannot read {folder / journal.NAME}: {error.strerror}")) from None
     story = fold(entries)
+    above, job, phase = sweep_of(folder), story.job, story.phase
+    if above is not None:  # one submission for all of its points
+        array = fold(_entries(above)).job
+        job = f"{array}_{folder.name}" if array else ""
+        phase = Phase.QUEUED if array and phase is Phase.RENDERED else phase
     return Record(
-        id=folder.name, folder=folder, backend=story.backend, job=story.job, name=story.name, steps=story.steps,
-        extra=story.extra, entries=tuple(entries), token=story.token or folder.name, state=story.phase,
+        id=f"{above.name}.{folder.name}" if above else folder.name,
+        folder=folder, backend=story.backend, job=job, name=story.name, steps=story.steps,
+        extra=story.extra, entries=tuple(entries), token=story.token or folder.name, state=phase,
     )  # fmt: skip
 
 
@@ -332,13 +378,20 @@ def forget_secrets(record: Record) -> None:
 def failures(record: Record) -> list[str]:
     """`rank 3 on node2 ended with exit code 7: ValueError: x`, of the newest attempt, earliest first."""
     found = [node["first_failure"] for node in _failed(record)]
-    lines = [_failure(record, failure) for failure in found]
+    lines = [*services_failed(record), *(_failure(record, failure) for failure in found)]
     if not lines:  # no rank ever ran
         try:
             lines = [printable((record.folder / "logs" / "failed-before-ranks").read_bytes()[:2000].split(b"\n")[0])]
         except OSError:
             lines = []
     return lines
+
+
+def services_failed(record: Record) -> list[str]:
+    """The service that ended the newest attempt: what ranks say then follows from it."""
+    newest = max((entry.get("attempt", 0) for entry in record.entries if entry["event"] == "attempt"), default=0)
+    found = [entry for entry in record.entries if entry["event"] == "service" and entry.get("state") == "failed"]
+    return [str(entry.get("why", "")) for entry in found if entry.get("attempt") == newest]
 
 
 def diagnosis(record: Record) -> dict[str, Any]:

@@ -76,6 +76,21 @@ class JobSpec(Section):
         return self.resources.nodes * self.per_node
 
     @property
+    def steps(self) -> int:
+        """Of the whole run; 0 where nobody said, for a program that brings its own configuration."""
+        return 0 if self.model is None and self.train.steps == Train.steps else self.train.steps
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens of a sample; 0 as for `steps`."""
+        return 0 if self.model is None and self.train.seq_len == Train.seq_len else self.train.seq_len
+
+    @property
+    def serving(self) -> int:
+        """Nodes of the same allocation that services have for themselves."""
+        return sum(service.nodes for service in self.services if service.on == "own" and not service.component)
+
+    @property
     def checks_nodes(self) -> bool:
         """Whether a preflight comes before training."""
         asked, resources = self.preflight.run, self.resources
@@ -88,6 +103,17 @@ class JobSpec(Section):
     @property
     def box(self) -> Container | None:
         return Container(self.container) if isinstance(self.container, str) else self.container
+
+    @property
+    def credentials(self) -> dict[str, Secret]:
+        """`secrets`, and the keys of the trackers under the names that these read."""
+        asked = self.tracking
+        keys = {
+            "WANDB_API_KEY": asked.wandb and asked.wandb.key,
+            "MLFLOW_TRACKING_TOKEN": asked.mlflow and asked.mlflow.token,
+            "COMET_API_KEY": asked.comet and asked.comet.key,
+        }
+        return {**self.secrets, **{name: key for name, key in keys.items() if key}}
 
     @property
     def module_section(self) -> Modules:

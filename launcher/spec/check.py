@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from launcher.errors import Path, Problem
+from launcher.spec import services
 from launcher.yamldoc import Matches
 
 if TYPE_CHECKING:
@@ -28,8 +29,9 @@ def contradictions(spec: JobSpec) -> list[Problem]:
     if spec.train.args and spec.train.command:
         found.append(Problem("args belong to script or module; a command holds its own", at=("train", "args")))
     flag = spec.train.config_flag or "--deepspeed_config"
+    hands_over = spec.model is not None or spec.train.deepspeed or spec.train.config_flag
     given = [i for i, word in enumerate(spec.train.args) if word.split("=")[0] in (flag, flag.replace("_", "-"))]
-    if given and flag != "none" and (spec.train.script or spec.train.module):
+    if given and hands_over and flag != "none" and (spec.train.script or spec.train.module):
         found.append(
             Problem(
                 f"{flag} stands in args, and dslaunch hands its own config over with it",
@@ -58,19 +60,31 @@ def contradictions(spec: JobSpec) -> list[Problem]:
     if not spec.preflight.stages:
         hint = "leave stages out, or preflight.run: false"
         found.append(Problem("a preflight without a stage checks nothing", hint=hint, at=("preflight", "stages")))
-    given = [key for key in ("venv", "conda", "uv") if getattr(spec, key)]
-    if len(given) > 1:
-        found.append(Problem(f"{' and '.join(given)} are both given", hint="keep one", at=(given[1],)))
+    homes = [key for key in ("venv", "conda", "uv") if getattr(spec, key)]
+    if len(homes) > 1:
+        found.append(Problem(f"{' and '.join(homes)} are both given", hint="keep one", at=(homes[1],)))
     for key, value in spec.env.items():
         found += _env_problems(key, value)
-    for where, words in (("args", spec.train.args), ("command", spec.train.command or ())):
+    lines: list[tuple[Path, tuple[str, ...]]] = [
+        (("train", "args"), spec.train.args),
+        (("train", "command"), spec.train.command or ()),
+        *((("services", index, "command"), service.command) for index, service in enumerate(spec.services)),
+    ]
+    for where, words in lines:
         for index, word in enumerate(words):
             if SECRET_VALUE.regex.fullmatch(word):
                 message = "this looks like a secret, and command lines are written to files and seen by everybody"
                 hint = "secrets: {NAME: {from_env: NAME}} hands it over in a variable"
-                found.append(Problem(message, hint, ("train", where, index)))
-    for key, secret in spec.secrets.items():
-        at: Path = ("secrets", key)
+                found.append(Problem(message, hint, (*where, index)))
+    found += services.problems(spec)
+    for number, service in enumerate(spec.services):
+        for key, value in service.env.items():
+            found += [Problem(p.message, p.hint, ("services", number, *p.at)) for p in _env_problems(key, value)]
+    trackers = {"WANDB_API_KEY": "wandb", "MLFLOW_TRACKING_TOKEN": "mlflow", "COMET_API_KEY": "comet"}
+    for key, secret in spec.credentials.items():
+        at: Path = ("secrets", key) if key in spec.secrets else ("tracking", trackers[key])
+        if key in trackers and key in spec.secrets and spec.credentials[key] is not spec.secrets[key]:
+            found.append(Problem(f"{key} stands in secrets and in tracking", hint="keep one", at=at))
         if key in spec.env:
             found.append(Problem(f"{key} stands in env and in secrets", hint="keep it in secrets", at=at))
         if not (secret.from_env or secret.from_file or secret.secret):
@@ -101,7 +115,7 @@ NOT_YOURS = {
         OPTIND SHLVL PWD OLDPWD BASHPID EXECIGNORE _""".split(),
         "bash gives it a value or a meaning of its own",
     ),
-    **dict.fromkeys(["here", "logs", "value"], "node.sh itself uses it"),
+    **dict.fromkeys(["here", "logs", "value", "why"], "node.sh itself uses it"),
     "RANK": "the launcher sets it on every rank",
     "LOCAL_RANK": "the launcher sets it on every rank",
     "WORLD_SIZE": "the launcher sets it on every rank",

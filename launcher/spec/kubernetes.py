@@ -23,6 +23,14 @@ from launcher.yamldoc import Help, Matches, Range
 
 Labels = Annotated[dict[LabelKey, Label], Help("labels")]
 Annotations = Annotated[dict[LabelKey, Text], Help("annotations")]
+PodField = Annotated[
+    str,
+    Matches(
+        r"metadata\.(name|namespace|uid)|spec\.(nodeName|serviceAccountName)|status\.(hostIPs?|podIPs?)"
+        r"|metadata\.(labels|annotations)\['[^'\x00-\x1f]+'\]",
+        "a field that a pod can be told, such as status.podIP or metadata.labels['team']",
+    ),
+]
 
 
 @dataclass(frozen=True, repr=False, eq=False)
@@ -166,7 +174,9 @@ class Network(Section):
     resources: Annotated[dict[LabelKey, Quantity], Help("further extended resources: {rdma/hca: 8}")] = field(
         default_factory=dict
     )
-    multus: Annotated[tuple[Token, ...], Help("networks to attach: [default/rdma-0, default/rdma-1]")] = ()
+    multus: Annotated[
+        tuple[Token, ...], Help("networks to attach: [default/rdma-0, default/rdma-1]; on GKE the profile's own")
+    ] = ()
     claim_template: Annotated[DnsName | None, Help("DRA: a ResourceClaimTemplate, of a ComputeDomain say")] = None
     host_network: Annotated[
         bool, Help("the node's own: beyond Pod Security's baseline; brings DNS policy and a port of the job's own")
@@ -178,7 +188,9 @@ class Network(Section):
 class Security(Section):
     """The default is admitted by the restricted profile; each of these goes beyond it, and is said."""
 
-    run_as_user: Annotated[Whole | None, Help("uid in the pod; absent leaves it to the image; 0 is root")] = None
+    run_as_user: Annotated[
+        Whole | Literal["image"] | None, Help("uid in the pod; absent: 1000, whatever the image says; image: its own")
+    ] = None
     run_as_group: Whole | None = None
     fs_group: Whole | None = None
     root: Annotated[bool, Help("the image's user may be root: beyond the restricted profile")] = False
@@ -236,6 +248,9 @@ class Kubernetes(Section):
     sidecars: tuple[Sidecar, ...] = ()
     env_from: Annotated[tuple[DnsName, ...], Help("ConfigMaps whose keys become variables")] = ()
     secret_env_from: Annotated[tuple[DnsName, ...], Help("Secrets whose keys become variables")] = ()
+    env_fields: Annotated[dict[Variable, PodField], Help("the pod's own fields: {POD_IP: status.podIP}")] = field(
+        default_factory=dict
+    )
     security: Security = field(default_factory=Security)
     grace: Annotated[Count | None, Help("seconds between SIGTERM and the end; absent: what saving takes")] = None
     labels: Annotated[dict[LabelKey, Label], Help("of the job and its pods")] = field(default_factory=dict)

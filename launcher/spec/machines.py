@@ -98,12 +98,16 @@ class Environment(Section):
 class Ready(Section):
     """How one knows that a service answers; everything given has to hold."""
 
-    port: Annotated[Annotated[int, Range(1, 65535)] | None, Help("it listens there")] = None
+    port: Annotated[bool | Annotated[int, Range(1, 65535)], Help("it listens there; true: its own port")] = False
     http: Annotated[
         Annotated[str, Matches(r"/[!-~]*", "a path such as /health")] | None, Help("a GET of it answers 200")
     ] = None
     log: Annotated[Line | None, Help("this text stands in its output")] = None
     file: Annotated[FilePath | None, Help("this file exists")] = None
+    hosts: Annotated[
+        Literal["first", "all"] | None,
+        Help("which of its nodes are asked; absent: all with `on: all`, else the first"),
+    ] = None
     timeout: Annotated[float, Range(1, 86_400), Help("seconds; then the job fails")] = 900.0
 
 

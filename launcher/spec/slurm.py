@@ -68,7 +68,10 @@ class Slurm(Section):
     gpu_bind: Annotated[Option | None, Help("none, closest, single:1, map_gpu:0,1,2,3")] = None
     accel_bind: Annotated[Annotated[str, Matches(r"[gmnv]+", "letters of g, m, n, v")] | None, Help("g, gn")] = None
     mpi: Annotated[Token | None, Help("none, pmi2, pmix: what srun offers to the tasks")] = None
-    bcast: Annotated[tuple[FilePath, ...], Help("files that sbcast puts on every node, at the same path")] = ()
+    bcast: Annotated[
+        dict[FilePath, FilePath],
+        Help("files that sbcast copies to every node's own disk first: {env.tar.zst: /tmp/env.tar.zst}"),
+    ] = field(default_factory=dict)
 
     warn_before_end: Annotated[
         int, Range(0, 65535), Help("seconds before the end at which ranks get SIGUSR2 and save")
@@ -101,3 +104,18 @@ class Slurm(Section):
         Help("any other long sbatch option: {power: high}"),
     ] = field(default_factory=dict)
     srun: Annotated[tuple[Line, ...], Help("further arguments of srun")] = ()
+    plugin_options: Annotated[
+        tuple[Annotated[str, Matches(r"[a-z][a-z0-9-]*", "a long option without its dashes")], ...],
+        Help("further options that plugins of this site bring, for `sbatch` and `srun`: [ear-policy]"),
+    ] = ()
+
+    @property
+    def binds_gpus(self) -> bool:
+        """Whether each task may see fewer GPUs than its node has, as with verbose,single:1."""
+        kinds = [part.partition(":")[0] for part in (self.gpu_bind or "").split(",")]
+        return any(kind in ("closest", "single", "per_task", "map_gpu", "mask_gpu") for kind in kinds)
+
+    @property
+    def names_files(self) -> bool:
+        """Whether lists of nodes are still to be read."""
+        return bool(self.nodefile or self.exclude_file)

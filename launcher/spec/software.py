@@ -98,6 +98,9 @@ class Code(Section):
         Help("Kubernetes: an init container clones it, into the working directory"),
     ] = None
     ref: Annotated[Token | None, Help("branch, tag or commit to clone")] = None
+    secret: Annotated[
+        DnsName | None, Help("Kubernetes: a Secret for the clone, with `password` (a token) and perhaps `username`")
+    ] = None
     image: Annotated[Image, Help("with git in it, for that init container")] = "alpine/git:2.49.1"
 
 

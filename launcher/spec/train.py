@@ -104,7 +104,9 @@ class Train(Section):
     module: Annotated[
         Annotated[str, Matches(r"[A-Za-z_][A-Za-z0-9_.]*", "a Python module")] | None, Help("python -m ...")
     ] = None
-    command: Annotated[tuple[Argument, ...] | None, Help("any program, run once per rank")] = None
+    command: Annotated[
+        tuple[Argument, ...] | None, Help("any program, run once per rank; with launcher node once per node")
+    ] = None
     args: Annotated[tuple[Argument, ...], Help("arguments, passed byte for byte")] = ()
     config_flag: Annotated[
         Line | None, Help("the flag that receives the DeepSpeed config's path; none leaves it out")

@@ -15,6 +15,7 @@ from launcher.backends.kubernetes.manifests import (
     RUN,
     checking,
     grace,
+    kind,
     manifests,
     notes,
     preflight,
@@ -24,8 +25,8 @@ from launcher.backends.kubernetes.manifests import (
 
 __all__ = [
     "DIGEST", "ENTRY", "GRACE", "HERE", "JOIN", "MOUNT", "REASON", "RUN", "SETTLE", "UID", "cancel", "changes",
-    "checking", "drain", "events", "evidence", "grace", "logs", "look_up", "manifests", "notes", "preflight",
-    "recovers", "render", "state", "states", "submit", "verdict",
+    "checking", "drain", "events", "evidence", "grace", "kind", "logs", "look_up", "manifests", "notes", "preflight",
+    "recovers", "render", "state", "states", "submit", "validate", "verdict",
 ]  # fmt: skip
 
 

@@ -8,10 +8,11 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from launcher import errors
 from launcher.errors import Problem, Unreachable, UserError
 
 TIMEOUT = (10, 60)  # seconds to connect, and to wait for an answer
@@ -58,6 +59,28 @@ def namespace() -> str:
     return str(active["context"].get("namespace") or "default")
 
 
+def facts(questions: Mapping[str, str], space: str | None) -> tuple[str, dict[str, Any]]:
+    """The namespace, and the JSON of each path that the API server answers; what is forbidden or not there is left out.
+
+    Raises UserError without a cluster, Unreachable where it does not answer.
+    """
+    kubernetes = client()
+    space = space or namespace()
+    raw = kubernetes.client.ApiClient()
+    said = {}
+    for name, path in questions.items():
+        try:
+            with Answers():
+                answer = raw.call_api(path.format(space), "GET", auth_settings=["BearerToken"], response_type="object",
+                                      _return_http_data_only=True, _request_timeout=30)  # fmt: skip
+        except Unreachable:
+            raise
+        except UserError:
+            continue
+        said[name] = answer
+    return space, said
+
+
 class Answers:
     """API errors as ours: refused with the server's words, or not reached."""
 
@@ -88,6 +111,26 @@ def away(error: BaseException) -> bool:
 
 # Which line of the job file a field of the objects comes from.
 LINES = (
+    ("PodSecurity", ("kubernetes", "security", "run_as_user")),
+    ("schedulingPolicy", ("kubernetes", "gang")),
+    ("schedulerName", ("kubernetes", "gang")),
+    ("elasticPolicy", ("kubernetes", "elastic")),
+    ("runPolicy", ("kubernetes", "run_policy")),
+    ("failurePolicy", ("kubernetes", "run_policy", "max_restarts")),
+    ("ttlSecondsAfterFinished", ("kubernetes", "run_policy", "ttl")),
+    ("managedBy", ("kubernetes", "run_policy", "managed_by")),
+    ("runtimeRef", ("kubernetes", "runtime")),
+    ("raining runtime", ("kubernetes", "runtime")),  # ClusterTrainingRuntime, "training runtime ... not found"
+    ("rainingRuntime", ("kubernetes", "runtime")),
+    ("topologySpreadConstraints", ("kubernetes", "spread")),
+    ("affinity", ("kubernetes", "node_affinity")),
+    ("hostNetwork", ("kubernetes", "network", "host_network")),
+    ("runtimeClassName", ("kubernetes", "runtime_class")),
+    ("serviceAccountName", ("kubernetes", "service_account")),
+    ("initContainers", ("kubernetes", "sidecars")),
+    ("securityContext", ("kubernetes", "security")),
+    ("metadata.annotations", ("kubernetes", "annotations")),
+    ("metadata.labels", ("kubernetes", "labels")),
     ("nodeSelector", ("kubernetes", "node_selector")),
     ("tolerations", ("kubernetes", "tolerations")),
     ("volumes", ("kubernetes", "volumes")),
@@ -100,8 +143,14 @@ LINES = (
     ("memory", ("resources", "memory")),
     ("metadata.name", ("name",)),
     ("namespaces", ("kubernetes", "namespace")),
-    ("PodSecurity", ("kubernetes", "security", "run_as_user")),
+    ("podTemplateOverrides", ("kubernetes", "trainer")),
+    ("runtimePatches", ("kubernetes", "trainer")),
 )  # fmt: skip
+
+
+def place(said: str) -> errors.Path:
+    """The line of the job file for what is said about a field of an object."""
+    return next((where for part, where in LINES if part in said), ("kubernetes",))
 
 
 def refusal(error: Any) -> Problem:
@@ -109,10 +158,10 @@ def refusal(error: Any) -> Problem:
     said = words(error)
     hint = ""
     if error.status == 404:
-        hint = "is there that namespace, and kubectl get crd pytorchjobs.kubeflow.org?"
+        hint = "is there that namespace, and in kubectl get crd the kind?"
     if error.status == 403 and "exceeded quota" in said:
         hint = "kubectl describe resourcequota: what is used, and by whom"
-    at = next((place for part, place in LINES if part in said), ("kubernetes",)) if error.status != 409 else ("name",)
+    at = place(said) if error.status != 409 else ("name",)
     return Problem(f"Kubernetes refuses ({error.status}): {said}", hint, at)
 
 

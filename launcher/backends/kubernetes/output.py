@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
+from functools import partial
 from queue import Empty, Queue
 from typing import Any
 
@@ -17,6 +18,7 @@ from launcher.backends.kubernetes.watch import server_time
 from launcher.errors import Unreachable
 
 Stamped = tuple[int, bytes]  # nanoseconds since the epoch, and a line
+Pod = str | Callable[[Any], str]  # its name, or what asks for it: pods of a Job come again by another one
 AGAIN = 2.0  # seconds before a pod without output, or with an end of it, is asked again
 WINDOW = 1.0  # seconds that a line waits for older ones of other pods
 HELD = 20_000  # lines in memory; then readers wait
@@ -41,7 +43,13 @@ def when(text: bytes) -> int | None:
 
 
 def of_pod(
-    namespace: str, pod: str, *, follow: bool, over: Callable[[], bool], sleep: Callable[[float], object] = time.sleep
+    namespace: str,
+    pod: Pod,
+    *,
+    follow: bool,
+    over: Callable[[], bool],
+    sleep: Callable[[float], object] = time.sleep,
+    container: str = "pytorch",
 ) -> Iterator[Stamped]:
     """Lines of one pod. Followed, a broken connection is taken up after the last line, a pod created again too.
 
@@ -56,7 +64,7 @@ def of_pod(
             options["since_seconds"] = max(1, math.ceil(time.monotonic() + ahead - last / 1e9) + 2)
         finished = over()  # before reading: nothing is printed after it
         try:
-            response = api.ask(lambda library, options=options: _open(library, namespace, pod, options))  # type: ignore[misc]
+            response = api.ask(partial(_open, namespace=namespace, pod=pod, container=container, options=options))
             now = server_time(response.headers.get("Date", ""))
             ahead = now - time.monotonic() if now else ahead
             passed, skip, at = 0, same, last
@@ -85,11 +93,14 @@ def of_pod(
         sleep(AGAIN * min(2**failed, 16) if failed > 1 else AGAIN)
 
 
-def _open(library: Any, namespace: str, pod: str, options: dict[str, Any]) -> Any:
+def _open(library: Any, *, namespace: str, pod: Pod, container: str, options: dict[str, Any]) -> Any:
     core = library.client.CoreV1Api()
+    name = pod if isinstance(pod, str) else pod(library)
+    if not name:
+        raise Nothing("the pod is not there")
     try:
         return core.read_namespaced_pod_log(
-            pod, namespace, container="pytorch", timestamps=True, _preload_content=False, **options
+            name, namespace, container=container, timestamps=True, _preload_content=False, **options
         )
     except library.client.ApiException as error:
         if error.status in (400, 404):  # 400: the container waits for its image
@@ -97,13 +108,13 @@ def _open(library: Any, namespace: str, pod: str, options: dict[str, Any]) -> An
         raise
 
 
-def merged(namespace: str, pods: Sequence[str]) -> Iterator[bytes]:
+def merged(namespace: str, pods: Sequence[Pod], container: str = "pytorch") -> Iterator[bytes]:
     """All pods' lines in time order, one of each in memory. Raises Nothing when none has any."""
     silent: list[str] = []
 
-    def lines(pod: str, place: int) -> Iterator[tuple[int, int, bytes]]:
+    def lines(pod: Pod, place: int) -> Iterator[tuple[int, int, bytes]]:
         try:
-            for at, line in of_pod(namespace, pod, follow=False, over=lambda: True):
+            for at, line in of_pod(namespace, pod, follow=False, over=lambda: True, container=container):
                 yield at, place, line
         except Nothing as error:
             silent.append(str(error))
@@ -114,14 +125,17 @@ def merged(namespace: str, pods: Sequence[str]) -> Iterator[bytes]:
         raise Nothing(silent[0])
 
 
-def followed(namespace: str, pods: Sequence[str], over: Callable[[], bool]) -> Iterator[bytes]:
+def followed(
+    namespace: str, pods: Sequence[Pod], over: Callable[[], bool], container: str = "pytorch"
+) -> Iterator[bytes]:
     """The same as it is printed, until the job is over: a line waits a second for older ones."""
     came: Queue[tuple[int, int, bytes] | BaseException | None] = Queue(maxsize=HELD)
     ended, stop = threading.Event(), threading.Event()
 
-    def read(pod: str, place: int) -> None:
+    def read(pod: Pod, place: int) -> None:
         try:
-            for at, line in of_pod(namespace, pod, follow=True, over=ended.is_set, sleep=ended.wait):
+            how: dict[str, Any] = {"follow": True, "over": ended.is_set, "sleep": ended.wait}
+            for at, line in of_pod(namespace, pod, container=container, **how):
                 while not stop.is_set():
                     with contextlib.suppress(Exception):
                         came.put((at, place, line), timeout=1.0)

@@ -1,4 +1,4 @@
-"""What a PyTorchJob, its pods and their events say together; and hearing of changes as they come.
+"""What a job, its pods and their events say together; and hearing of changes as they come.
 
 `judge`, `troubles` and `step` are pure. A view holds one namespace, whatever the number of runs in it: three
 lists and three watches. Silence is a change of its own kind: it makes runs UNKNOWN, with the age of what was heard.
@@ -22,13 +22,14 @@ from queue import Empty, Queue
 from typing import Any
 
 from launcher.backends import State, Status
-from launcher.backends.kubernetes import api
-from launcher.backends.kubernetes.manifests import GROUP, JOIN, MANAGED_BY, PLURAL, VERSION
+from launcher.backends.kubernetes import api, kinds
+from launcher.backends.kubernetes.kinds import Kind
+from launcher.backends.kubernetes.manifests import JOIN, MANAGED_BY
 from launcher.errors import Unreachable, UserError
 
 Object = Mapping[str, Any]
 OWN = f"{MANAGED_BY}=dslaunch"
-JOB_NAME = "training.kubeflow.org/job-name"
+OWNERS = tuple(dict.fromkeys(row.owner for row in kinds.KINDS.values()))
 TRIES = 2  # pulls of an image that failed: the first may have met a registry that was busy
 
 # Why a container does not start: its waiting reason -> cause, and after how many tries waiting is vain (0: never).
@@ -75,6 +76,7 @@ EVENTS = {
     "FailedCreatePodSandBox": ("k8s_sandbox_failed", "have no sandbox"),
     "NodeNotReady": ("k8s_node_not_ready", "are on a node that is not ready"),
     "FailedCreatePod": ("k8s_quota_exceeded", "cannot be created"),
+    "FailedCreate": ("k8s_quota_exceeded", "cannot be created"),  # of a Job
     "FailedCreateService": ("", "have no Service"),
     "TaintManagerEviction": ("k8s_node_not_ready", "are taken off their node"),
 }
@@ -106,7 +108,9 @@ def troubles(pods: Sequence[Object], events: Sequence[Object] = (), *, job: str 
         for one in _of_pod(pod, mine):
             _add(found, one)
     for event in events:
-        if job and event.get("involvedObject", {}).get("name") == job and event.get("reason") in EVENTS:
+        named = event.get("involvedObject", {}).get("name")
+        # a JobSet's pods are made by a Job of its own
+        if job and named in (job, f"{job}-{kinds.NODE}-0") and event.get("reason") in EVENTS:
             cause, does = EVENTS[event["reason"]]
             _add(found, Trouble(event["reason"], f"{does}: {_short(event.get('message'))}", (), cause, at=_at(event)))
     return sorted(found.values(), key=lambda one: (one.code is None, one.at or "9"))
@@ -268,6 +272,36 @@ def _over_at(status: Object) -> str:
 # --- one job ----------------------------------------------------------------------------------------
 
 
+def kind_of(job: Object) -> Kind:
+    return kinds.BY_KIND.get(str(job.get("kind")), kinds.KINDS["pytorchjob"])
+
+
+def standing(job: Object) -> Status:
+    """Where a job of any kind says that it stands."""
+    status = job.get("status") or {}
+    return parse_conditions(status) if kind_of(job).word == "pytorchjob" else parse_gang(status)
+
+
+def parse_gang(status: Object) -> Status:
+    """A JobSet, or the TrainJob around one: they say how they ended, and until then what their one Job is at."""
+    true = {row.get("type", ""): row for row in status.get("conditions") or [] if row.get("status") == "True"}
+    for word, found in (("Completed", State.COMPLETED), ("Complete", State.COMPLETED), ("Failed", State.FAILED)):
+        if word in true:
+            said = f"{word.lower()}: {true[word].get('message', '')}".rstrip(": ")
+            return Status(found, said, 0 if found is State.COMPLETED else 1)
+    if "Suspended" in true:
+        return Status(State.PENDING, f"suspended: {true['Suspended'].get('message', '')}".rstrip(": "))
+    rows = status.get("replicatedJobsStatus") or status.get("jobsStatus") or []
+    if not rows:
+        return Status(State.UNKNOWN, "the operator has not looked at the job yet")
+    again = f", started again {status['restarts']} times" if status.get("restarts") else ""
+    if any(row.get("ready") for row in rows):
+        return Status(State.RUNNING, f"running: all pods are ready{again}")
+    if any(row.get("suspended") for row in rows):
+        return Status(State.PENDING, "suspended")
+    return Status(State.PENDING, f"created: its pods are not ready yet{again}")
+
+
 def parse_conditions(status: Object) -> Status:
     """The newest true condition of a PyTorchJob; none is UNKNOWN, a new one too."""
     states = {
@@ -287,14 +321,14 @@ def judge(
     job: Object, pods: Sequence[Object], events: Sequence[Object] = (), *, now: float | None = None, queue: str = ""
 ) -> Status:
     """Where a job stands, and what keeps it: "3 of 8 pods cannot be scheduled: 0/12 nodes: ..."."""
-    status = parse_conditions(job.get("status") or {})
+    status = standing(job)
     name = job["metadata"]["name"]
     found = troubles(pods, events, job=name)
     if status.state is State.FAILED:
         return _why_failed(status, found)
     if status.state.over:
         return status
-    total = sum(row.get("replicas", 1) for row in job["spec"]["pytorchReplicaSpecs"].values())
+    total = kinds.nodes(job)
     if status.detail.startswith("suspended") and queue:
         return replace(status, detail=f"suspended: {queue}")
     said = [_counted(one, total) for one in found]
@@ -374,6 +408,7 @@ class View:
     events: Mapping[str, Object] = field(default_factory=dict)
     told: Mapping[str, Status] = field(default_factory=dict)
     silent: Mapping[str, str] = field(default_factory=dict)  # kind -> why nothing is heard of it
+    of: Kind = kinds.KINDS["pytorchjob"]
 
 
 KINDS = ("jobs", "pods", "events")
@@ -401,7 +436,8 @@ def step(view: View, event: Mapping[str, Any]) -> tuple[View, list[Change]]:
     elif what in ("ADDED", "MODIFIED"):
         one = event["object"]
         stored[one["metadata"]["name"]] = one
-    return _tell(replace(view, **{kind: stored}), event)
+    changed: dict[str, Any] = {kind: stored}
+    return _tell(replace(view, **changed), event)
 
 
 def status_of(view: View, name: str, *, now: float | None = None) -> Status:
@@ -409,13 +445,14 @@ def status_of(view: View, name: str, *, now: float | None = None) -> Status:
         return Status(State.UNKNOWN, view.silent["jobs"])
     job = view.jobs.get(name)
     if job is None:
-        return Status(State.UNKNOWN, f"there is no PyTorchJob {name}: deleted, or never created", absent=True)
+        return Status(State.UNKNOWN, f"there is no {view.of.kind} {name}: deleted, or never created", absent=True)
     pods = [pod for pod in view.pods.values() if owner(pod) == name]
     return judge(job, pods, tuple(view.events.values()), now=now)
 
 
 def owner(pod: Object) -> str:
-    return str((pod["metadata"].get("labels") or {}).get(JOB_NAME, ""))
+    labels = pod["metadata"].get("labels") or {}
+    return next((str(labels[name]) for name in OWNERS if name in labels), "")
 
 
 def _tell(view: View, event: Mapping[str, Any]) -> tuple[View, list[Change]]:
@@ -438,9 +475,14 @@ LATE = 60.0  # seconds beyond QUIET after which a connection that says nothing i
 
 
 def heard(
-    namespace: str, kind: str, *, stop: Callable[[], bool], sleep: Callable[[float], object] = time.sleep
+    namespace: str,
+    kind: str,
+    *,
+    stop: Callable[[], bool],
+    sleep: Callable[[float], object] = time.sleep,
+    of: Kind = kinds.KINDS["pytorchjob"],
 ) -> Iterator[Change]:
-    """Everything about jobs, pods or events of a namespace, for ever: a list, then what changes.
+    """Everything about jobs (of that kind), pods or events of a namespace, for ever: a list, then what changes.
 
     410 is a new list. 401 renews credentials, 429 and 5xx wait as asked or longer each time, a broken connection goes
     on at the version that was heard last: nothing is lost, nothing comes twice. Forbidden is said once, and it ends.
@@ -449,10 +491,10 @@ def heard(
     while not stop():
         try:
             if not version:
-                items, version, date = api.ask(lambda library: api.listed(collection(library, namespace, kind)))
+                items, version, date = api.ask(lambda library: api.listed(collection(library, namespace, kind, of)))
                 yield {"kind": kind, "type": "LISTED", "items": items, "now": server_time(date)}
                 failed, since = 0, time.monotonic()
-            with contextlib.closing(_watch(namespace, kind, version)) as response:
+            with contextlib.closing(_watch(namespace, kind, version, of)) as response:
                 if failed:
                     yield {"kind": kind, "type": "HEARD"}
                 failed, since = 0, time.monotonic()
@@ -491,27 +533,29 @@ class Told(Exception):
         self.status = status
 
 
-def collection(library: Any, namespace: str, kind: str) -> Callable[..., Any]:
+def collection(library: Any, namespace: str, kind: str, of: Kind = kinds.KINDS["pytorchjob"]) -> Callable[..., Any]:
     """What lists and watches one kind: our jobs, their pods, and whatever went wrong with anything."""
     objects, core = library.client.CustomObjectsApi(), library.client.CoreV1Api()
     if kind == "jobs":
-        listing = partial(objects.list_namespaced_custom_object, GROUP, VERSION, namespace, PLURAL)
+        listing = partial(objects.list_namespaced_custom_object, of.group, of.version, namespace, of.plural)
         return partial(listing, label_selector=OWN)
     if kind == "pods":
         return partial(core.list_namespaced_pod, namespace, label_selector=OWN)
     return partial(core.list_namespaced_event, namespace, field_selector="type=Warning")
 
 
-def _watch(namespace: str, kind: str, version: str) -> Any:
+def _watch(namespace: str, kind: str, version: str, of: Kind) -> Any:
     return api.ask(
-        lambda library: collection(library, namespace, kind)(
+        lambda library: collection(library, namespace, kind, of)(
             watch=True, resource_version=version, allow_watch_bookmarks=True, timeout_seconds=QUIET,
             _preload_content=False, _request_timeout=(api.TIMEOUT[0], QUIET + LATE),
         )
     )  # fmt: skip
 
 
-def changes(namespace: str, *, stop: Callable[[], bool] = lambda: False) -> Iterator[Change]:
+def changes(
+    namespace: str, *, stop: Callable[[], bool] = lambda: False, of: Kind = kinds.KINDS["pytorchjob"]
+) -> Iterator[Change]:
     """What becomes of every job of ours in a namespace, as it happens: three watches, whatever the number of runs."""
     queue: Queue[Any] = Queue(maxsize=1000)
     over = threading.Event()
@@ -521,14 +565,14 @@ def changes(namespace: str, *, stop: Callable[[], bool] = lambda: False) -> Iter
 
     def listen(kind: str) -> None:
         try:
-            for event in heard(namespace, kind, stop=ended, sleep=over.wait):
+            for event in heard(namespace, kind, stop=ended, sleep=over.wait, of=of):
                 queue.put(event)
         except Exception as error:
             queue.put(error)
 
     for kind in KINDS:
         threading.Thread(target=listen, args=(kind,), daemon=True).start()
-    view, ahead, asked = View(), None, time.monotonic()
+    view, ahead, asked = View(of=of), None, time.monotonic()
     try:
         while not stop():
             try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from launcher.backends.slurm.script import ENTRY, minutes, notes, preflight, render
+from launcher.backends.slurm.options import minutes
+from launcher.backends.slurm.script import ENTRY, notes, preflight, render
 
 __all__ = [
     "ENTRY", "OUTPUT", "cancel", "drain", "environment", "events", "look_up", "minutes", "notes", "parse_state",

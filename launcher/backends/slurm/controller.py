@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher import runs
+from launcher import remote, runs
 from launcher.backends import State, Status
-from launcher.backends.slurm import queue
-from launcher.backends.slurm.queue import NO_ANSWER, parse_state, states
+from launcher.backends.slurm import queue, tasks
+from launcher.backends.slurm.queue import NO_ANSWER, parse_state
 from launcher.backends.slurm.script import ENTRY
 from launcher.errors import Problem, Unreachable, UserError
 from launcher.run import Result, Run
@@ -31,14 +31,19 @@ def submit(folder: Path, spec: JobSpec, run: Run, *, after: str = "") -> str:
     odd = [place for place in places if any(c in place for c in ',: "')]
     if spec.box and odd:
         raise UserError(Problem(f"{odd[0]} holds a comma, colon, quote or space, which container mounts cannot"))
-    command = _sbatch(folder, "--parsable", f"--dependency={_dependency(spec, after)}")
+    array = (folder / runs.POINTS).is_dir()  # whose tasks would wait for each other
+    if spec.slurm.login:
+        folder = Path(remote.put(runs.read(folder)))
+        run = remote.runner(spec.slurm.login)
+    command = _sbatch(folder, spec, "--parsable", *_dependency(spec, after, alone=not array))
     return parse_submitted(run(command, env=environment(os.environ, spec), timeout=ANSWER, bounded=True))
 
 
-def _dependency(spec: JobSpec, after: str) -> str:
-    """ "singleton", with what the job file asks for: "singleton,afterok:7"."""
-    asked = next((str(value) for key, value in spec.slurm.sbatch.items() if "dependency".startswith(key)), "")
-    return ",".join(filter(None, ["singleton", asked, f"afterany:{after}" if after else ""]))
+def _dependency(spec: JobSpec, after: str = "", *, alone: bool = True) -> list[str]:
+    """The run's own singleton, with what the job file asks for: "--dependency=singleton,afterok:7"."""
+    asked = [one for one in (spec.slurm.dependency or "").split(",") if one not in ("", "singleton")]
+    words = [*(["singleton"] if alone else []), *asked, *([f"afterany:{after}"] if after else [])]
+    return [f"--dependency={','.join(words)}"] if words else []
 
 
 def look_up(folder: Path, run: Run) -> list[tuple[str, bool]]:
@@ -48,7 +53,16 @@ def look_up(folder: Path, run: Run) -> list[tuple[str, bool]]:
     where there is one; a job that ran has left its output in the run directory.
     """
     record = runs.read(folder)
-    environ, user = queue.clean(os.environ), f"--user={os.getuid()}"
+    host = remote.login(record.extra)
+    if host:
+        run = remote.runner(host)
+        remote.fetch(record)
+    if record.extra.get("points"):
+        there = tasks.arrays(record, run)
+        if there is None:
+            raise Unreachable(Problem("Slurm did not answer when asked for the array"))
+        return there
+    environ, user = queue.clean(os.environ), "--me" if host else f"--user={os.getuid()}"
     columns = ",".join(f"{name}:{width}" for name, width in queue.COLUMNS)
     named = [f"--name={record.id}", user]
     asked = run(["squeue", "--noheader", "--states=all", *named, f"--Format={columns}"], env=environ)
@@ -59,7 +73,7 @@ def look_up(folder: Path, run: Run) -> list[tuple[str, bool]]:
         since = time.strftime("%Y-%m-%d", time.localtime(record.story.asked - DAY))  # sacct starts at midnight
         columns = "JobIDRaw,State,Submit,ExitCode,JobName,Comment"
         books = ["sacct", "--noheader", "--parsable2", "-X", f"--format={columns}", f"--starttime={since}"]
-        listed = run([*books, *named], env=environ)
+        listed = run([*books, *(named[:1] if host else named)], env=environ)
         accounted = queue.parse_accounted(listed.out) if listed.code == 0 else []
         jobs = [job for job in accounted if queue.is_ours(record, job)]
     told = {str(entry["job"]) for entry in record.entries if entry["event"] == "started" and entry.get("job")}
@@ -87,7 +101,13 @@ def sending(record: runs.Record) -> bool:
 
 def test_only(folder: Path, spec: JobSpec, run: Run) -> str:
     """What the controller would do with it, in its own words."""
-    result = run(_sbatch(folder, "--test-only", "--dependency=singleton"), env=environment(os.environ, spec))
+    command = _sbatch(folder, spec, "--test-only", *_dependency(spec, alone=not (folder / runs.POINTS).is_dir()))
+    if spec.slurm.login:  # the script itself, as nothing of it lies there yet
+        script = (folder / ENTRY).read_bytes()
+        words = [word for word in command[:-1] if not word.startswith("--chdir=")]
+        result = remote.runner(spec.slurm.login)(words, stdin=script)
+    else:
+        result = run(command, env=environment(os.environ, spec))
     _refuse_failure(result)
     return result.err.strip() or result.out.strip()
 
@@ -98,7 +118,7 @@ def environment(environ: Mapping[str, str], spec: JobSpec) -> dict[str, str]:
     SBATCH_* are options that win over the script's own lines, SLURM_* describe an allocation one may be
     sitting in, and slurmctld keeps the environment of every batch job on its disk.
     """
-    secret = {source.from_env for source in spec.secrets.values()}
+    secret = {source.from_env for source in spec.credentials.values()}
     return {
         name: value
         for name, value in environ.items()
@@ -106,9 +126,13 @@ def environment(environ: Mapping[str, str], spec: JobSpec) -> dict[str, str]:
     }
 
 
-def _sbatch(folder: Path, *flags: str) -> list[str]:
-    token = [f"--job-name={folder.name}", f"--comment=dslaunch:{folder.name}"]
-    return ["sbatch", *flags, f"--chdir={folder}", *token, str(folder / ENTRY)]
+def _sbatch(folder: Path, spec: JobSpec, *flags: str) -> list[str]:
+    words = ",".join(filter(None, [spec.slurm.comment, f"dslaunch:{folder.name}"]))
+    token = [f"--job-name={folder.name}", f"--comment={words}"]
+    # another component of the same name would wait for this one, which is its singleton
+    parts = sum(service.component is not None for service in spec.services)
+    more = [word for number in range(1, parts + 1) for word in (":", f"--job-name={folder.name}.{number}")]
+    return ["sbatch", *flags, f"--chdir={folder}", *token, *more, str(folder / ENTRY)]
 
 
 def parse_submitted(result: Result) -> str:
@@ -129,6 +153,9 @@ BLAME = (
     ("invalid node name", ("slurm", "nodelist")),
     ("gres", ("resources", "gpus_per_node")),
     ("memory specification", ("resources", "memory")),
+    ("license", ("slurm", "licenses")),
+    ("wckey", ("slurm", "wckey")),
+    ("dependency", ("slurm", "dependency")),
     ("time limit", ("slurm", "time")),
     ("node count", ("resources", "nodes")),
     ("node configuration", ("resources",)),
@@ -140,7 +167,8 @@ LOST = (  # a request that left may have arrived
     "Unexpected message received", "standby mode", "Unspecified error",
 )  # fmt: skip
 KEYS = "this host's munge key or clock is not the controller's: munge -n | unmunge, and date on both"
-UNSENT = ("(connect failure)", "Munge encode failed")  # before anything was sent, in Slurm's client
+# before anything was sent, in the words of Slurm's client and of ssh
+UNSENT = ("(connect failure)", "Munge encode failed", remote.UNCONNECTED)
 MEND = (  # what Slurm's client says when it does not get through, and what to do next
     ("munge", "munged does not run on this host, or its socket is not where slurm.conf says: systemctl status munge"),
     ("credential", KEYS),
@@ -166,7 +194,7 @@ def _refuse_failure(result: Result) -> None:
     if result.code == 0:
         return
     words = _words(result)
-    if result.code is None and "not found" in result.err:
+    if result.code is None and "command not found" in result.err:
         raise UserError(
             Problem("sbatch is not on this machine", hint="run dslaunch on a login node, or use --dry-run")
         )
@@ -174,6 +202,23 @@ def _refuse_failure(result: Result) -> None:
         raise _no_answer(words)
     at = next((at for phrase, at in BLAME if phrase in words.lower()), ("slurm",))
     raise UserError(Problem(f"Slurm refuses the job: {words}", at=at))
+
+
+def states(records: Sequence[runs.Record], run: Run) -> dict[str, Status]:
+    """Of each run, one question for all of a controller. What a login node elsewhere has of them is copied first."""
+    found: dict[str, Status] = {}
+    for host in {remote.login(record.extra): None for record in records}:
+        mine = [record for record in records if remote.login(record.extra) == host]
+        if host:
+            for record in mine:
+                with contextlib.suppress(Unreachable):  # squeue says it, too
+                    remote.fetch(record)
+            mine = [runs.read(record.folder) for record in mine]
+        arrays = [record for record in mine if tasks.belongs(record)]
+        found |= tasks.states(arrays, run) if arrays else {}
+        if rest := [record for record in mine if not tasks.belongs(record)]:
+            found |= queue.states(rest, remote.runner(host) if host else run)
+    return found
 
 
 def state(record: runs.Record, run: Run) -> Status:
@@ -203,7 +248,8 @@ OUTPUT = "logs/slurm-*.out"  # of all nodes, as lines came
 
 
 def cancel(record: runs.Record, run: Run) -> None:
-    result = run(["scancel", record.job])
+    host = remote.login(record.extra)
+    result = (remote.runner(host) if host else run)(["scancel", record.job])
     if result.code is None or any(phrase in result.err for phrase in NO_ANSWER):
         raise Unreachable(Problem(f"Slurm did not answer: {result.err.strip()}"))
     if result.code != 0 and "already completing or completed" not in result.err:

@@ -125,10 +125,10 @@ def newest(record: runs.Record, jobs: Iterable[Job]) -> Job | None:
 def is_ours(record: runs.Record, job: Job) -> bool:
     """Job numbers are used again. A job of the run's own name or comment is the run's. One that was submitted by
     hand has the script's name: it is ours where it has our number and is no older than the run."""
-    if record.id == job.name or job.comment == f"dslaunch:{record.id}":
+    if record.id == job.name or token(job.comment) == f"dslaunch:{record.id}":
         return True
     made = runs.ID.fullmatch(record.id)
-    if not made or job.id != record.job or job.name != record.name or job.comment.startswith("dslaunch:"):
+    if not made or job.id != record.job or job.name != record.name or token(job.comment).startswith("dslaunch:"):
         return False
     try:
         created = time.strptime(made["when"][:15], "%Y%m%d-%H%M%S")
@@ -136,6 +136,11 @@ def is_ours(record: runs.Record, job: Job) -> bool:
     except ValueError:
         return False
     return time.mktime(submitted) > time.mktime(created) - CLOCKS
+
+
+def token(comment: str) -> str:
+    """The run's own word of a comment: "my words,dslaunch:ID" is "dslaunch:ID"."""
+    return comment.rpartition(",")[2]
 
 
 CLOCKS = 300  # seconds by which two hosts' clocks may differ

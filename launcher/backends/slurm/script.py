@@ -3,45 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from launcher import bundle as bundles
-from launcher import nccl, setting
+from launcher import nccl, setting, software
+from launcher.backends.slurm import options, services
 from launcher.bundle import STOPPED_EARLY, Bundle, File
-from launcher.errors import Problem, UserError
+from launcher.errors import UserError
 from launcher.plan import Plan
 from launcher.spec import JobSpec
 
 ENTRY = "job.sbatch"
 UNAVAILABLE = 69  # EX_UNAVAILABLE: no port, or nobody knows whether another job has this run
-
-# sbatch options that dslaunch sets itself; `slurm.sbatch` may not say them again.
-OURS = {
-    "nodes": "resources.nodes", "ntasks": "resources", "ntasks-per-node": "resources",
-    "cpus-per-task": "resources.cpus_per_node",
-    "mem": "resources.memory", "gpus-per-node": "resources.gpus_per_node", "gpus": "resources.gpus_per_node",
-    "gres": "slurm.gpus_as: gres", "partition": "slurm.partition", "account": "slurm.account", "qos": "slurm.qos",
-    "reservation": "slurm.reservation", "constraint": "slurm.constraint", "time": "slurm.time",
-    "nodelist": "slurm.nodelist", "exclude": "slurm.exclude", "exclusive": "slurm.exclusive",
-    "signal": "slurm.warn_before_end", "requeue": "slurm.requeue", "no-requeue": "slurm.requeue",
-    "no-kill": "resources.spares",
-    "mail-user": "slurm.mail_user", "mail-type": "slurm.mail_type", "job-name": "name", "output": "the run directory",
-    "error": "the run directory", "chdir": "the run directory", "open-mode": "the run directory",
-    "export": "env", "export-file": "env", "array": "one job per job file", "wrap": "train.command",
-    "parsable": "the command line", "test-only": "--test-only", "wait": "the command line",
-}  # fmt: skip
-
-
-SYNONYMS = {
-    "tasks-per-node": "ntasks-per-node", "mem-per-cpu": "mem", "mem-per-gpu": "mem", "gpus-per-task": "gpus-per-node",
-    "ntasks-per-gpu": "gpus-per-node", "cpus-per-gpu": "cpus-per-task", "mincpus": "cpus-per-task", "uid": "job-name",
-}  # fmt: skip
-FORBIDDEN = {
-    "clusters": "status and cancel would look for the job on this cluster; submit from the other one",
-    "cluster": "status and cancel would look for the job on this cluster; submit from the other one",
-    "get-user-env": "it replaces the environment that the job file describes",
-    "hold": "hold the job with scontrol once it is submitted",
-}
 
 
 def render(plan: Plan) -> Bundle:
@@ -55,12 +29,14 @@ def render(plan: Plan) -> Bundle:
     others = (File(name, bundles.config_json(config)) for name, config in configs.items())
     helpers = map(bundles.node_file, (*bundles.BATCH, *(["lost.py"] if told else [])))
     files = (script, *others, *bundles.common(plan, told, flags=["--shared-logs"]), *helpers)
+    files += tuple(services.files(spec))
     return Bundle(files, ENTRY)
 
 
 def preflight(spec: JobSpec, plan: Plan | None) -> Bundle:
     """A job that checks its nodes and ends. Its `plan`, where there is one, says what has to fit."""
     _check(spec)
+    spec = replace(spec, services=())  # nobody looks at the nodes of services
     script = File(ENTRY, _script(spec, _head(spec) + LET_GO + _preflight(spec) + ALONE))
     told = setting.make(spec, plan)
     files = bundles.preflight_files(spec, nccl.variables(spec), told)
@@ -68,115 +44,35 @@ def preflight(spec: JobSpec, plan: Plan | None) -> Bundle:
 
 
 def _check(spec: JobSpec) -> None:
-    problems = []
-    for option in spec.slurm.sbatch:
-        name = SYNONYMS.get(option) or next((name for name in OURS if name.startswith(option)), None)  # getopt's way
-        if name:
-            problems.append(
-                Problem(f"sbatch option {option} is dslaunch's own", f"use {OURS[name]}", ("slurm", "sbatch", option))
-            )
-        elif option in FORBIDDEN:
-            problems.append(Problem(f"sbatch option {option}: {FORBIDDEN[option]}", "", ("slurm", "sbatch", option)))
-    if spec.modules and spec.box:
-        message = "modules are loaded where the ranks run, and a container has none of the host's"
-        problems.append(Problem(message, "put the software in the image, or leave container out", ("modules",)))
-    cpus, per_node = spec.resources.cpus_per_node, spec.per_node
-    if spec.train.launcher == "srun" and cpus and cpus % per_node:
-        message = f"cpus_per_node {cpus} cannot be shared evenly by {per_node} tasks"
-        hint = f"cpus_per_node: {max(per_node, cpus // per_node * per_node)}"
-        problems.append(Problem(message, hint, ("resources", "cpus_per_node")))
-    if minutes(spec.slurm.time) * 60 <= spec.slurm.warn_before_end + 60:
-        problems.append(
-            Problem(
-                f"warn_before_end {spec.slurm.warn_before_end} s leaves nothing of the time {spec.slurm.time}: Slurm "
-                "may send the warning up to 60 s early",
-                hint="a longer slurm.time or a shorter slurm.warn_before_end",
-                at=("slurm", "time"),
-            )
-        )
+    problems = [*options.problems(spec), *software.problems(spec, "slurm")]
     if problems:
         raise UserError(*problems)
 
 
 def notes(plan: Plan, environ: Mapping[str, str]) -> list[str]:
     """What is left out, and what will surprise."""
-    found = [
-        f"{name}={environ[name]} in this shell does not reach the job: say it in the job file (slurm.{option})"
-        for name in sorted(environ)
-        if name.startswith("SBATCH_") and (option := name.removeprefix("SBATCH_").lower())
-    ]
-    resources = plan.spec.resources
-    if resources.gpus_per_node and not resources.cpus_per_node:
-        found.append(
-            f"resources.cpus_per_node is not given: many sites then give one core to {plan.spec.per_node} ranks"
-        )
-    return found
-
-
-def minutes(time: str) -> int:
-    """Slurm's spelling to whole minutes: "90" is 90, "1-12" is 2160, "30:01" is 31."""
-    days, dash, clock = time.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    if dash:
-        hours, mins, seconds = [*parts, 0, 0][:3]
-    elif len(parts) == 3:
-        hours, mins, seconds = parts
-    else:
-        hours, (mins, seconds) = 0, [*parts, 0][:2]
-    return (int(days) if dash else 0) * 1440 + hours * 60 + mins + (seconds > 0)
-
-
-def _tasks(spec: JobSpec) -> int:
-    """Slurm tasks on one node: one that starts the ranks, or with `launcher: srun` one for each rank."""
-    return spec.per_node if spec.train.launcher == "srun" else 1
+    return options.notes(plan.spec, environ)
 
 
 def _script(spec: JobSpec, body: str) -> str:
     from submitit.slurm.slurm import _make_sbatch_string  # its executor wants srun on PATH to write text
 
-    slurm, resources = spec.slurm, spec.resources
-    tasks = _tasks(spec)
     more: dict[str, Any] = {
         "output": "logs/slurm-%j.out",
-        # only the batch shell is warned; it passes the signal on, and can tell the ranks apart from srun
-        "signal": f"B:USR2@{slurm.warn_before_end}",
         "requeue" if requeues(spec) else "no-requeue": True,
-        "no-kill": bool(resources.spares),  # a node that goes away leaves the others to go on with a spare
-        "time": slurm.time,
-        **slurm.sbatch,
+        **options.sbatch(spec),
     }
-    if slurm.reservation:
-        more["reservation"] = slurm.reservation
-    if resources.gpus_per_node:
-        kind = f"{slurm.gpu_type}:" if slurm.gpu_type else ""
-        if slurm.gpus_as == "gres":
-            more["gres"] = f"gpu:{kind}{resources.gpus_per_node}"
-        else:
-            more["gpus-per-node"] = f"{kind}{resources.gpus_per_node}"
     text: str = _make_sbatch_string(
         command=body,
         folder="logs",
         job_name=spec.name,
-        partition=slurm.partition,
-        account=slurm.account,
-        qos=slurm.qos,
-        constraint=slurm.constraint,
-        nodelist=slurm.nodelist,
-        exclude=slurm.exclude,
-        exclusive=True if slurm.exclusive else None,
-        mail_user=slurm.mail_user,
-        mail_type=slurm.mail_type,
-        nodes=resources.nodes + resources.spares,
-        ntasks_per_node=tasks,
-        cpus_per_task=resources.cpus_per_node // tasks if resources.cpus_per_node else None,
-        mem=resources.memory,
         setup=['# by hand, from the run directory: sbatch --chdir="$PWD" job.sbatch'],
         stderr_to_stdout=True,
         use_srun=False,
         wckey=None,
-        additional_parameters={key: value for key, value in more.items() if value is not False},
+        additional_parameters=more,
     )
-    return text
+    return services.heterogeneous(spec, text)
 
 
 HEAD = """\
@@ -201,12 +97,12 @@ end() {{  # the run is over
 }}
 mapfile -t hosts < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 if ((${{#hosts[@]}} < {nodes})); then
-  echo "dslaunch: {nodes} nodes train and Slurm names ${{#hosts[@]}}: ${{SLURM_JOB_NODELIST:-none}}" >&2
+  echo "dslaunch: {nodes} nodes {do} and Slurm names ${{#hosts[@]}}: ${{SLURM_JOB_NODELIST:-none}}" >&2
   end 78
 fi
-if [ -n "${{SLURM_CPUS_PER_TASK:-}}" ]; then
-  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # since Slurm 22.05 srun does not inherit it
-fi"""
+{behind}if [ -n "${{SLURM_CPUS_PER_TASK:-}}" ]; then
+  export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK  # from Slurm 22.05 to 23.02 srun does not inherit it
+fi{more}"""
 
 ONCE = """\
 attempt=${SLURM_RESTART_COUNT:-0}
@@ -238,12 +134,12 @@ preflight() {{  # of "${{hosts[@]}}"; its code in rc, the rest in $run/preflight
   port=$(python3 "$run/node/port.py" "$SLURM_JOB_ID" "preflight-$attempt") || end {unavailable}
   DSLAUNCH_PREFLIGHT_TOKEN=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \\n')  # of this job's agents alone
   DSLAUNCH_NODES=$(IFS=,; echo "${{hosts[*]}}")
-  DSLAUNCH_COORDINATOR=${{hosts[0]}}:$port
+  DSLAUNCH_COORDINATOR={address}:$port
   DSLAUNCH_PREFLIGHT_OUT=$run/preflight
   export DSLAUNCH_PREFLIGHT_TOKEN DSLAUNCH_NODES DSLAUNCH_COORDINATOR DSLAUNCH_PREFLIGHT_OUT
   # shellcheck disable=SC2016  # every task expands this for itself
-  srun {srun} \\
-    bash -c 'trap "" USR2; export NODE_RANK=$SLURM_NODEID DSLAUNCH_NODE=$SLURMD_NODENAME; exec bash "$0"' \\
+  {without}srun {srun} \\
+    bash -c 'trap "" USR2; export NODE_RANK=$SLURM_NODEID DSLAUNCH_NODE=$SLURMD_NODENAME; exec {inside}bash "$0"' \\
     "$run/preflight.sh" &
   step=$!
   touch "$run/preflight/beat"
@@ -312,28 +208,11 @@ while :; do
   # --- attempt: a number of its own for every start, whatever the job
   hosts=("${{hosts[@]:0:{nodes}}}")
   printf '%s slots={per_node}\\n' "${{hosts[@]}}" >"$run/hostfile"
-  export DSLAUNCH_ATTEMPT=$attempt MASTER_ADDR=${{hosts[0]}}
+  export DSLAUNCH_ATTEMPT=$attempt MASTER_ADDR={address}
   MASTER_PORT=$(python3 "$run/node/port.py" "$SLURM_JOB_ID" "$attempt") || end {unavailable}  # of this attempt alone
   export MASTER_PORT
   "${{recover[@]}}" attempt --attempt "$attempt" --hosts "${{hosts[@]}}"
-
-  # one task fails -> Slurm ends the others, which would wait for the dead; one done early waits for the rest
-  # shellcheck disable=SC2016  # every task expands this for itself
-  srun {srun} \\
-    bash -c 'trap "" USR2; {exports} exec bash "$0/node.sh"' "$run" &
-  step=$!
-  "${{recover[@]}}" watch --attempt "$attempt" --script "$$" --step "$step" --hosts "${{hosts[@]}}" &
-  watcher=$!
-  rc=0
-  while :; do
-    interrupted=0
-    wait "$step"
-    rc=$?
-    ((interrupted)) || break
-  done
-  step=
-  kill "$watcher" 2>/dev/null
-{verdict}
+{train}
   # --- what comes now
   read -r next pause chosen < <("${{recover[@]}}" after --attempt "$attempt" --code "$rc" --told "$signalled" \\
     --warned "$warned" --hosts "${{hosts[@]}}" --allocation "${{allocation[@]}}")
@@ -346,10 +225,38 @@ while :; do
   read -r -a hosts <<<"$chosen"
 {again}done"""
 
+TRAIN = """
+  # one task fails -> Slurm ends the others, which would wait for the dead; one done early waits for the rest
+  # shellcheck disable=SC2016  # every task expands this for itself
+  srun {srun} \\
+    bash -c 'trap "" USR2; {exports} exec {inside}bash "$0/node.sh"' "$run" &
+  step=$!
+  "${{recover[@]}}" watch --attempt "$attempt" --script "$$" --step "$step" --hosts "${{hosts[@]}}" &
+  watcher=$!
+  rc=0
+  while :; do
+    interrupted=0
+    wait "$step"
+    rc=$?
+    ((interrupted)) || break
+  done
+  step=
+  kill "$watcher" 2>/dev/null
+{verdict}"""
+
 
 def _body(plan: Plan, *, exchanged: bool) -> str:
     spec, nodes = plan.spec, plan.spec.resources.nodes
-    words = [*_srun(nodes, _tasks(spec)), "--kill-on-bad-exit=1", "--wait=0", "--unbuffered", THESE, *_more(spec)]
+    words = [
+        *_srun(nodes, options.tasks(spec)),
+        f"--kill-on-bad-exit={int(spec.slurm.kill_on_bad_exit)}",
+        "--wait=0",
+        "--unbuffered",
+        THESE,
+        *map(bundles.quote, options.training(spec)),
+        *_more(spec),
+    ]
+    words += ["--het-group=0"] if services.components(spec) else []
     exports = "export NODE_RANK=$SLURM_NODEID;"
     if spec.train.launcher == "srun":
         exports += " export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS;"
@@ -361,17 +268,23 @@ def _body(plan: Plan, *, exchanged: bool) -> str:
         if exchanged:
             check += SUITED.format(latest=bundles.checkpoints(plan, "/latest"), config='"$run/ds_config.json"')
         again = "  fit\n"
-    loop = LOOP.format(
-        nodes=nodes,
-        per_node=spec.per_node,
-        check=check,
+    train = TRAIN.format(
+        inside=software.inside(spec, "$0"),
         srun=bundles.wrap(words).replace("\n", "\n  "),
         exports=exports,
         verdict=bundles.indent(bundles.VERDICT, "  "),
+    )
+    loop = LOOP.format(
+        nodes=nodes,
+        address=options.address(spec),
+        per_node=spec.per_node,
+        check=check,
+        train=services.around(spec, train),
         again=again,
         unavailable=UNAVAILABLE,
     )
-    return _head(spec, plan) + (_preflight(spec) if spec.checks_nodes else "") + LEAVE + loop
+    checks = _preflight(spec) if spec.checks_nodes else ""
+    return _head(spec, plan) + checks + services.functions(spec) + LEAVE + loop
 
 
 def requeues(spec: JobSpec) -> bool:
@@ -385,26 +298,40 @@ THESE = '--nodelist="$(IFS=,; echo "${hosts[*]}")"'
 def _head(spec: JobSpec, plan: Plan | None = None) -> str:
     keep = '[ -n "$signalled" ] || ' if requeues(spec) else ""  # Slurm may start the job again
     return HEAD.format(
-        nodes=spec.resources.nodes,
+        nodes=spec.resources.nodes + spec.serving,
+        do="train or serve" if spec.serving else "train",
+        behind=services.behind(spec),
         begin=_begin(spec, plan) if plan else ONCE,
-        forget=f'  {keep}rm -rf -- "$run/secrets"\n' if spec.secrets else "",
+        forget=(f'  {keep}rm -rf -- "$run/secrets"\n' if spec.credentials else "") + software.cleanup(spec),
+        more="".join("\n" + line for line in (*filter(None, [options.unset(spec)]), *_copies(spec))),
     )
 
 
+def _copies(spec: JobSpec) -> list[str]:
+    """sbcast sends a file once, and nodes hand it on: not every node reads it from the shared disk."""
+    lines = []
+    for source, target in spec.slurm.bcast.items():
+        place = bundles.quote(source) if source.startswith("/") else '"$run/submitted-from"/' + bundles.quote(source)
+        lines.append(f"sbcast --force --preserve {place} {bundles.quote(target)} || end {UNAVAILABLE}")
+    return ["# --- files for every node's own disk", *lines] if lines else []
+
+
 def _begin(spec: JobSpec, plan: Plan) -> str:
-    options = [
+    words = [
         '--run "$run"',
         '--job "$SLURM_JOB_ID"',
         f"--nodes {spec.resources.nodes}",
         f"--attempts {spec.recover.attempts}",
         f"--checkpoints {bundles.checkpoints(plan)}",
         *([f"--exclude {bundles.quote(spec.slurm.exclude)}"] if spec.slurm.exclude else []),
+        *([f"--comment={bundles.quote(spec.slurm.comment)}"] if spec.slurm.comment else []),
+        *([f"--components {len(services.components(spec))}"] if services.components(spec) else []),
         *(["--requeue"] if spec.slurm.requeue is True else []),
         *(["--requeues"] if requeues(spec) else []),
         *([f"--times {spec.preflight.resubmit}"] if spec.checks_nodes and spec.preflight.resubmit else []),
     ]
     return BEGIN.format(
-        options=bundles.wrap(options), duplicate=bundles.DUPLICATE, over=bundles.OVER, unavailable=UNAVAILABLE
+        options=bundles.wrap(words), duplicate=bundles.DUPLICATE, over=bundles.OVER, unavailable=UNAVAILABLE
     )
 
 
@@ -421,9 +348,13 @@ def _preflight(spec: JobSpec) -> str:
         "--no-kill",
         "--unbuffered",
         THESE,
+        *map(bundles.quote, options.checking(spec)),
         *_more(spec),
     ]
     return PREFLIGHT.format(
+        without=f"{alone} \\\n    " if (alone := options.without(spec)) else "",
+        address=options.address(spec),
+        inside=software.inside(spec, "${0%/*}"),
         all=everywhere,
         nodes=spec.resources.nodes,
         srun=bundles.wrap(words).replace("\n", "\n  "),
@@ -437,12 +368,4 @@ def _srun(nodes: int, tasks: int) -> list[str]:
 
 
 def _more(spec: JobSpec) -> list[str]:
-    return [*(bundles.quote(word) for word in spec.slurm.srun), *(_pyxis(spec) if spec.box else ())]
-
-
-def _pyxis(spec: JobSpec) -> list[str]:
-    box = spec.box
-    assert box is not None
-    mounts = ["$run:$run", "$(readlink -f submitted-from):$run/submitted-from", *box.mounts]
-    return [f"--container-image={bundles.quote(box.image)}", f'--container-mounts="{",".join(mounts)}"',
-            '--container-workdir="$run"']  # fmt: skip
+    return [*(bundles.quote(word) for word in spec.slurm.srun), *software.srun_words(spec)]

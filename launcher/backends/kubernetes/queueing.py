@@ -1,0 +1,151 @@
+"""Who lets a job start: Kueue's queues, and schedulers that start all pods of a group or none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from launcher.errors import Problem
+from launcher.spec import JobSpec
+from launcher.spec.kubernetes import Gang, Kubernetes, Queueing
+
+QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"  # labels of the job
+TOPOLOGY = {  # annotations of its pods, by `topology_required`
+    True: "kueue.x-k8s.io/podset-required-topology",
+    False: "kueue.x-k8s.io/podset-preferred-topology",
+}
+
+
+@dataclass(frozen=True)
+class Scheduler:
+    """One that knows pod groups: its name, its PodGroup, and how a pod says to which one it belongs."""
+
+    name: str
+    api: str
+    annotation: str = ""
+    label: str = ""
+
+
+SCHEDULERS = {
+    "volcano": Scheduler("volcano", "scheduling.volcano.sh/v1beta1", annotation="scheduling.k8s.io/group-name"),
+    "coscheduling": Scheduler(  # the chart of sigs.k8s.io/scheduler-plugins installs it beside the default one
+        "scheduler-plugins-scheduler", "scheduling.x-k8s.io/v1alpha1", label="scheduling.x-k8s.io/pod-group"
+    ),
+}
+
+
+def section(options: Kubernetes) -> Queueing | None:
+    return Queueing(options.queue) if isinstance(options.queue, str) else options.queue
+
+
+def gang(options: Kubernetes) -> Gang | None:
+    return (Gang() if options.gang is True else options.gang) or None
+
+
+def labels(options: Kubernetes) -> dict[str, str]:
+    """Of the job: Kueue looks at nothing else."""
+    queue = section(options)
+    if not queue or not queue.name:
+        return {}
+    return {QUEUE: queue.name, **({PRIORITY: queue.priority} if queue.priority else {})}
+
+
+def mark(spec: JobSpec, name: str, template: dict[str, Any]) -> None:
+    """What a pod has to say of itself: how close to the others, and to which group it belongs."""
+    options, metadata = spec.kubernetes, template["metadata"]
+    queue, wanted = section(options), gang(options)
+    annotations, told = dict(metadata.get("annotations") or {}), metadata["labels"]
+    if queue and queue.topology:
+        annotations[TOPOLOGY[queue.topology_required]] = queue.topology
+    if wanted and (scheduler := SCHEDULERS.get(wanted.by)):
+        template["spec"]["schedulerName"] = wanted.scheduler or scheduler.name
+        if options.kind != "pytorchjob" and scheduler.annotation:
+            annotations[scheduler.annotation] = name
+        if options.kind != "pytorchjob" and scheduler.label:
+            told[scheduler.label] = name
+    elif wanted and wanted.scheduler:
+        template["spec"]["schedulerName"] = wanted.scheduler
+    if annotations:
+        metadata["annotations"] = annotations
+
+
+def scheduling_policy(spec: JobSpec) -> dict[str, Any]:
+    """A PyTorchJob's: its operator makes the PodGroup if it runs with a gang scheduler, and else ignores it."""
+    wanted = gang(spec.kubernetes)
+    if wanted is None:
+        return {}
+    policy: dict[str, Any] = {"minAvailable": wanted.min_available or spec.resources.nodes}
+    if wanted.queue:
+        policy["queue"] = wanted.queue
+    if spec.kubernetes.priority_class and wanted.by != "operator":
+        policy["priorityClass"] = spec.kubernetes.priority_class
+    if wanted.timeout:
+        policy["scheduleTimeoutSeconds"] = wanted.timeout
+    return policy
+
+
+def pod_group(spec: JobSpec, name: str) -> dict[str, Any] | None:
+    """The group that no operator makes, without its metadata; None where one does, or nobody asked for one."""
+    wanted = gang(spec.kubernetes)
+    scheduler = SCHEDULERS.get(wanted.by) if wanted else None
+    if wanted is None or scheduler is None or spec.kubernetes.kind != "jobset":
+        return None
+    content: dict[str, Any] = {"minMember": wanted.min_available or spec.resources.nodes}
+    if wanted.by == "volcano":
+        if wanted.queue:
+            content["queue"] = wanted.queue
+        if spec.kubernetes.priority_class:
+            content["priorityClassName"] = spec.kubernetes.priority_class
+    elif wanted.timeout:
+        content["scheduleTimeoutSeconds"] = wanted.timeout
+    return {"apiVersion": scheduler.api, "kind": "PodGroup", "metadata": {"name": name}, "spec": content}
+
+
+def problems(spec: JobSpec) -> Iterator[Problem]:
+    options = spec.kubernetes
+    queue, wanted = section(options), gang(options)
+    if queue and not queue.name:
+        yield Problem("queue has no name", "the LocalQueue's", ("kubernetes", "queue"))
+    if wanted is None:
+        return
+    at = ("kubernetes", "gang")
+    nodes = spec.resources.nodes
+    if wanted.min_available and wanted.min_available > nodes:
+        message = f"min_available {wanted.min_available}, and the job has {nodes} pods: it would never start"
+        yield Problem(message, "leave it out: all pods", (*at, "min_available"))
+    if options.kind == "trainjob" and options.gang is not True:
+        message = "a TrainJob's pods take their scheduler and their group from the runtime"
+        yield Problem(message, "a runtime with podGroupPolicy, and kubernetes.runtime: its name; or kind: jobset", at)
+        return
+    if options.kind == "jobset" and wanted.by == "operator":
+        if wanted.queue or wanted.min_available or wanted.timeout:
+            message = "JobSet makes no pod groups: nobody would read this"
+            yield Problem(message, "by: volcano, or by: coscheduling", at)
+    elif wanted.by == "volcano" and wanted.timeout:
+        yield Problem("Volcano's PodGroups have no timeout", "leave it out", (*at, "timeout"))
+    elif wanted.by == "coscheduling" and wanted.queue:
+        yield Problem("coscheduling has no queues", "leave it out; kubernetes.queue is Kueue's", (*at, "queue"))
+
+
+def notes(spec: JobSpec) -> Iterator[str]:
+    options = spec.kubernetes
+    queue, wanted = section(options), gang(options)
+    if queue and options.kind == "pytorchjob":
+        yield (
+            "Kueue 0.19 as installed has kubeflow.org/pytorchjob off in its integrations: there the queue's label "
+            "does nothing, and the job starts at once"
+        )
+    if wanted and wanted.by != "operator" and options.kind == "pytorchjob":
+        flag = {"volcano": "volcano", "coscheduling": "scheduler-plugins"}[wanted.by]
+        yield (
+            f"the training operator makes PodGroups when it runs with --gang-scheduler-name={flag}; "
+            "without it the group is ignored in silence"
+        )
+    if wanted and wanted.by == "operator" and options.kind == "jobset" and spec.resources.nodes > 1 and not queue:
+        yield "pods of a JobSet are scheduled one by one: kubernetes.queue, or gang.by: volcano, starts all or none"
+    if wanted and options.kind == "trainjob" and spec.resources.nodes > 1 and not queue:
+        yield (
+            f"whether all pods start or none is the podGroupPolicy's of runtime {options.runtime}; "
+            "kubernetes.queue is another way"
+        )

@@ -1,0 +1,452 @@
+"""What a command starts: launchers with their arguments, servers, wrappers, and what only prints or prepares."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from posixpath import basename
+from typing import Literal
+
+from launcher import shell
+from launcher.shell import Command, Piece, Script, Word
+
+Starter = Literal["torchrun", "deepspeed", "accelerate", "composer", "python", "node"]
+
+
+@dataclass(frozen=True)
+class Program:
+    """`torchrun --nproc_per_node 8 --role x train.py --lr 1`: options [--role, x], target train.py."""
+
+    launcher: Starter
+    kind: Literal["script", "module", "command"]
+    target: Word | None
+    arguments: tuple[Word, ...] = ()
+    options: tuple[Word, ...] = ()  # of the launcher, that stay
+    head: tuple[Word, ...] = ()  # what stands before the target where it becomes a command
+    dropped: tuple[str, ...] = ()  # options that dslaunch replaces
+    per_node: int | None = None  # ranks, as the launcher is told
+    processes: int | None = None
+    note: str = ""
+
+
+def said(word: Word) -> str:
+    """Its text; $(which python) is python."""
+    text = word.partial if word.value is None else word.value
+    return re.sub(r"(\$\(|`)\s*(which|command -v)\s+(\S+?)\s*[)`]", r"\3", text)
+
+
+def made(text: str, near: Word) -> Word:
+    return Word(text, (Piece(text),), near.line, near.column)
+
+
+# --- launchers ------------------------------------------------------------------------------------
+
+# Options of each launcher: those with a value, and those that say who the ranks are and where they meet.
+TORCHRUN = frozenset(
+    """nnodes nproc_per_node rdzv_backend rdzv_endpoint rdzv_id rdzv_conf max_restarts monitor_interval
+    start_method role log_dir redirects tee local_ranks_filter node_rank master_addr master_port local_addr
+    logs_specs numa_binding signals_to_handle event_log_handler duplicate_stdout_filters
+    duplicate_stderr_filters nproc""".split()
+)
+DEEPSPEED = frozenset(
+    """hostfile include exclude num_nodes min_elastic_nodes max_elastic_nodes num_gpus num_accelerators
+    master_port master_addr launcher launcher_args elastic_training autotuning module_dir save_pid
+    bind_core_list ssh_port venv_script world_info node_rank enable_each_rank_log procs_per_node""".split()
+)
+ACCELERATE = frozenset(
+    """config_file num_processes num_machines machine_rank main_process_ip main_process_port rdzv_backend
+    rdzv_conf max_restarts monitor_interval role mixed_precision num_cpu_threads_per_process dynamo_backend
+    dynamo_mode gpu_ids tee log_dir training_script deepspeed_config_file deepspeed_hostfile
+    deepspeed_exclusion_filter deepspeed_inclusion_filter deepspeed_multinode_launcher zero_stage
+    offload_optimizer_device offload_param_device offload_optimizer_nvme_path offload_param_nvme_path
+    gradient_accumulation_steps gradient_clipping zero3_init_flag zero3_save_16bit_model
+    deepspeed_moe_layer_cls_names fsdp_offload_params fsdp_min_num_params fsdp_sharding_strategy
+    fsdp_auto_wrap_policy fsdp_transformer_layer_cls_to_wrap fsdp_backward_prefetch fsdp_state_dict_type
+    fsdp_forward_prefetch fsdp_use_orig_params fsdp_cpu_ram_efficient_loading fsdp_sync_module_states
+    fsdp_version fsdp_reshard_after_forward fsdp_activation_checkpointing downcast_bf16 same_network_value
+    enable_cpu_affinity megatron_lm_tp_degree megatron_lm_pp_degree env""".split()
+)
+COMPOSER = frozenset(
+    """nproc n world_size base_rank node_rank master_addr master_port run_directory stdout stderr timeout""".split()
+)
+MEETING = frozenset(
+    """nnodes nproc_per_node nproc rdzv_backend rdzv_endpoint rdzv_id rdzv_conf node_rank master_addr
+    master_port local_addr standalone hostfile include exclude num_nodes num_gpus num_accelerators launcher
+    force_multi no_ssh no_ssh_check ssh_port world_info num_processes num_machines machine_rank main_process_ip
+    main_process_port same_network multi_gpu deepspeed_hostfile deepspeed_multinode_launcher
+    deepspeed_exclusion_filter deepspeed_inclusion_filter gpu_ids n world_size base_rank use_env max_restarts
+    monitor_interval log_dir tee redirects stdout stderr role launcher_args local_ranks_filter save_pid
+    enable_each_rank_log procs_per_node start_method logs_specs""".split()
+)
+VALUES = {"torchrun": TORCHRUN, "deepspeed": DEEPSPEED, "accelerate": ACCELERATE, "composer": COMPOSER}
+NAMES: dict[str, Starter] = {
+    "torchrun": "torchrun", "deepspeed": "deepspeed", "deepspeed.pt": "deepspeed", "composer": "composer",
+    "accelerate-launch": "accelerate",
+}  # fmt: skip
+MODULES: dict[str, Starter] = {
+    "torch.distributed.run": "torchrun", "torch.distributed.launch": "torchrun",
+    "torch.distributed.elastic.launcher": "torchrun", "accelerate.commands.launch": "accelerate",
+    "deepspeed.launcher.runner": "deepspeed", "deepspeed.launcher.launch": "deepspeed",
+    "deepspeed.launcher": "deepspeed", "composer.cli.launcher": "composer",
+}  # fmt: skip
+PYTHON = re.compile(r"(python[0-9.]*|pypy3?|conda-python-(simple|distributed))\Z")
+PYTHON_VALUES = ("-X", "-W", "--check-hash-based-pycs")
+MPI = frozenset(["mpirun", "mpiexec", "mpiexec.hydra", "orterun", "horovodrun", "ibrun", "aprun", "jsrun"])
+
+
+def read(argv: Sequence[Word]) -> Program | None:
+    """The launcher or Python program at the beginning of a command; None for any other."""
+    if not argv:
+        return None
+    name = basename(said(argv[0]))
+    if name in NAMES:
+        return _launched(NAMES[name], argv[0], argv[1:])
+    if name == "accelerate" and len(argv) > 1:
+        return _launched("accelerate", argv[0], argv[2:]) if said(argv[1]) == "launch" else None
+    if name == "axolotl" and len(argv) > 1 and said(argv[1]) in ("train", "preprocess"):
+        rest = tuple(
+            word for word in _until(argv[2:], "--") if said(word) != "--launcher" and said(word) not in NAMES
+        )
+        note = "axolotl train starts accelerate itself: its module is started instead"
+        module = made(f"axolotl.cli.{said(argv[1])}", argv[0])
+        return Program("accelerate", "module", module, rest, head=_module_head(argv[0]), note=note)
+    if PYTHON.match(name):
+        return _python(argv)
+    if re.fullmatch(r"[\w./${}-]+\.py", said(argv[0])):  # executable itself
+        return Program("python", "command", argv[0], tuple(argv[1:]))
+    return None
+
+
+def _until(words: Sequence[Word], end: str) -> list[Word]:
+    texts = [said(word) for word in words]
+    return list(words[: texts.index(end)] if end in texts else words)
+
+
+def _module_head(near: Word) -> tuple[Word, ...]:
+    return (made("python", near), made("-u", near), made("-m", near))
+
+
+def _python(argv: Sequence[Word]) -> Program | None:
+    at = 1
+    while at < len(argv):
+        text = said(argv[at])
+        if text == "-m" and at + 1 < len(argv):
+            module = said(argv[at + 1])
+            if module in MODULES:
+                return _launched(MODULES[module], argv[0], argv[at + 2 :])
+            if not re.fullmatch(r"[A-Za-z_][\w.]*", module):
+                return None
+            return Program("python", "module", argv[at + 1], tuple(argv[at + 2 :]), head=tuple(argv[: at + 1]))
+        if text in ("-c", "-V", "--version", "-"):
+            return None
+        if text in PYTHON_VALUES:
+            at += 2
+        elif text.startswith("-"):
+            at += 1
+        else:
+            break
+    if at >= len(argv):
+        return None
+    if basename(said(argv[at])) == "deepy.py":
+        rest = " ".join(said(word) for word in argv[at + 1 :])
+        line = f'[ "$NODE_RANK" != 0 ] || exec python -u {said(argv[at])} {rest}'
+        note = "deepy starts every node by itself: it runs on the first one, and dslaunch sees no rank of its"
+        words = (made("bash", argv[0]), made("-c", argv[0]))
+        return Program("node", "command", None, (made(line, argv[0]),), head=words, note=note)
+    own = "/" in said(argv[0]) and not said(argv[0]).startswith(("/usr/bin/", "/bin/"))
+    if own:  # an interpreter of its own is part of the command
+        return Program("python", "command", argv[at], tuple(argv[at + 1 :]), head=tuple(argv[:at]))
+    return Program("python", "script", argv[at], tuple(argv[at + 1 :]), head=tuple(argv[:at]))
+
+
+def _launched(kind: Starter, word: Word, words: Sequence[Word]) -> Program | None:
+    kept: list[Word] = []
+    dropped: list[str] = []
+    numbers: dict[str, int] = {}
+    module = program = False
+    rest = list(words)
+    while rest and (said(rest[0]).startswith("-") or _unknown(rest[0])):
+        option = rest.pop(0)
+        text = said(option)
+        if not text.startswith("-"):
+            kept.append(option)
+            continue
+        name, equals, inline = text.lstrip("-").partition("=")
+        name = name.replace("-", "_")
+        takes = name in VALUES[kind] or (kind == "composer" and name in ("n", "nproc"))
+        value: Word | None = None
+        if equals:
+            value = shell.cut(option, text.index("=") + 1) if option.value is not None else made(inline, option)
+        elif takes and rest:
+            value = rest.pop(0)
+        if value is not None and said(value).isdigit():
+            numbers[name] = int(said(value))
+        if name in ("m", "module"):
+            module = True
+        elif name in ("no_python", "run_path"):
+            program = True
+        elif name in MEETING:
+            dropped.append(text if equals or value is None else f"{text} {said(value)}")
+            if name == "include" and value is not None and ":" in said(value):
+                numbers["nproc_per_node"] = len(said(value).partition(":")[2].partition("@")[0].split(","))
+        else:
+            kept += [option] if equals or value is None else [option, value]
+    if not rest:
+        return None
+    target, arguments = rest[0], tuple(rest[1:])
+    if PYTHON.match(basename(said(target))) and arguments:  # accelerate launch python train.py
+        inner = _python(rest)
+        if inner is not None and inner.launcher == "python" and inner.target is not None:
+            target, arguments, module = inner.target, inner.arguments, inner.kind == "module"
+    shape: Literal["script", "module", "command"] = "module" if module else "command" if program else "script"
+    head = _module_head(word) if module else () if program else (made("python", word), made("-u", word))
+    per_node = next((numbers[key] for key in ("nproc_per_node", "nproc", "n", "num_gpus", "num_accelerators")
+                     if key in numbers), None)  # fmt: skip
+    processes = numbers.get("num_processes") or numbers.get("world_size")
+    return Program(
+        kind, shape, target, arguments, tuple(kept), head, tuple(dropped), per_node, processes,
+    )  # fmt: skip
+
+
+def _unknown(word: Word) -> bool:
+    """A variable alone that may hold options: $DISTRIBUTED_ARGS of a file that is sourced."""
+    return (
+        word.value is None
+        and re.fullmatch(r"\$\{?[A-Z_]*(ARGS|OPTS|OPTIONS|FLAGS)[A-Z_]*\}?", word.partial) is not None
+    )
+
+
+CONFIG_FLAGS = ("--deepspeed", "--deepspeed_config", "--deepspeed-config", "--ds_config", "--ds-config",
+                "--deepspeed_config_file")  # fmt: skip
+
+# Words of a script that tell its network; the first that fits. Public documentation of the sites and vendors says so.
+FABRICS = (
+    (r"NCCL_FASTRAK_|/tcpxo\b", "gcp-tcpxo", "TCPXO"),
+    (r"NCCL_GPUDIRECTTCPX|/tcpx\b", "gcp-tcpx", "TCPX"),
+    (r"NCCL_NET=['\"]?gIB|/gib\b", "gcp-gib", "gIB"),
+    (r"FI_PROVIDER=['\"]?efa|FI_EFA_|/opt/amazon/efa|/opt/sagemaker_cluster", "efa", "EFA"),
+    (r"nd(v4|v5|r_v[0-9])-topo", "azure-nd", "the topology of Azure's ND machines"),
+    (r"FI_CXI_|FI_PROVIDER=['\"]?cxi|\bhsn[0-9]?\b|single_node_vni|disable_rdzv_get", "slingshot", "Slingshot"),
+    (
+        r"/pscratch/|nersc/|/lustre/orion|/capstor/|/appl/local/containers|partition/G\b",
+        "slingshot",
+        "a site with Slingshot",
+    ),
+    (r"NCCL_IB_TC=(41|105)\b", "oci", "traffic classes of Oracle's RDMA network"),
+    (r"NCCL_MNNVL_ENABLE=1", "nvl72", "multi-node NVLink"),
+    (r"NCCL_IB_HCA=['\"]?ibp", "coreweave", "the names of CoreWeave's HCAs"),
+    (r"SHARP_COLL_|NCCL_COLLNET_ENABLE=1", "sharp", "SHARP"),
+    (r"NCCL_IB_GID_INDEX=", "roce", "a GID index, which RoCE needs"),
+    (
+        r"NCCL_IB_(?!DISABLE=1)|SOCKET_IFNAME=['\"]?ib|\bmlx5|UCX_NET_DEVICES=['\"]?(mlx|ib)",
+        "infiniband",
+        "InfiniBand",
+    ),
+    (
+        r"--partition[= ]booster|boost_usr_prod|acc_(ehpc|bsc|debug|res)|gpu_h100\b|gpu_a100\b|qos_gpu_(a|h)100",
+        "infiniband",
+        "a site with InfiniBand",
+    ),
+    (r"NCCL_IB_DISABLE=1", "ethernet", "InfiniBand switched off"),
+)
+
+
+def fabric(text: str) -> tuple[str, str]:
+    """The network that a script speaks of, and the words that say so; ("", "") where none does."""
+    code = "\n".join(line for line in text.splitlines() if not re.match(r"\s*#(?!SBATCH)", line))
+    return next(((name, why) for pattern, name, why in FABRICS if re.search(pattern, code)), ("", ""))
+
+
+# --- beside the training --------------------------------------------------------------------------
+
+SERVERS = (  # words of a command that is a server, and what it is called
+    (r"^(\S*/)?vllm serve\b|vllm\.entrypoints|^(\S*/)?trl vllm-serve|vllm_serve\.py", "vllm"),
+    (r"sglang\.launch_server|sglang_router", "sglang"),
+    (r"^(\S*/)?text-generation-launcher", "tgi"),
+    (r"^(\S*/)?tritonserver", "triton"),
+    (r"^(\S*/)?ray start\b.*--head", "ray-head"),
+    (r"^(\S*/)?ray start\b", "ray-workers"),
+    (r"serve_rm|reward_?(model_)?server|rm_server|reward_api", "reward"),
+    (r"(^|[\s/._-])(inference|generation|judge)_?server|\bserver\.py\b", "server"),
+    (r"^(\S*/)?(tensorboard|mlflow server|redis-server|nats-server)\b", "helper"),
+    (r"^(\S*/)?(dcgmi|nvidia-smi) (dmon|stats|.*-l\b)", "monitor"),
+)
+
+
+def _line(argv: Sequence[Word]) -> str:
+    return " ".join(said(word) for word in argv)
+
+
+def serves(argv: Sequence[Word]) -> bool:
+    return any(re.search(pattern, _line(argv)) for pattern, _ in SERVERS)
+
+
+def service_name(argv: Sequence[Word]) -> str:
+    return next(name for pattern, name in SERVERS if re.search(pattern, _line(argv)))
+
+
+def ray_head(argv: Sequence[Word], gpus: int | None) -> str:
+    """The head listens where dslaunch tells the others; other options stay."""
+    kept = []
+    skip = False
+    for word in argv[2:]:
+        text = said(word)
+        if skip:
+            skip = False
+            continue
+        name, equals, _ = text.partition("=")
+        if name in ("--node-ip-address", "--port", "--num-gpus", "--num-cpus", "--head", "--block", "--address"):
+            skip = not equals and name not in ("--head", "--block")
+            continue
+        if word.value is not None:
+            kept.append(text)
+    line = 'ray start --head --block --port="${DSLAUNCH_PORT_RAY_HEAD}"'
+    if gpus:
+        line += f" --num-gpus={gpus}"
+    return " ".join([line, *kept])
+
+
+# --- around a program -----------------------------------------------------------------------------
+
+WRAPPERS = {  # what stands before a program, and why it is left out
+    "exec": "", "time": "", "nohup": "", "stdbuf": "", "command": "", "nice": "", "setsid": "",
+    "numactl": "train.numa binds each rank", "taskset": "slurm.cpu_bind binds",
+    "hwloc-bind": "slurm.cpu_bind binds", "timeout": "slurm.time and recover.hang end a job",
+    "nsys": "a profiler; put it into train.command where it is wanted",
+    "ncu": "a profiler; put it into train.command where it is wanted",
+    "rocprof": "a profiler; put it into train.command where it is wanted", "catchsegv": "",
+    "dbus-run-session": "", "unbuffer": "", "enroot-run": "",
+}  # fmt: skip
+WRAPPER_VALUES = {
+    "numactl": (), "taskset": ("-c", "--cpu-list"), "nice": ("-n",), "timeout": ("-s", "-k"), "stdbuf": (),
+    "nsys": ("-o", "-t", "-c", "-w", "-s", "-x", "-f", "--output", "--trace"),
+    "ncu": ("-o", "-k", "--target-processes"),
+    "uv": ("--project", "--extra", "--with", "--python", "-p", "--group", "--env-file", "--directory"),
+}  # fmt: skip
+BOX_VALUES = frozenset(
+    """-B --bind --mount --pwd --cwd --workdir --env --env-file --home -H --overlay -o --scratch -S --net
+    --network --security --hostname --image -i --module -m --volume -V --add-caps --drop-caps --dns --app
+    --fusemount --underlay-path --entrypoint""".split()
+)
+
+
+def unwrapped(name: str, words: Sequence[Word]) -> tuple[Word, ...]:
+    """numactl --cpunodebind=0 python train.py is python train.py."""
+    rest = list(words)
+    takes = WRAPPER_VALUES.get(name, ())
+    if name == "nsys" and rest and said(rest[0]) in ("profile", "launch"):
+        rest.pop(0)
+    while rest and said(rest[0]).startswith("-"):
+        flag = said(rest.pop(0))
+        if flag in takes and rest:
+            rest.pop(0)
+    if name in ("timeout", "taskset") and rest and re.fullmatch(r"[0-9][0-9a-fx,.smhd-]*", said(rest[0])):
+        rest.pop(0)
+    return tuple(rest)
+
+
+# --- what is no training --------------------------------------------------------------------------
+
+QUIET = frozenset(
+    """echo printf date hostname nvidia-smi rocm-smi set trap wait sleep exit return true false : unset shift
+    local declare typeset readonly let read mapfile readarray scontrol squeue sinfo sacct scancel kill pkill
+    killall ls pwd which type command whoami id env printenv lscpu free df du nproc uname cat tee head tail grep
+    egrep awk sed cut sort uniq wc tr xargs test [ [[ break continue pushd popd hash umask getent ping ip
+    ifconfig ibstat ibv_devinfo lsmod ompi_info nvcc gcc squeue sprio sbatch ssh pdsh pdcp scp rm touch seq
+    mktemp basename dirname realpath readlink chmod ldd stat find git curl wget nc ss netstat lsof jq watch
+    shopt enable disown jobs fg bg dcgmi sstat seff tree clear reset alias stty nvidia-cuda-mps-control spack cp
+    mv ln tar rsync mkdir unzip zip squeue showenv""".split()
+)
+WHY = {
+    "trap": "dslaunch passes the warning on, saves and starts again by itself",
+    "scancel": "dslaunch ends a job whose ranks fail", "kill": "services end with the trainer",
+    "pkill": "services end with the trainer",
+    "sbatch": "slurm.requeue and recover go on with a run; a job of its own",
+    "ssh": "dslaunch starts nothing over ssh", "pdsh": "dslaunch starts nothing over ssh",
+    "cp": "copy it before, or `stage:` it", "mv": "copy it before, or `stage:` it",
+    "rsync": "copy it before, or `stage:` it", "tar": "unpack it before, or `stage:` it",
+    "curl": "fetch it before; a service's readiness is services[].ready",
+    "wget": "fetch it before", "git": "code: git takes the code along as it is",
+    "rm": "a run has a directory of its own",
+    "nc": "a service's readiness is services[].ready", "scontrol": "the nodes' names are dslaunch's part",
+    "set": "the scripts of dslaunch stop at the first error", "nvidia-smi": "the preflight looks closer",
+    "nvidia-cuda-mps-control": "a rank has a GPU of its own", "ln": "do it before", "mkdir": "make it before",
+}  # fmt: skip
+RENDEZVOUS = {
+    **dict.fromkeys(["MASTER_PORT", "MASTER_ADDR", "MAIN_PROCESS_PORT", "MAIN_PROCESS_IP"], "of each attempt, set by "
+                    "dslaunch"),
+    **dict.fromkeys(["RANK", "LOCAL_RANK", "WORLD_SIZE", "NODE_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE", "NNODES",
+                     "NUM_NODES", "NPROC_PER_NODE", "GPUS_PER_NODE", "NUM_PROCESSES", "MACHINE_RANK", "NGPUS",
+                     "NUM_GPUS", "N_NODES", "NGPU", "WORLDSIZE", "NUM_MACHINES", "NPROC", "GPUS", "N_GPUS"],
+                    "dslaunch sets the ranks"),
+    **dict.fromkeys(["HEAD_NODE", "HEAD_NODE_IP", "HOSTFILE", "DLTS_HOSTFILE", "NODELIST", "HOSTNAMES", "MASTER_IP",
+                     "RDZV_ID", "RDZV_HOST", "RDZV_PORT", "RDZV_ENDPOINT", "RDZV_BACKEND", "COUNT_NODE", "NODES",
+                     "MASTER_NODE", "HEAD_ADDR", "MASTER", "NODE_LIST", "DS_HOSTFILE", "nodes", "head_node",
+                     "head_node_ip", "MASTER_HOST"], "the nodes and where they meet are dslaunch's part"),
+    "CUDA_VISIBLE_DEVICES": "Slurm and the launcher hand out the devices",
+    "ROCR_VISIBLE_DEVICES": "Slurm and the launcher hand out the devices",
+    "HIP_VISIBLE_DEVICES": "Slurm and the launcher hand out the devices",
+    "CUDA_LAUNCH_BLOCKING": "it makes every kernel wait: for debugging alone",
+    "SRUN_CPUS_PER_TASK": "dslaunch hands the CPUs on to srun",
+    "DSLAUNCH": "", "HOSTNAME": "bash sets it", "PS1": "a prompt",
+}  # fmt: skip
+PREPARES = re.compile(
+    r"(?i)(^|[\s/_.-])(prep|prepare|preprocess|pre_?process|tokenize|tokenise|download|convert|merge|install|"
+    r"setup|compile|nccl[-_]?tests?|all_reduce_perf|check|sanity|hello|verify|eval|evaluate|export|zero_to_fp32)\w*"
+)
+
+
+FETCHES = re.compile(r"(enroot|docker|podman|podman-hpc|skopeo|aws|gsutil|gcloud|azcopy|rclone|huggingface-cli|hf)\Z")
+
+
+def prepares(words: Sequence[str], command: Command) -> bool:
+    """A line of preparation: what the shell itself runs, and no program that trains."""
+    name = basename(words[0])
+    return name in ("spack", "eb", "nvidia-cuda-mps-control", "export", "umask", "python_setup", "virtualenv", "make",
+                    "cmake", "ninja", "pip", "pip3", "easy_install", "ulimit", "enroot", "modprobe") or (
+        words[0].startswith("$") and len(words) == 1 and command.after in ("", "&&")
+    ) or (name.startswith("python") and words[1:3] in (["-m", "venv"], ["-m", "pip"]))  # fmt: skip
+
+
+def informs(argv: Sequence[Word], nested: Script | None) -> bool:
+    """srun hostname, srun nvidia-smi: a step that only prints or cleans up."""
+    name = basename(said(argv[0]))
+    if name in QUIET:
+        return True
+    if name in ("bash", "sh") and nested is not None:
+        return all(basename(command.name) in QUIET for command in nested.commands if command.argv)
+    if PYTHON.match(name) and len(argv) > 1 and said(argv[1]) in ("-c", "--version", "-V", "-"):
+        return True
+    return name in ("ds_report", "all_reduce_perf", "ib_write_bw", "nvbandwidth", "ray") and (
+        name != "ray" or said(argv[1]) in ("status", "stop") if len(argv) > 1 else True
+    )
+
+
+def looks_like_work(argv: Sequence[Word]) -> bool:
+    """bash train.sh, ./run.sh, llamafactory-cli train: a program whose inside is not known."""
+    name = basename(said(argv[0]))
+    if serves(argv):
+        return True
+    if name in ("bash", "sh") and len(argv) > 1:
+        return bool(re.search(r"\.(sh|bash|slurm)$", said(argv[1])))
+    if name == "ray":
+        return len(argv) > 1 and said(argv[1]) in ("job", "start")
+    known = (
+        "llamafactory-cli",
+        "trl",
+        "tune",
+        "swift",
+        "olmo",
+        "python",
+        "xtuner",
+        "colossalai",
+        "megatron",
+        "torchx",
+    )
+    return name in known or bool(re.search(r"\.(sh|bash)$", said(argv[0])))
+
+
+def command_like(text: str) -> bool:
+    """The value of CMD or LAUNCHER, which is put into a command."""
+    return bool(re.search(r"(^|\s)--?[A-Za-z]|\.py\b|\bsrun\b|\bpython|torchrun|launch\b", text))

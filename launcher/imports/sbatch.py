@@ -1,0 +1,1507 @@
+"""sbatch scripts of others as job files.
+
+A script is read in the order in which bash would go through it. Every directive, export, module and step ends in one
+place: a typed field, a pass-through (slurm.sbatch, slurm.srun, setup), or a note that says why it is left out.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from posixpath import basename, normpath
+from typing import Any
+
+from launcher import envlint, facts, shell
+from launcher.errors import Path, Problem, UserError
+from launcher.imports import Imported, Kind, Note, programs
+from launcher.imports.programs import Program, said
+from launcher.shell import Assignment, Command, Option, Piece, Script, Word
+from launcher.spec.check import NOT_YOUR_PREFIXES, NOT_YOURS, SECRET_NAME, SECRET_VALUE
+
+OTHERS = (  # what no #SBATCH line stands beside
+    (r"^#PBS\b", "PBS", "qsub"),
+    (r"^#BSUB\b", "LSF", "bsub"),
+    (r"^#COBALT\b", "Cobalt", "qsub"),
+    (r"^#\$ -[a-zA-Z]", "Grid Engine", "qsub"),
+    (r"^#(PJM|OAR|FLUX|flux:)", "another scheduler", "its own command"),
+)
+
+# --- directives -----------------------------------------------------------------------------------
+
+TEXT = {
+    "partition": "partition", "account": "account", "qos": "qos", "reservation": "reservation", "wckey": "wckey",
+    "constraint": "constraint", "comment": "comment", "time": "time", "time-min": "time_min", "begin": "begin",
+    "deadline": "deadline", "dependency": "dependency", "nodelist": "nodelist", "nodefile": "nodefile",
+    "exclude": "exclude", "switches": "switches", "network": "network", "tmp": "tmp", "hint": "hint",
+    "distribution": "distribution", "cpu-bind": "cpu_bind", "mem-bind": "mem_bind", "gpu-bind": "gpu_bind",
+    "accel-bind": "accel_bind", "mpi": "mpi", "mail-user": "mail_user", "mail-type": "mail_type",
+}  # fmt: skip
+NUMBERS = {
+    "nice": "nice", "segment": "segment", "ntasks-per-socket": "ntasks_per_socket", "core-spec": "core_spec",
+    "threads-per-core": "threads_per_core",
+}  # fmt: skip
+SWITCHES = {
+    "oversubscribe": "oversubscribe", "overcommit": "overcommit", "contiguous": "contiguous", "spread-job": "spread",
+}  # fmt: skip
+RUNTIME = {  # left out: what dslaunch does itself
+    "output": "a run directory has logs of its own, per rank", "error": "a run directory has logs of its own",
+    "open-mode": "dslaunch appends", "chdir": "", "export": "a job file says every variable itself",
+    "parsable": "dslaunch reads the answer", "wait": "dslaunch wait", "verbose": "it is for the command line",
+    "quiet": "it is for the command line", "hold": "hold the job with scontrol once it is submitted",
+    "get-user-env": "a job file describes the environment", "clusters": "submit from the other cluster",
+    "ignore-pbs": "there are no such lines", "kill-on-invalid-dep": "dslaunch status says so",
+    "no-kill": "resources.spares brings it", "unbuffered": "dslaunch says it", "label": "logs are per rank",
+    "jobid": "a step runs in its own job", "job-id": "a step runs in its own job", "job-name": "",
+    "overlap": "a job has one step at a time", "exact": "a step has the whole job", "input": "ranks read nothing",
+    "whole": "a step has the whole job", "verbose-srun": "", "wait-for-children": "dslaunch waits",
+    "oom-kill-step": "", "disable-status": "", "quit-on-interrupt": "", "pty": "no terminal in a batch job",
+    "export-file": "a job file says every variable itself", "resv-ports": "dslaunch finds ports itself",
+    "propagate": "limits are checked on the nodes",
+}  # fmt: skip
+SBATCH_TOO = frozenset(  # options that slurm.sbatch passes on
+    """acctg-freq bb bbf cpu-freq gpu-freq power profile prefer priority extra extra-node-info gres-flags mcs-label
+    reboot use-min-nodes thread-spec sockets-per-node cores-per-socket ntasks-per-core delay-boot gid uid batch
+    container stepmgr resources cluster-constraint gpus-per-socket module image volume view uenv""".split()
+)
+
+
+OF_A_STEP = frozenset(  # its share of the job: the same as the job's, or a service's
+    """nodes ntasks ntasks-per-node cpus-per-task gpus-per-node gpus-per-task gpus gres mem nodelist exclude exclusive
+    relative het-group wait time cpus-per-gpu partition account constraint qos mem-per-gpu mem-per-cpu""".split()
+)
+COUNTS = {
+    **dict.fromkeys(["ntasks", "ntasks-per-node"], "train.launcher, resources"), "nodes": "resources.nodes",
+    **dict.fromkeys(["cpus-per-task", "cpus-per-gpu"], "resources.cpus_per_node"),
+    **dict.fromkeys(["gpus-per-node", "gpus-per-task", "gpus"], "resources.gpus_per_node"),
+    **dict.fromkeys(["mem", "mem-per-gpu", "mem-per-cpu"], "resources.memory"), "job-name": "name",
+}  # fmt: skip
+
+
+@dataclass
+class _Needs:
+    """Counts as the script gives them; the job file has them per node."""
+
+    nodes: int | None = None
+    tasks: int | None = None
+    tasks_per_node: int | None = None
+    cpus_per_task: int | None = None
+    cpus_per_gpu: int | None = None
+    gpus_per_node: int | None = None
+    gpus_per_task: int | None = None
+    gpus: int | None = None
+    memory: str = ""
+    memory_per_gpu: str = ""
+    memory_per_cpu: str = ""
+    gpus_as: str = ""
+    gpu_type: str = ""
+
+
+@dataclass(frozen=True)
+class _Start:
+    """A program that the script starts, without what was wrapped around it."""
+
+    argv: tuple[Word, ...]
+    line: int
+    options: tuple[Option, ...] = ()  # of srun
+    stepped: bool = False  # under srun
+    box: Mapping[str, Any] = field(default_factory=dict)
+    background: bool = False
+    inside: tuple[str, ...] = ()
+    own: tuple[tuple[str, Word], ...] = ()  # A=1 before it
+
+    def option(self, name: str) -> str | None:
+        found = next((one for one in reversed(self.options) if one.name == name), None)
+        return None if found is None else (said(found.value) if found.value else "")
+
+    def number(self, name: str) -> int | None:
+        text = self.option(name) or ""
+        return int(text) if text.isdigit() else None
+
+
+def read(text: str, *, name: str, environ: Mapping[str, str] | None = None) -> Imported:
+    """The job of a script. Raises UserError for what is no sbatch script, with what to do instead."""
+    script = shell.read(text, name)
+    _refuse(script)
+    return _Import(script, environ or {}).job()
+
+
+def _refuse(script: Script) -> None:
+    if not script.directives:
+        for pattern, who, how in OTHERS:
+            found = re.search(pattern, script.text, re.MULTILINE)
+            if found:
+                line = script.text.count("\n", 0, found.start()) + 1
+                hint = "write a job file with `dslaunch init`; the program and its arguments stay the same"
+                message = f"this is a script for {who} ({how}); dslaunch submits to Slurm and Kubernetes"
+                raise UserError(Problem(message, hint, where=f"{script.name}:{line}:1"))
+    for command in script.commands:
+        if command.name == "salloc":
+            hint = "`dslaunch init`, then `dslaunch slurm job.yaml`"
+            message = "salloc opens an interactive allocation: there is no batch job in it to carry over"
+            raise UserError(Problem(message, hint, where=f"{script.name}:{command.line}:{command.column}"))
+    if not script.directives and not any(_starts_something(command) for command in script.everything()):
+        message = "this is no batch script: no #SBATCH line, no srun and no launcher stands in it"
+        raise UserError(Problem(message, "dslaunch import train.sbatch", where=script.name))
+
+
+def _starts_something(command: Command) -> bool:
+    return command.name == "srun" or programs.read(command.argv) is not None
+
+
+class _Import:
+    def __init__(self, script: Script, environ: Mapping[str, str]) -> None:
+        self.script, self.environ = script, environ
+        self.fields: dict[str, Any] = {"name": _name(script)}
+        self.notes: list[Note] = []
+        self.comments: dict[Path, str] = {}
+        self.needs = _Needs()
+        self.starts: list[_Start] = []
+        self.setup: list[str] = []
+        self.modules: dict[str, Any] = {"purge": False, "use": [], "unload": [], "swap": {}, "load": []}
+        self.conda_root: Any = None
+        self.indexed: dict[str, list[str]] = {}  # arrays of values that an array job picks from
+        self.array: list[int] = []
+        self.started = False
+        self.env: dict[str, Any] = {}
+        self.services: list[dict[str, Any]] = []
+        self.components: list[dict[str, str]] = []  # of a heterogeneous job, behind the first
+        self.fabric, self.fabric_why = programs.fabric(script.text)
+
+    # -- what is said
+
+    def note(self, kind: Kind, message: str, line: int = 0) -> None:
+        self.notes.append(Note(kind, MASK.sub("***", message), line))
+
+    def put(self, path: Path, value: Any, line: int = 0, what: str = "") -> None:
+        at: Any = self.fields
+        for key in path[:-1]:
+            at = at.setdefault(key, {})
+        at[path[-1]] = value
+        if what:
+            self.note("carried", f"{what} -> {'.'.join(map(str, path))}", line)
+
+    def fill(self, path: Path, message: str, line: int = 0) -> None:
+        self.comments[path] = message
+        self.note("fill in", f"{'.'.join(map(str, path))}: {message}", line)
+
+    # -- the whole
+
+    def job(self) -> Imported:
+        for late in self.script.late:
+            self.note("left out", f"{late.text}: sbatch does not see it behind the first command", late.line)
+        group: dict[str, str] | None = None
+        for one in self.script.directives:
+            if one.option in ("hetjob", "packjob"):
+                group = {}
+                self.components.append(group)
+                continue
+            if group is not None:
+                group[one.option] = one.value or ""
+                continue
+            several = sum(other.line == one.line for other in self.script.directives) > 1
+            text = f"#SBATCH --{one.option}" + (f"={one.value}" if one.value else "") if several else one.text
+            self.directive(one.option, one.value, one.line, text)
+        for unread in self.script.unread:
+            self.note("left out", f"not understood: {unread.text}", unread.line)
+        self.commands(self.script.commands)
+        trainer = self.trainer()
+        self.exports()
+        if trainer:
+            self.program(trainer)
+        else:
+            self.put(("train", "command"), ["bash", "-c", "echo 'which program?'; exit 64"])
+            self.fill(("train", "command"), "no line of the script was recognised as the training")
+        self.judge()
+        self.resources(trainer)
+        self.software()
+        return Imported(_ordered(self.fields), tuple(sorted(self.notes, key=lambda one: one.line)), self.comments)
+
+    # -- #SBATCH and srun options
+
+    def directive(self, option: str, value: str | None, line: int, text: str) -> None:
+        value = value or ""
+        if "$" in value:
+            self.note("left out", f"{text}: sbatch expands no variables in its lines", line)
+            return
+        if not self.option(option, value, line, text, batch=True):
+            if option in SBATCH_TOO:
+                self.put(("slurm", "sbatch", option), value or True)
+                self.note("kept", f"{text} -> slurm.sbatch", line)
+            elif re.fullmatch(r"[a-z][a-z-]*", option):
+                self.put(("slurm", "sbatch", option), value or True)
+                self.plugin(option)
+                self.note("kept", f"{text} -> slurm.sbatch, as an option that a plugin of the site brings", line)
+            else:
+                self.note("left out", f"{text}: not an option of sbatch", line)
+
+    def plugin(self, option: str) -> None:
+        """An option that Slurm itself does not have."""
+        names = self.fields.setdefault("slurm", {}).setdefault("plugin_options", [])
+        if option not in names:
+            names.append(option)
+
+    def option(self, option: str, value: str, line: int, text: str, *, batch: bool) -> bool:
+        """One option of sbatch or srun as fields; False where none takes it."""
+        if option in COUNTS:
+            self.note("carried", f"{text} -> {COUNTS[option]}", line)
+        needs, number = self.needs, _number(value)
+        if option == "job-name":
+            pass
+        elif option == "comment":
+            self.put(("slurm", "comment"), re.sub(r"[^A-Za-z0-9_.,:@%+/=&|*()\[\]-]+", "_", value), line, text)
+        elif option in ("cpu-bind", "mem-bind", "gpu-bind"):
+            loud = ("v", "verbose", "q", "quiet")
+            value = ",".join(word for word in value.split(",") if word not in loud)
+            if value:
+                self.put(("slurm", TEXT[option]), value, line, text)
+            if value and option == "cpu-bind" and self.fields["slurm"].pop("hint", None):
+                self.note("left out", "--hint: srun takes --cpu-bind instead of it", line)
+        elif option in TEXT:
+            if value:
+                self.put(("slurm", TEXT[option]), value, line, text)
+            else:
+                self.note("left out", f"{text}: it has no value", line)
+        elif option in NUMBERS and re.fullmatch(r"-?[0-9]+", value or "100"):
+            self.put(("slurm", NUMBERS[option]), int(value or "100"), line, text)
+        elif option in SWITCHES:
+            self.put(("slurm", SWITCHES[option]), True, line, text)
+        elif option == "exclusive":
+            self.put(("slurm", "exclusive"), value if value in ("user", "mcs", "topo") else True, line, text)
+        elif option == "licenses":
+            self.put(("slurm", "licenses"), value.split(","), line, text)
+        elif option == "nodes":
+            first, _, last = value.partition("-")
+            needs.nodes = _number(last or first)
+            if last:
+                self.note("carried", f"{text}: {last} nodes; a job file has one number", line)
+        elif option == "ntasks":
+            needs.tasks = number
+        elif option == "ntasks-per-node":
+            needs.tasks_per_node = number
+        elif option == "ntasks-per-gpu":
+            needs.gpus_as = "gpus-per-task"
+        elif option == "cpus-per-task":
+            needs.cpus_per_task = number
+        elif option == "cpus-per-gpu":
+            needs.cpus_per_gpu = number
+        elif option in ("gpus-per-node", "gpus-per-task", "gpus"):
+            kind, _, count = value.rpartition(":")
+            setattr(needs, option.replace("-", "_"), _number(count))
+            needs.gpus_as, needs.gpu_type = option, kind or needs.gpu_type
+        elif option == "gres":
+            self.gres(value, line, text)
+        elif option == "mem":
+            needs.memory = value
+        elif option == "mem-per-gpu":
+            needs.memory_per_gpu = value
+        elif option == "mem-per-cpu":
+            needs.memory_per_cpu = value
+        elif option in ("requeue", "no-requeue"):
+            self.put(("slurm", "requeue"), option == "requeue", line, text)
+        elif option == "signal":
+            seconds = re.search(r"@([0-9]+)", value)
+            before = int(seconds[1]) if seconds else 60
+            self.put(("slurm", "warn_before_end"), before, line, text)
+        elif option == "wait-all-nodes":
+            self.put(("slurm", "wait_all_nodes"), value != "0", line, text)
+        elif option == "kill-on-bad-exit":
+            if value == "0":
+                self.put(("slurm", "kill_on_bad_exit"), False, line, text)
+        elif option == "array":
+            self.sweep(value, line, text)
+        elif option == "chdir":
+            self.workdir(Word(value, (Piece(value),), line, 1), line, text)
+        elif option == "mincpus" and number:
+            self.put(("resources", "cpus_per_node"), number, line, text)
+        elif option in ("image", "module", "volume", "environment", "uenv") or "container-" in option:
+            return self.box_option(option, value, line, text)
+        elif option in RUNTIME:
+            if option == "export" and value not in ("ALL", "NONE", "NIL", ""):
+                for item in value.split(","):
+                    name, equals, given = item.partition("=")
+                    if equals:
+                        self.variable(name, Word(given, (Piece(given),), line, 1), line)
+            if RUNTIME[option]:
+                self.note("left out", f"{text}: {RUNTIME[option]}", line)
+        else:
+            return False
+        return True
+
+    def gres(self, value: str, line: int, text: str) -> None:
+        others = []
+        for item in value.split(","):
+            match = re.fullmatch(
+                r"(gres[:/])?gpu(?::([A-Za-z0-9_.-]*[A-Za-z_.-][A-Za-z0-9_.-]*))?(?::([0-9]+))?", item
+            )
+            if match:
+                self.needs.gpus_per_node = int(match[3] or 1)
+                self.needs.gpus_as, self.needs.gpu_type = "gres", match[2] or self.needs.gpu_type
+            elif item and item != "none":
+                others.append(item)
+        if others:
+            self.put(("slurm", "gres"), others, line, text)
+
+    def sweep(self, value: str, line: int, text: str) -> None:
+        numbers, _, parallel = value.partition("%")
+        if "SLURM_ARRAY_TASK_ID" not in self.script.text:
+            why = "no line uses its index: slurm.requeue and recover go on with a run" if parallel == "1" else (
+                "no line uses its index: dslaunch submit as often as you want it")  # fmt: skip
+            self.note("left out", f"{text}: {why}", line)
+            return
+        for part in numbers.split(","):
+            match = re.fullmatch(r"([0-9]+)(?:-([0-9]+)(?::([0-9]+))?)?", part)
+            if match:
+                last = int(match[2] or match[1])
+                self.array += list(range(int(match[1]), last + 1, int(match[3] or 1)))[:1000]
+        if parallel.isdigit():
+            self.put(("sweep", "parallel"), int(parallel))
+        self.note("carried", f"{text} -> sweep", line)
+
+    def box_option(self, option: str, value: str, line: int, text: str) -> bool:
+        """Options of pyxis, shifter and CSCS' container engine."""
+        where: dict[str, tuple[str, Any]] = {
+            "container-image": ("image", value), "image": ("image", value.removeprefix("docker:")),
+            "container-workdir": ("workdir", value), "container-name": ("name", value),
+            "container-writable": ("writable", True), "container-readonly": ("writable", False),
+            "container-mount-home": ("mount_home", True), "no-container-mount-home": ("mount_home", False),
+            "container-remap-root": ("remap_root", True), "no-container-remap-root": ("remap_root", False),
+            "container-entrypoint": ("entrypoint", True), "no-container-entrypoint": ("entrypoint", False),
+            "container-mounts": ("mounts", value.split(",")), "volume": ("mounts", value.split(";")),
+            "container-env": ("host_env", value.split(",")), "module": ("modules", value.split(",")),
+            "environment": ("environment", value),
+        }  # fmt: skip
+        if option not in where:
+            return False
+        key, made = where[option]
+        if key == "name" and ":" in str(made):
+            made = str(made).partition(":")[0]
+        self.put(("container", key), made, line, text)
+        if option in ("image", "volume", "module"):
+            self.put(("container", "runtime"), "shifter")
+        return True
+
+    # -- commands, in order
+
+    def commands(self, commands: Iterable[Command], start: _Start | None = None) -> None:
+        """`start` is what stands around them: srun with its options, a container."""
+        for command in commands:
+            if "substitution" in command.inside or not command.argv:
+                continue
+            if self.environment(command, start):
+                continue
+            found = self.peel(command, start)
+            if found is None:
+                continue
+            self.starts.append(found)
+            known = programs.read(found.argv)
+            if (found.stepped or (known and known.launcher != "python")) and not programs.serves(found.argv):
+                self.started = not programs.PREPARES.search(" ".join(said(word) for word in found.argv[:4]))
+
+    def peel(self, command: Command, around: _Start | None) -> _Start | None:
+        """What a command starts, behind srun, containers, numactl and the like; None when it was dealt with."""
+        now = around or _Start((), command.line)
+        now = replace(
+            now,
+            argv=command.argv,
+            line=command.line,
+            background=command.background or now.background,
+            inside=(*now.inside, *command.inside),
+            own=(*now.own, *((one.name, one.value) for one in command.assignments if one.value)),
+        )
+        while now.argv:
+            name = basename(said(now.argv[0]))
+            if name == "srun":
+                options, rest = shell.options(now.argv[1:])
+                now = replace(now, argv=rest, options=(*now.options, *options), stepped=True)
+            elif name == "env":
+                behind = list(now.argv[1:])
+                own = list(now.own)
+                while behind and (match := re.match(r"([A-Za-z_]\w*)=", behind[0].partial)):
+                    own.append((match[1], shell.cut(behind.pop(0), len(match[0]))))
+                now = replace(now, argv=tuple(behind), own=tuple(own))
+            elif name in programs.WRAPPERS and len(now.argv) > 1:
+                rest = programs.unwrapped(name, now.argv[1:])
+                if name not in ("exec", "time", "nohup", "stdbuf", "command"):
+                    dropped = " ".join(said(word) for word in now.argv[: len(now.argv) - len(rest)])
+                    self.note("left out", f"{dropped}: {programs.WRAPPERS[name]}", command.line)
+                now = replace(now, argv=rest)
+            elif name in ("apptainer", "singularity", "shifter") and len(now.argv) > 1:
+                box, rest = self.boxed(name, now.argv[1:], command.line)
+                if not rest or box is None:
+                    return None
+                now = replace(now, argv=rest, box={**now.box, **box})
+            elif name == "uv" and len(now.argv) > 2 and said(now.argv[1]) == "run":
+                rest = programs.unwrapped("uv", now.argv[2:])
+                self.put(("uv",), {"project": "."}, command.line, "uv run")
+                if rest and said(rest[0]).endswith(".py"):
+                    rest = (programs.made("python", rest[0]), *rest)
+                now = replace(now, argv=rest)
+            elif name in ("conda", "mamba", "micromamba") and len(now.argv) > 2 and said(now.argv[1]) == "run":
+                now = self.conda_run(name, now, command.line)
+            else:
+                break
+        if not now.argv:
+            return None
+        name = basename(said(now.argv[0]))
+        nested = command.script
+        opens = name in ("bash", "sh", "zsh", "dash", "eval")
+        opens = opens or said(now.argv[0]).removeprefix("./") in self.script.files
+        if opens and nested is not None and nested.commands:
+            self.commands(nested.commands, now)
+            return None
+        if name in programs.MPI:
+            self.refuse_mpi(name, command)
+        if now.stepped or programs.read(now.argv) or programs.looks_like_work(now.argv):
+            if programs.informs(now.argv, nested):
+                self.note("left out", f"{_short(command.text)}: it prints, and the preflight looks closer", now.line)
+                return None
+            return now
+        self.note("left out", f"{_short(command.text)}: it is neither training nor known preparation", command.line)
+        return None
+
+    def refuse_mpi(self, name: str, command: Command) -> None:
+        hint = (
+            "one Slurm task per rank does the same: train.launcher: srun with the program's own line; "
+            "RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set for every rank"
+        )
+        message = f"{name} starts these ranks, and dslaunch cannot watch what another launcher starts on other nodes"
+        raise UserError(Problem(message, hint, where=f"{self.script.name}:{command.line}:{command.column}"))
+
+    def conda_run(self, name: str, now: _Start, line: int) -> _Start:
+        rest = list(now.argv[2:])
+        while rest and said(rest[0]).startswith("-"):
+            flag = said(rest.pop(0))
+            if flag in ("-n", "--name", "-p", "--prefix") and rest:
+                self.conda(rest.pop(0), name, line)
+        return replace(now, argv=tuple(rest))
+
+    def conda(self, word: Word, tool: str, line: int) -> None:
+        section: dict[str, Any] = {"env": self.path(word, ("conda",), line)}
+        if tool != "conda":
+            section["tool"] = tool
+        if self.conda_root:
+            section["root"] = self.conda_root
+        if self.fields.get("venv"):
+            del self.fields["venv"]
+        self.put(("conda",), section["env"] if len(section) == 1 else section, line, f"{tool} activate")
+
+    def boxed(self, name: str, argv: Sequence[Word], line: int) -> tuple[dict[str, Any] | None, tuple[Word, ...]]:
+        """apptainer exec --nv -B a:b image.sif program ..."""
+        words = list(argv)
+        box: dict[str, Any] = {"runtime": name}
+        if name != "shifter":
+            while words and said(words[0]) in ("-q", "--quiet", "-s", "--silent", "-v", "--debug", "-d"):
+                words.pop(0)
+            if not words or said(words[0]) not in ("exec", "run"):
+                self.note(
+                    "left out", f"{name} {said(words[0]) if words else ''}: only exec and run start programs", line
+                )
+                return None, ()
+            words.pop(0)
+        mounts: list[Any] = []
+        args: list[str] = []
+        while words and said(words[0]).startswith("-"):
+            word = words.pop(0)
+            flag, equals, _ = said(word).partition("=")
+            takes = flag in programs.BOX_VALUES
+            value = shell.cut(word, len(flag) + 1) if equals else (words.pop(0) if takes and words else None)
+            if flag in ("-B", "--bind", "--mount", "--volume", "-V") and value:
+                mounts += self.mounts(value, line)
+            elif flag in ("--pwd", "--cwd", "--workdir") and value:
+                box["workdir"] = self.path(value, ("container", "workdir"), line)
+            elif flag in ("--nv", "--nvccli", "--rocm"):
+                box["gpus"] = "rocm" if flag == "--rocm" else "nv"
+            elif flag in ("-e", "--cleanenv"):
+                box["clean_env"] = True
+            elif flag in ("--no-home",):
+                box["mount_home"] = False
+            elif flag in ("--writable", "-w"):
+                box["writable"] = True
+            elif flag == "--env" and value:
+                for item in value.partial.split(","):
+                    key, _, given = item.partition("=")
+                    self.variable(key, Word(given, (Piece(given),), line, 1), line)
+            elif flag in ("--image", "-i") and value:
+                box["image"] = self.path(value, ("container", "image"), line)
+            elif flag in ("--module", "-m") and value:
+                box["modules"] = said(value).split(",")
+            else:
+                args.append(flag if value is None else f"{flag}={said(value)}")
+        if name != "shifter" and words:
+            box["image"] = self.path(words.pop(0), ("container", "image"), line)
+        if isinstance(box.get("image"), str):
+            box["image"] = box["image"].removeprefix("docker:") if name == "shifter" else box["image"]
+        if mounts:
+            box["mounts"] = mounts
+        if args:
+            box["args"] = args
+        return box, tuple(words)
+
+    def mounts(self, word: Word, line: int) -> list[Any]:
+        """--bind a:b,c with what is known of it; a variable in front is read from the environment."""
+        found: list[Any] = []
+        parts: list[list[Piece]] = [[]]
+        for piece in word.pieces:
+            if piece.name:
+                parts[-1].append(piece)
+                continue
+            chunks = piece.text.split(",")
+            for at, chunk in enumerate(chunks):
+                if at:
+                    parts.append([])
+                if chunk:
+                    parts[-1].append(replace(piece, text=chunk))
+        for pieces in parts:
+            if not pieces:
+                continue
+            text = "".join(piece.shown for piece in pieces)
+            twice = text.split(":")
+            if len(twice) == 2 and twice[0] == twice[1]:
+                half = pieces[: len(pieces) // 2] if len(pieces) > 1 else [replace(pieces[0], text=twice[0])]
+                pieces = half if "".join(piece.shown for piece in half).rstrip(":") == twice[0] else pieces
+            found.append(self.path(replace(word, pieces=tuple(pieces)), ("container", "mounts"), line, tidy=False))
+        return found
+
+    # -- what prepares
+
+    def environment(self, command: Command, start: _Start | None) -> bool:
+        """Modules, activations, cd and everything else that starts no program of interest. True: dealt with."""
+        words = [said(word) for word in command.argv]
+        name, line = words[0], command.line
+        if name in ("module", "ml"):
+            self.module(words[1:] if name == "module" else ["load", *words[1:]], command)
+        elif name in ("source", ".") and len(words) > 1:
+            self.source(command, command.argv[1])
+        elif name in ("conda", "mamba", "micromamba", "pyenv") and words[1:2] in (["activate"], ["deactivate"]):
+            if words[1] == "activate" and len(words) > 2:
+                self.conda(command.argv[2], name, line)
+        elif name == "eval" and ("shell.bash" in command.text or "shell hook" in command.text):
+            match = re.search(r"(\S+)/bin/(conda|mamba|micromamba)\b", command.text)
+            if match:
+                self.conda_root = match[1].lstrip("\"'$(") if not re.search(r"[${]", match[1]) else None
+                if not self.conda_root:
+                    inner = match[1].lstrip("\"'").removeprefix("$(")
+                    self.conda_root = self.reference(inner)
+            self.note("left out", f"{_short(command.text)}: dslaunch activates conda itself", line)
+        elif (name == "cd" and not command.inside) or (name in ("cd", "pushd") and start is not None):
+            if len(words) > 1 and not self.started:
+                self.workdir(command.argv[1], line, _short(command.text))
+        elif name == "ulimit":
+            self.keep(command)
+        elif name == "sbcast":
+            self.sbcast(command)
+        elif name in ("tar", "cp", "rsync", "unzip") and self.staged(command):
+            pass
+        elif name in programs.QUIET or name.startswith("log"):
+            if name in programs.WHY:
+                self.note("left out", f"{_short(command.text)}: {programs.WHY[name]}", line)
+        elif name in self.script.functions or name in ("function", "export", "return", "local", "declare"):
+            pass
+        elif name in ("uv", "pip", "pip3", "poetry", "pixi") and words[1:2] != ["run"]:
+            if name == "uv" and words[1:2] == ["sync"]:
+                self.put(("uv",), {"project": ".", "sync": True}, line, "uv sync")
+            else:
+                self.keep(command)
+        elif (start is not None and not programs.read(command.argv) and programs.prepares(words, command)) or (
+            start is None and programs.prepares(words, command)
+        ):
+            self.keep(command)
+        else:
+            return False
+        return True
+
+    def keep(self, command: Command) -> None:
+        """A line of setup, as it was written where nothing in it was resolved."""
+        if self.started or any(word in ("for", "while", "case", "if") for word in command.inside):
+            why = "it stands behind the start" if self.started else "it stands in a condition or a loop"
+            self.note("left out", f"{_short(command.text)}: {why}", command.line)
+            return
+        if any(SECRET_VALUE.regex.fullmatch(word.partial) for word in command.argv):
+            why = "it holds a secret; secrets: {NAME: {from_env: NAME}} hands one over"
+            self.note("left out", f"{_short(command.text)}: {why}", command.line)
+            return
+        words = []
+        for word in command.argv:
+            text = word.value
+            words.append(_shell_word(word) if text is None else shell_quote(text))
+        line = " ".join(words)
+        if command.after == "||":
+            line += " || true"
+        if line not in self.setup:
+            self.setup.append(line)
+            self.note("kept", f"{_short(command.text)} -> setup", command.line)
+
+    def module(self, words: Sequence[str], command: Command) -> None:
+        words = [word for word in words if word not in ("-q", "--quiet", "-s", "--silent", "--force", "-f", "--auto")]
+        verb = words[0] if words else ""
+        rest = list(words[1:])
+        if verb == "load" and rest[:1] and rest[0] in MODULE_VERBS:  # ml purge
+            verb, rest = rest[0], rest[1:]
+        if any("$" in word for word in rest) and verb != "use":
+            self.keep(command)
+        elif verb in ("load", "add", "try-load"):
+            for one in rest:
+                if one.startswith("-"):
+                    self.modules["unload"].append(one[1:])
+                elif one not in self.modules["load"]:
+                    self.modules["load"].append(one)
+            self.note("carried", f"module load {' '.join(rest)} -> modules", command.line)
+        elif verb in ("purge", "reset"):
+            self.modules["purge"] = True
+            self.note("carried", f"module {verb} -> modules.purge", command.line)
+        elif verb == "use":
+            words_behind = [word for word in command.argv if said(word) in rest]
+            paths = [self.path(word, ("modules", "use"), command.line) for word in words_behind
+                     if not said(word).startswith("-")]  # fmt: skip
+            self.modules["use"] += paths
+            self.note("carried", "module use -> modules.use", command.line)
+        elif verb in ("unload", "rm", "del"):
+            self.modules["unload"] += rest
+        elif verb in ("swap", "switch", "sw") and len(rest) == 2:
+            self.modules["swap"][rest[0]] = rest[1]
+        elif verb in ("swap", "switch", "sw") and len(rest) == 1:
+            self.modules["load"].append(rest[0])
+        elif verb in ("list", "avail", "show", "spider", "whatis", ""):
+            pass
+        else:
+            self.keep(command)
+
+    def source(self, command: Command, word: Word) -> None:
+        text = said(word)
+        line = command.line
+        if basename(text) == "activate" and "/bin/" in text and len(command.argv) == 2:
+            trimmed = _without_end(word, "/bin/activate")
+            if any(piece.meaning == "local-disk" for piece in word.pieces):
+                self.keep(command)
+                return
+            self.put(("venv",), self.path(trimmed, ("venv",), line), line, f"source {text}")
+        elif basename(text) == "activate" and len(command.argv) > 2:
+            if "/bin/" in text and not self.conda_root:
+                self.conda_root = self.path(_without_end(word, "/bin/activate"), ("conda", "root"), line)
+            self.conda(command.argv[2], "conda", line)
+        elif text.endswith(("/etc/profile.d/conda.sh", "/etc/profile.d/mamba.sh")):
+            if "$(" in text:
+                self.conda_root = None
+            else:
+                end = "/etc/profile.d/" + basename(text)
+                self.conda_root = self.path(_without_end(word, end), ("conda", "root"), line)
+            self.note("left out", f"{_short(command.text)}: dslaunch activates conda itself", line)
+        elif re.search(
+            r"(/etc/profile(\.d/(modules|lmod|z00_lmod)\.sh)?|bashrc|lmod/init/bash|modules/init/bash)$", text
+        ):
+            self.note("left out", f"{_short(command.text)}: dslaunch finds the module command itself", line)
+        else:
+            self.keep(command)
+
+    def workdir(self, word: Word, line: int, text: str) -> None:
+        value = self.path(word, ("train", "workdir"), line)
+        if value in (".", "..", "-", "", "~"):
+            return
+        self.put(("train", "workdir"), value, line, text)
+
+    def sbcast(self, command: Command) -> None:
+        words = [word for word in command.argv[1:] if not said(word).startswith("-")]
+        if len(words) == 2:
+            self.stage(words[0], words[1], command, unpack=False)
+
+    def staged(self, command: Command) -> bool:
+        """tar -xf a.tar -C $SLURM_TMPDIR, cp or rsync to a local disk."""
+        if self.started:
+            return False
+        words = list(command.argv[1:])
+        local = [word for word in words if any(piece.meaning == "local-disk" for piece in word.pieces)]
+        if not local:
+            return False
+        if command.name == "tar":
+            archive = next((word for word in words if re.search(r"\.(tar|tgz|tar\.\w+|tzst)$", said(word))), None)
+            if archive is None:
+                return False
+            self.stage(archive, local[-1], command, unpack=True)
+            return True
+        plain = [word for word in words if not said(word).startswith("-")]
+        if len(plain) < 2 or plain[-1] is not local[-1]:
+            return False
+        for source in plain[:-1]:
+            self.stage(source, plain[-1], command, unpack=False)
+        return True
+
+    def stage(self, source: Word, to: Word, command: Command, *, unpack: bool) -> None:
+        pieces = [piece for piece in to.pieces if piece.meaning != "local-disk"]
+        place = "".join(piece.shown for piece in pieces)
+        below = len(pieces) != len(to.pieces)
+        place = place.lstrip("/") if below else place
+        if not place or place.endswith("/"):
+            name = re.sub(r"\.(tar(\.\w+)?|tgz|tzst)$", "", basename(said(source).rstrip("/"))) if unpack else ""
+            place += (name if unpack and place else "") or basename(said(source).rstrip("/"))
+            if unpack:
+                place = re.sub(r"\.(tar(\.\w+)?|tgz|tzst)$", "", place)
+        row: dict[str, Any] = {"source": self.path(source, ("stage",), command.line), "to": place}
+        if not unpack and re.search(r"\.(tar|tgz|tar\.\w+|squashfs|sqsh)$", said(source)):
+            row["unpack"] = False
+        self.fields.setdefault("stage", []).append(row)
+        self.note("carried", f"{_short(command.text)} -> stage", command.line)
+
+    # -- variables
+
+    def exports(self) -> None:
+        spliced = {name for command in self.script.everything() for name in _names_in(command)}
+        kept: dict[str, tuple[Word, int]] = {}
+        for one in self.script.assignments:
+            self.suffix(one)
+            if one.exported and not one.prefix and "[" not in one.name and one.value is not None:
+                if any(word.startswith("function") for word in one.inside) and one.name in kept:
+                    continue
+                branch = any(word in ("if", "case", "for", "while") for word in one.inside)
+                if branch and one.name in kept:
+                    continue
+                kept[one.name] = (one.value, one.line)
+            elif one.array is not None and self.array and not one.prefix:
+                values = [word.value for word in one.array]
+                if all(value is not None for value in values):
+                    self.indexed[one.name] = [str(value) for value in values]
+        for name, (word, line) in kept.items():
+            text = said(word)
+            if name in spliced and re.search(r"\s", text.strip()) and name.isupper() and programs.command_like(text):
+                continue  # CMD, LAUNCHER: they stand in the command by now
+            self.variable(name, word, line)
+        for command in self.script.commands:
+            if command.script:
+                for one in command.script.assignments:
+                    if one.exported and not one.prefix and one.value is not None and one.name not in kept:
+                        self.variable(one.name, one.value, one.line)
+
+    def suffix(self, one: Assignment) -> None:
+        """MASTER_ADDR="${MASTER_ADDR}i": the name of the fast network, on machines that have two."""
+        pieces = [piece for piece in one.value.pieces if piece.name or piece.text] if one.value else []
+        if (
+            len(pieces) == 2
+            and pieces[0].meaning == "first-node"
+            and not pieces[1].name
+            and (
+                re.fullmatch(r"[A-Za-z0-9-][A-Za-z0-9.-]*|\.[A-Za-z0-9.-]+", pieces[1].text)
+                and "MASTER" in one.name.upper()
+            )
+        ):
+            self.put(("slurm", "address_suffix"), pieces[1].text, one.line, f"{one.name}=...{pieces[1].text}")
+
+    def variable(self, name: str, word: Word, line: int) -> None:
+        text = said(word)
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+            return
+        if name in ("APPTAINER_BIND", "SINGULARITY_BIND", "APPTAINER_BINDPATH", "SINGULARITY_BINDPATH"):
+            mounts = self.fields.setdefault("container", {}).setdefault("mounts", [])
+            mounts += [one for one in self.mounts(word, line) if one not in mounts]
+            self.note("carried", f"{name} -> container.mounts", line)
+        elif name == "SLURM_CPU_BIND":
+            self.put(("slurm", "cpu_bind"), text, line, name)
+        elif name in OWN_GPU and word.meaning == "local-rank":
+            self.put(("train", "visible_gpus"), "own", line, name)
+        elif name in programs.RENDEZVOUS or name in NOT_YOURS or name.startswith(tuple(NOT_YOUR_PREFIXES)):
+            why = programs.RENDEZVOUS.get(name) or NOT_YOURS.get(name) or next(
+                (why for prefix, why in NOT_YOUR_PREFIXES.items() if name.startswith(prefix)), ""
+            )  # fmt: skip
+            self.note("left out", f"{name}: {why}", line)
+        elif (SECRET_NAME.regex.fullmatch(name) and not name.endswith("_DIR")) or SECRET_VALUE.regex.fullmatch(text):
+            self.put(("secrets", name), {"from_env": name})
+            self.note("carried", f"{name} -> secrets: its value stays in the shell that submits", line)
+        elif name in ("NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ASYNC_ERROR_HANDLING"):
+            self.note("left out", f"{name}: dslaunch sets TORCH_NCCL_ASYNC_ERROR_HANDLING=3 itself", line)
+        elif word.value is not None:
+            self.env[self.renamed(name, line)] = (word.value, line)
+        elif name in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "LIBRARY_PATH", "CPATH", "MANPATH"):
+            self.path_variable(name, word, line)
+        else:
+            value = self.path(word, ("env", name), line, tidy=False, soft=True)
+            if value is not None and not isinstance(value, str):
+                self.env[name] = (value, line)
+            elif value is not None and any(piece.meaning == "submit-dir" for piece in word.pieces):
+                self.setup_line(f'export {name}="{_shell_text(word)}"', line, name)
+            else:
+                self.setup_line(f'export {name}="{_shell_text(word)}"', line, name)
+
+    def path_variable(self, name: str, word: Word, line: int) -> None:
+        self.setup_line(f'export {name}="{_shell_text(word)}"', line, name)
+
+    def setup_line(self, text: str, line: int, what: str) -> None:
+        if "\n" in text or "scontrol" in text or "MASTER_" in text:
+            self.note("left out", f"{what}: only a running job knows its value", line)
+        elif text not in self.setup:
+            self.setup.append(text)
+            self.note("kept", f"{what} -> setup: its value is known on the node", line)
+
+    def renamed(self, name: str, line: int) -> str:
+        """NCCL_BLOCKING_WAIT is torch's: TORCH_NCCL_BLOCKING_WAIT."""
+        for found in envlint.judge([envlint.Assignment(name, "1")]):
+            if found.rule in ("ENV003", "ENV004") and re.fullmatch(r"[A-Z][A-Z0-9_]+", found.fix or ""):
+                self.note("carried", f"{name} -> env.{found.fix}, its name today", line)
+                return found.fix
+            if found.rule == "ENV004":
+                self.note("carried", f"{name} -> env.TORCH_{name}, its name today", line)
+                return f"TORCH_{name}"
+        return name
+
+    def judge(self) -> None:
+        """Variables that `plan` would refuse are left out, with its own words; the fabric's own are its row's."""
+        plain = {name: value for name, (value, _) in self.env.items() if isinstance(value, str)}
+        network = facts.fabric(self.fabric) if self.fabric else None
+        given = {name: value for name, (value, _) in network.emits(None).items()} if network else {}
+        rows = [envlint.Assignment(name, value) for name, value in plain.items()]
+        for found in envlint.judge(rows, fabric=network, given=given):
+            if found.severity == "error" and found.at.name in self.env:
+                _, line = self.env.pop(found.at.name)
+                self.note("left out", f"{found.message} [{found.rule}]", line)
+        every = {name: value for name, (value, _) in facts.every_network().emits(None).items()}
+        for name, (value, line) in self.env.items():
+            if value in (given.get(name), every.get(name)):
+                self.note("carried", f"{name}: dslaunch sets it so by itself", line)
+                continue
+            self.put(("env", name), value)
+            self.note("carried", f"{name} -> env", line)
+
+    # -- paths and run-time values
+
+    def reference(self, text: str) -> Any:
+        match = re.fullmatch(r"\$\{?([A-Za-z_]\w*)\}?(/.*)?", text)
+        return {"env": match[1], **({"append": match[2]} if match[2] else {})} if match else text
+
+    def path(self, word: Word, at: Path, line: int, *, tidy: bool = True, soft: bool = False) -> Any:
+        """A word as text, or {env: NAME, append: ...} where it begins with a variable of the user's."""
+        text = word.value
+        if text is not None:
+            if text == "~" or text.startswith("~/"):
+                return {"env": "HOME", **({"append": text[1:]} if text[1:] else {})}
+            return text.rstrip("/") if tidy and len(text) > 1 else text
+        pieces = [piece for piece in word.pieces if piece.name or piece.text]
+        first, rest = pieces[0], pieces[1:]
+        if first.meaning == "submit-dir" or first.name in ("$(pwd)", "`pwd`"):
+            tail = "".join(piece.shown for piece in rest)
+            if not any(piece.name for piece in rest):
+                if ":" in tail:  # a mount
+                    return {"env": "PWD", "append": tail}
+                return normpath(tail.lstrip("/")) if tail.strip("/") else "."
+        theirs = first.name.isidentifier() and not first.meaning and not first.name.startswith("SLURM")
+        if theirs and not any(piece.name for piece in rest):
+            tail = "".join(piece.text for piece in rest)
+            tail = tail.rstrip("/") if tidy else tail
+            return {"env": first.name, **({"append": tail} if tail else {})}
+        if soft:
+            return None
+        known = "".join(self.environ.get(piece.name, "") if piece.name else piece.text for piece in pieces)
+        if all(piece.name in self.environ or not piece.name for piece in pieces):
+            self.note("carried", f"{word.partial} -> {known}, as the environment says now", line)
+            return known
+        shown = "".join(f"FILL_IN_{_tame(piece.name)}" if piece.name else piece.text for piece in pieces)
+        self.fill(at, f"{word.partial} is known to the script alone", line)
+        return shown
+
+    # -- what trains
+
+    def trainer(self) -> _Start | None:
+        """The one start that trains; servers beside it become services, everything else is named in a note."""
+        servers = [one for one in self.starts if programs.serves(one.argv)]
+        others = [one for one in self.starts if one not in servers]
+        if not others:
+            return None
+        scored = [(self.score(one), -index, one) for index, one in enumerate(others)]
+        best = max(scored, key=lambda row: row[:2])
+        chosen = best[2]
+        for score, _, one in scored:
+            if one is chosen:
+                continue
+            text = _short(" ".join(said(word) for word in one.argv))
+            if [said(word) for word in one.argv[:3]] == [said(word) for word in chosen.argv[:3]]:
+                self.note("left out", f"{text}: the same program again; a job file starts one", one.line)
+            elif score <= 0.5 or one.line < chosen.line:
+                self.note("left out", f"{text}: it prepares; run it before, or as a line of setup", one.line)
+            else:
+                self.note("left out", f"{text}: one job file trains once; this is a job of its own", one.line)
+        for one in servers:
+            self.service(one, chosen)
+        return chosen
+
+    def score(self, start: _Start) -> float:
+        found = programs.read(start.argv)
+        score = 1.0
+        if found and found.launcher not in ("python", "node"):
+            score = 4.0
+        elif start.stepped:
+            score = 3.0 if found or programs.looks_like_work(start.argv) else 2.5
+            score -= 2.0 if programs.FETCHES.match(basename(said(start.argv[0]))) else 0.0
+        elif found is None:
+            score = 0.5
+        alone = start.number("ntasks") == 1 or (start.number("nodes") == 1 and not start.number("ntasks"))
+        if start.stepped and alone and (self.needs.nodes or 1) > 1 and "for" not in start.inside:
+            score -= 2.2
+        if programs.PREPARES.search(" ".join(said(word) for word in start.argv[:4])):
+            score -= 2.5
+        if any(said(word) in ("ray", "submit") for word in start.argv[:1]) and "submit" in map(said, start.argv):
+            score += 2
+        return score
+
+    def service(self, start: _Start, trainer: _Start) -> None:
+        start = replace(start, argv=self.arguments(start.argv))
+        name = programs.service_name(start.argv)
+        taken = [row["name"] for row in self.services]
+        while name in taken:
+            name = f"{name}-{len(taken) + 1}"
+        nodes = start.number("nodes") or start.number("ntasks") or 1
+        row: dict[str, Any] = {"name": name, "command": self.command(start, trainer=False)}
+        if nodes != 1:
+            row["nodes"] = nodes
+        if not start.stepped or (start.option("nodelist") in (None, "") and start.option("nodes") is None):
+            row["on"] = "first"
+        ports = [said(word) for flag, word in zip(start.argv, start.argv[1:], strict=False) if said(flag) == "--port"]
+        ports += [said(word)[7:] for word in start.argv if said(word).startswith("--port=")]
+        if ports and ports[0].isdigit():
+            row["port"] = int(ports[0])
+            row["ready"] = {"port": int(ports[0])}
+        group = start.option("het-group") or ""
+        if group.isdigit() and 0 < int(group) <= len(self.components):
+            self.component(row, self.components[int(group) - 1])
+        gpus = start.number("gpus") or start.number("gpus-per-node")
+        if gpus is not None and gpus != self.needs.gpus_per_node:
+            row["gpus_per_node"] = gpus
+        if name.startswith("ray"):
+            self.ray(row, start)
+        self.services.append(row)
+        self.fields.setdefault("services", []).append(row)
+        self.note("carried", f"{_short(' '.join(said(word) for word in start.argv))} -> services", start.line)
+
+    def component(self, row: dict[str, Any], group: Mapping[str, str]) -> None:
+        """Nodes of another kind, as a component of a heterogeneous job has them."""
+        names = ("partition", "account", "qos", "constraint")
+        row["component"] = {name: group[name] for name in names if group.get(name)}
+        if "exclusive" in group:
+            row["component"]["exclusive"] = True
+        row.pop("on", None)
+        if (_number(group.get("nodes", "")) or 1) != 1:
+            row["nodes"] = int(group["nodes"])
+        kind, _, count = (group.get("gpus-per-node") or group.get("gres", "")).removeprefix("gpu:").rpartition(":")
+        row["gpus_per_node"] = _number(count) or 0
+        if kind:
+            row["component"]["gpu_type"] = kind
+        if _number(group.get("cpus-per-task", "")):
+            row["cpus_per_node"] = int(group["cpus-per-task"]) * (_number(group.get("ntasks-per-node", "")) or 1)
+        if group.get("mem"):
+            row["memory"] = _size(group["mem"])
+
+    def ray(self, row: dict[str, Any], start: _Start) -> None:
+        """`ray start` as services: the head beside the driver, workers on nodes of their own."""
+        if row["name"] == "ray-head":
+            port = next(
+                (said(word).partition("=")[2] for word in start.argv if said(word).startswith("--port")), "6379"
+            )
+            row["on"], row["port"] = "first", int(port) if port.isdigit() else 6379
+            row.pop("nodes", None)
+            row["ready"] = {"port": row["port"]}
+            row["command"] = ["bash", "-c", "exec " + programs.ray_head(start.argv, self.needs.gpus_per_node)]
+            row["gpus_per_node"] = self.needs.gpus_per_node or 0
+        else:
+            row["nodes"] = max((self.needs.nodes or 2) - 1, 1)
+            row.pop("on", None)
+            row["after"] = ["ray-head"]
+            row["command"] = [
+                "bash", "-c",
+                'exec ray start --block --address="${DSLAUNCH_HOST_RAY_HEAD}:${DSLAUNCH_PORT_RAY_HEAD}"',
+            ]  # fmt: skip
+
+    def command(self, start: _Start, *, trainer: bool = True) -> list[Any]:
+        """argv where everything is known, else a line of shell that is expanded where it runs."""
+        words = self.own_variables(start, trainer)
+        plain = [self.plain(word) for word in start.argv]
+        if all(word is not None for word in plain) and not words:
+            return plain
+        line = " ".join(
+            self.run_time(word, before) for before, word in zip((None, *start.argv), start.argv, strict=False)
+        )
+        return ["bash", "-c", " ".join([*words, "exec", line] if not words else ["exec", "env", *words, line])]
+
+    def own_variables(self, start: _Start, trainer: bool) -> list[str]:
+        """A=1 before a program: the trainer's are the job's, a service's stand in its line."""
+        found = []
+        for name, word in start.own:
+            if trainer:
+                continue
+            found.append(f"{name}={self.run_time(word, None)}")
+        return found
+
+    def arguments(self, words: Iterable[Word]) -> tuple[Word, ...]:
+        """$1 and "$@" of a script are sbatch's arguments: the user says them."""
+        found: list[Word] = []
+        for word in words:
+            if [piece.name for piece in word.pieces if piece.name or piece.text] in (["@"], ["*"]):
+                self.note("left out", f"{word.text}: whatever sbatch was told behind the script's name", word.line)
+                continue
+            pieces = []
+            if SECRET_VALUE.regex.fullmatch(word.partial):
+                found.append(self.secret(word, found[-1] if found else None))
+                continue
+            for piece in word.pieces:
+                if SECRET_NAME.regex.fullmatch(piece.name):
+                    self.put(("secrets", piece.name), {"from_env": piece.name})
+                if re.fullmatch(r"[0-9@*]", piece.name):
+                    self.fill(("train",), f"{piece.text} stands for an argument of the script's", word.line)
+                    piece = Piece(f"FILL_IN_ARGUMENT_{piece.name if piece.name.isdigit() else 'ALL'}")
+                pieces.append(piece)
+            found.append(replace(word, pieces=tuple(pieces)))
+        return tuple(found)
+
+    def secret(self, word: Word, before: Word | None) -> Word:
+        """A secret in plain text on a command line: a variable that the shell that submits has."""
+        flag, equals, _ = word.partial.partition("=")
+        said_before = flag if equals else said(before) if before else ""
+        name = re.sub(r"\W+", "_", said_before.strip("-")).upper() or "SECRET"
+        name = "HF_TOKEN" if "hf_" in word.partial else name if SECRET_NAME.regex.fullmatch(name) else f"{name}_TOKEN"
+        self.put(("secrets", name), {"from_env": name})
+        self.note(
+            "carried", f"a secret in the program's arguments -> secrets.{name}: export it, and renew it", word.line
+        )
+        head = (Piece(f"{flag}="),) if equals else ()
+        return replace(word, pieces=(*head, Piece(f"${name}", name, "secret")))
+
+    def plain(self, word: Word) -> Any:
+        """A word that needs no shell: text, or {env: ...} for a variable of the user's in front; else None."""
+        if word.value is not None:
+            if word.value.startswith("~/") and word.quoting == "none":
+                return {"env": "HOME", "append": word.value[1:]}
+            return word.value
+        pieces = [piece for piece in word.pieces if piece.name or piece.text]
+        first, rest = pieces[0], pieces[1:]
+        if any(piece.name for piece in rest) or first.meaning:
+            if first.meaning == "submit-dir" and not any(piece.name for piece in rest):
+                tail = "".join(piece.text for piece in rest)
+                return normpath("./" + tail.lstrip("/"))
+            return None
+        if not first.name.isidentifier() or SECRET_NAME.regex.fullmatch(first.name):
+            return None
+        # of the script's own making, in a way that is not known; or Slurm's
+        if first.name.islower() or first.name.startswith("SLURM"):
+            return None
+        tail = "".join(piece.text for piece in rest)
+        return {"env": first.name, **({"append": tail} if tail else {})}
+
+    def run_time(self, word: Word, before: Word | None) -> str:
+        """A word for `bash -c`, with names that mean the same in a job of dslaunch's."""
+        if word.value is not None:
+            return shell_quote(word.value)
+        parts = []
+        hint = (said(before) if before else "") + word.text
+        previous = ""
+        for piece in word.pieces:
+            if not piece.name:
+                parts.append(_inside_quotes(piece.text))
+                hint += piece.text
+            else:
+                parts.append(self.expression(piece, port=bool(re.search(r"(?i)port", hint)) or previous == "host"))
+            previous = "host" if piece.meaning == "first-node" else (previous if piece.text == ":" else "")
+        text = "".join(parts)
+        return f'"{text}"'
+
+    def expression(self, piece: Piece, *, port: bool) -> str:
+        meaning = piece.meaning
+        if meaning in ("job-id", "random", "time") and port:
+            return "${MASTER_PORT}"
+        if meaning == "hosts" and self.services:
+            name = self.services[0]["name"].upper().replace("-", "_")
+            return f"${{DSLAUNCH_HOST_{name}}}"
+        simple = {
+            "first-node": "${MASTER_ADDR}", "this-address": "${MASTER_ADDR}", "node-rank": "${NODE_RANK}",
+            "rank": "${RANK}", "local-rank": "${LOCAL_RANK}", "tasks": "${WORLD_SIZE}", "this-node": "$(hostname)",
+            "local-disk": "${DSLAUNCH_LOCAL}", "submit-dir": "${PWD}", "time": "${SLURM_JOB_ID}",
+            "random": "${SLURM_JOB_ID}", "array-index": "${ARRAY_INDEX}",
+        }  # fmt: skip
+        if meaning == "array-index" and "[" in piece.name:
+            return "${" + _one_of(piece.name.partition("[")[0]) + "}"
+        if meaning == "job-id":
+            return f"${{{piece.name}}}" if piece.name.isidentifier() else "${SLURM_JOB_ID}"
+        if meaning in simple:
+            return simple[meaning]
+        return f"${{{piece.name}}}" if piece.name.isidentifier() else piece.text
+
+    def program(self, start: _Start) -> None:
+        start = replace(start, argv=self.arguments(start.argv))
+        self.swept(start)
+        for name, word in start.own:
+            self.variable(name, word, start.line)
+        if (start.option("het-group") or "0") != "0":
+            message = f"the training runs in component {start.option('het-group')} of a heterogeneous job"
+            self.fill(
+                ("resources",), f"{message}: say its nodes and GPUs here, and its partition under slurm", start.line
+            )
+        if len(self.components) > sum("component" in row for row in self.services):
+            self.note("left out", "#SBATCH hetjob: a component that runs no service", start.line)
+        found = programs.read(start.argv) or Program("node", "command", None, start.argv)
+        tasks = self.tasks_per_node(start)
+        gpus = self.gpus(start, found)
+        launcher: str = found.launcher
+        if launcher == "python":
+            several = start.stepped and (tasks or 0) > 1 and (not gpus or tasks == gpus)
+            launcher = (
+                "srun" if several or (start.stepped and (self.needs.tasks or 0) > (self.needs.nodes or 1)) else ""
+            )
+            if not launcher:
+                launcher = (
+                    "torchrun" if (gpus or 1) == 1 and not start.stepped else "node" if (gpus or 1) > 1 else "srun"
+                )
+        elif launcher == "node" and start.stepped and gpus and tasks == gpus and gpus > 1:
+            launcher = "srun"
+        if launcher != "torchrun":
+            self.put(("train", "launcher"), launcher)
+        self.note("carried", f"{_short(' '.join(said(word) for word in start.argv[:6]))} -> train", start.line)
+        dropped = [text for text in found.dropped if text]
+        if dropped:
+            self.note(
+                "left out", f"{' '.join(dropped)}: ranks and their meeting point are dslaunch's part", start.line
+            )
+        launcher_args = [self.plain(word) for word in found.options]
+        if any(word is None for word in launcher_args):
+            self.note("left out", "arguments of the launcher with values that only a running job knows", start.line)
+            launcher_args = [word for word in launcher_args if word is not None]
+        if launcher_args:
+            self.put(("train", "launcher_args"), launcher_args)
+        arguments = self.config(found, start)
+        plain = [self.plain(word) for word in arguments]
+        target = None if found.target is None else self.plain(found.target)
+        per_node = launcher == "node"
+        if per_node or found.kind == "command" or any(word is None for word in plain) or target is None:
+            words = [*found.head, *([found.target] if found.target else []), *arguments]
+            whole = replace(start, argv=tuple(words), own=())
+            self.put(("train", "command"), self.command(whole))
+        else:
+            self.put(("train", found.kind), _tidy_script(target) if found.kind == "script" else target)
+            if plain:
+                self.put(("train", "args"), plain)
+        if found.note:
+            self.note("carried", found.note, start.line)
+        for key, value in start.box.items():
+            self.put(("container", key), value)
+        self.step_options(start)
+
+    def config(self, found: Program, start: _Start) -> tuple[Word, ...]:
+        """Arguments without the DeepSpeed config that the script itself writes; it becomes fields."""
+        words = list(found.arguments)
+        for at, word in enumerate(words):
+            flag, equals, inline = said(word).partition("=")
+            if flag not in programs.CONFIG_FLAGS:
+                continue
+            value = inline if equals else (said(words[at + 1]) if at + 1 < len(words) else "")
+            heredoc = self.script.files.get(value.removeprefix("./"))
+            if not value or value.startswith("-"):
+                continue
+            if heredoc is not None and self.deepspeed(heredoc.text, heredoc.line):
+                self.put(("train", "config_flag"), flag)
+                return tuple(words[:at] + words[at + (1 if equals else 2) :])
+            self.put(("train", "config_flag"), "none")
+            self.note("carried", f"{flag} {value}: the program's own config stays (config_flag: none)", start.line)
+            return tuple(words)
+        self.put(("train", "config_flag"), "none")
+        return tuple(words)
+
+    def deepspeed(self, text: str, line: int) -> bool:
+        """A DeepSpeed config as fields of train; what has no field stays under train.deepspeed."""
+        try:
+            config = json.loads(text)
+        except ValueError:
+            return False
+        if not isinstance(config, dict):
+            return False
+        from launcher.imports import deepspeed
+
+        fields, rest = deepspeed.fields(config)
+        for path, value in fields.items():
+            self.put(("train", *path), value)
+        if rest:
+            self.put(("train", "deepspeed"), rest)
+        self.note("carried", "the DeepSpeed config in the script -> train", line)
+        return True
+
+    def swept(self, start: _Start) -> None:
+        """An array that picks values by its index, or a loop around the training: the same job for several values."""
+        looped = [piece.name for word in start.argv for piece in word.pieces if piece.meaning == "loop"]
+        loops = [name for name in dict.fromkeys(looped) if name in self.script.loops]
+        for name in loops:
+            self.put(("sweep", "over", f"env.{name}"), list(self.script.loops[name]))
+            self.note("carried", f"for {name} in ... -> sweep: each value is a job of its own", start.line)
+        if not self.array:
+            return
+        picked = {
+            piece.name.partition("[")[0]
+            for word in start.argv
+            for piece in word.pieces
+            if piece.meaning == "array-index" and "[" in piece.name
+        }
+        if picked:
+            for name in sorted(picked & set(self.indexed)):
+                values = [self.indexed[name][index] for index in self.array if index < len(self.indexed[name])]
+                self.put(("sweep", "over", f"env.{_one_of(name)}"), values)
+            if len(picked) > 1:
+                self.put(("sweep", "how"), "zip")
+        else:
+            self.put(("sweep", "over", "env.ARRAY_INDEX"), [str(index) for index in self.array])
+
+    def step_options(self, start: _Start) -> None:
+        for one in start.options:
+            text = f"srun {one.word.partial}"
+            if one.name in OF_A_STEP:
+                continue
+            if one.name.startswith("container") and one.value is not None:
+                key = "container-mounts"
+                if one.name == key:
+                    self.put(("container", "mounts"), self.mounts(one.value, one.word.line), one.word.line, text)
+                elif one.value.value is None or one.name in ("container-image", "container-workdir"):
+                    name = one.name.removeprefix("container-")
+                    value = self.path(one.value, ("container", name), one.word.line)
+                    self.put(("container", name), value, one.word.line, text)
+                else:
+                    self.option(one.name, one.value.value, one.word.line, text, batch=False)
+                continue
+            if one.name == "environment" and one.value is not None:
+                self.put(
+                    ("container", "environment"), self.path(one.value, ("container", "environment"), one.word.line)
+                )
+                self.put(("container", "runtime"), "edf")
+                continue
+            if one.value is not None and one.value.value is None:
+                self.note("left out", f"{text}: only a running job knows its value", one.word.line)
+                continue
+            value = one.value.value if one.value and one.value.value else ""
+            if not self.option(one.name, value, one.word.line, text, batch=False):
+                self.fields.setdefault("slurm", {}).setdefault("srun", []).append(
+                    f"--{one.name}={value}" if value else f"--{one.name}"
+                )
+                if one.name not in shell.EVERY:
+                    self.plugin(one.name)
+                self.note("kept", f"{text} -> slurm.srun", one.word.line)
+
+    # -- numbers
+
+    def tasks_per_node(self, start: _Start | None) -> int | None:
+        needs = self.needs
+        if start and start.stepped:
+            if start.number("ntasks-per-node"):
+                return start.number("ntasks-per-node")
+            total, nodes = start.number("ntasks"), start.number("nodes") or needs.nodes
+            if total and nodes and total % nodes == 0:
+                return total // nodes
+        if needs.tasks_per_node:
+            return needs.tasks_per_node
+        if needs.tasks and needs.nodes and needs.tasks % needs.nodes == 0:
+            return needs.tasks // needs.nodes
+        return None
+
+    def gpus(self, start: _Start | None, found: Program | None) -> int | None:
+        needs = self.needs
+        if needs.gpus_per_node is not None:
+            return needs.gpus_per_node
+        nodes = needs.nodes or 1
+        if needs.gpus:
+            return needs.gpus // nodes or 1
+        tasks = self.tasks_per_node(start)
+        if needs.gpus_per_task:
+            return needs.gpus_per_task * (tasks or 1)
+        if start:
+            given = start.option("gpus-per-node") or start.option("gres") or ""
+            match = re.search(r"([0-9]+)$", given)
+            if match:
+                return int(match[1])
+            if start.number("gpus-per-task") and tasks:
+                return (start.number("gpus-per-task") or 1) * tasks
+            if start.number("gpus"):
+                return (start.number("gpus") or 1) // nodes or 1
+        if found and found.per_node:
+            return found.per_node
+        if found and found.processes and found.processes % nodes == 0:
+            return found.processes // nodes
+        return None
+
+    def resources(self, start: _Start | None) -> None:
+        needs = self.needs
+        found = programs.read(start.argv) if start else None
+        tasks = self.tasks_per_node(start)
+        if self.fabric:
+            self.put(("resources", "fabric"), self.fabric)
+            self.note("carried", f"{self.fabric_why} -> resources.fabric: {self.fabric}")
+        if needs.nodes is None and start and start.number("nodes"):
+            needs.nodes = start.number("nodes")
+        nodes = needs.nodes
+        if nodes is None and needs.tasks and (found is None or found.launcher != "python"):
+            nodes = needs.tasks if not needs.tasks_per_node else max(needs.tasks // needs.tasks_per_node, 1)
+        nodes = nodes or 1
+        gpus = self.gpus(start, found)
+        listed = start.number("nodes") if start and self.services else None
+        own = [row for row in self.services if row.get("on", "own") == "own" and "component" not in row]
+        apart = sum(row.get("nodes", 1) for row in own)
+        self.put(("resources", "nodes"), max(listed or nodes - apart, 1))
+        cpu = bool(re.search(r"(?i)(--?device[= ]cpu|\bgloo\b|DS_ACCELERATOR=cpu)", self.script.text))
+        if gpus is None and not cpu:
+            whole = tasks if (found and found.launcher == "python" and tasks and tasks > 1) else None
+            gpus = whole or 0
+            self.put(("resources", "gpus_per_node"), gpus or 1)
+            if whole:
+                self.note("carried", f"{whole} tasks on a node -> resources.gpus_per_node: one for each")
+            else:
+                self.fill(("resources", "gpus_per_node"), "the script does not say how many GPUs a node has")
+            if not any((needs.gpus_per_node, needs.gpus, needs.gpus_per_task)):
+                self.put(("slurm", "gpus_as"), "none")
+        else:
+            self.put(("resources", "gpus_per_node"), gpus or 0)
+            asked = needs.gpus_as or next((name for name in ("gpus-per-node", "gres", "gpus-per-task", "gpus")
+                                           if start and start.option(name)), "none" if gpus else "")  # fmt: skip
+            if asked and asked != "gpus-per-node":
+                self.put(("slurm", "gpus_as"), asked)
+        if cpu and not gpus and tasks and tasks > 1:
+            self.put(("resources", "processes_per_node"), tasks)
+        if needs.gpu_type:
+            self.put(("slurm", "gpu_type"), needs.gpu_type)
+        self.cpus(start, tasks or 1, gpus or 0)
+        self.memory(gpus or 0)
+
+    def cpus(self, start: _Start | None, tasks: int, gpus: int) -> None:
+        needs = self.needs
+        per_task = needs.cpus_per_task or (start.number("cpus-per-task") if start else None)
+        if per_task:
+            self.put(("resources", "cpus_per_node"), per_task * (needs.tasks_per_node or tasks))
+        elif needs.cpus_per_gpu and gpus:
+            self.put(("resources", "cpus_per_node"), needs.cpus_per_gpu * gpus)
+            self.put(("slurm", "cpus_as"), "cpus-per-gpu")
+
+    def memory(self, gpus: int) -> None:
+        needs = self.needs
+        if needs.memory:
+            self.put(("resources", "memory"), _size(needs.memory))
+        elif needs.memory_per_gpu and gpus:
+            self.put(("resources", "memory"), _times(needs.memory_per_gpu, gpus))
+            self.put(("slurm", "memory_as"), "mem-per-gpu")
+        elif needs.memory_per_cpu and self.fields.get("resources", {}).get("cpus_per_node"):
+            cpus = self.fields["resources"]["cpus_per_node"]
+            self.put(("resources", "memory"), _times(needs.memory_per_cpu, cpus))
+            self.put(("slurm", "memory_as"), "mem-per-cpu")
+
+    def software(self) -> None:
+        modules = {key: value for key, value in self.modules.items() if value}
+        if set(modules) == {"purge", "load"}:
+            self.fields["modules"] = modules["load"]
+        elif set(modules) - {"purge"}:
+            self.fields["modules"] = {"purge": self.modules["purge"], **modules}
+        given = [key for key in ("venv", "conda", "uv") if key in self.fields]
+        for key in given[1:]:
+            value = self.fields.pop(key)
+            if key == "conda":
+                env = value["env"] if isinstance(value, dict) and "env" in value and len(value) > 1 else value
+                if isinstance(env, str):
+                    self.setup.append('eval "$(conda shell.bash hook)"')
+                    self.setup.append(f"conda activate {shell_quote(env)}")
+            self.note("kept", f"{key} beside {given[0]} -> setup: a job file activates one of them", 0)
+        box = self.fields.get("container")
+        if box is not None and not box.get("image") and not box.get("environment"):
+            del self.fields["container"]
+            self.note("left out", f"container settings without an image: {', '.join(box)}")
+        elif box is not None and set(box) == {"image"}:
+            self.fields["container"] = box["image"]
+        if self.setup:
+            self.fields["setup"] = self.setup
+
+
+OWN_GPU = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
+# What a note says instead of a secret; and whatever stands behind `wandb login`.
+MASK = re.compile(
+    r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|(AKIA|ASIA)[A-Z0-9]{16}"
+    r"|eyJ[A-Za-z0-9_.-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY.*"
+    r"|(?<= login )\S.*|(?<=[-_]key[= ])\S+|(?<=[-_]token[= ])\S+",
+    re.DOTALL,
+)
+MODULE_VERBS = (
+    "load",
+    "purge",
+    "reset",
+    "use",
+    "unload",
+    "swap",
+    "list",
+    "restore",
+    "save",
+    "avail",
+    "spider",
+    "switch",
+)
+
+
+def _ordered(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in fields.items() if value not in ({}, [], None)}
+
+
+def _name(script: Script) -> str:
+    """A name for the run, from --job-name or the file's."""
+    given = script.directive("job-name")
+    text = given.value if given and given.value else basename(script.name).rpartition(".")[0] or basename(script.name)
+    tame = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40].strip("-")
+    return tame or "imported"
+
+
+def _number(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text or "") else None
+
+
+def _size(text: str) -> str:
+    """480GB is 480G to Slurm, too."""
+    match = re.fullmatch(r"([0-9]+)([KMGTkmgt]?)[bB]?", text)
+    return (match[1].lstrip("0") or "0") + match[2].upper() if match else text
+
+
+def _times(text: str, count: int) -> str:
+    match = re.fullmatch(r"([0-9]+)([KMGTkmgt]?)[bB]?", text)
+    return f"{int(match[1]) * count}{match[2].upper()}" if match else text
+
+
+def _short(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= 90 else flat[:87] + "..."
+
+
+def _one_of(name: str) -> str:
+    """LRS holds values of LR."""
+    one = re.sub(r"(?<=[A-Za-z0-9])(?<![Ss])[Ss]$", "", name)
+    return one if one != name else f"{name}_VALUE"
+
+
+def _tame(name: str) -> str:
+    return re.sub(r"\W+", "_", name).strip("_")[:30].upper() or "VALUE"
+
+
+def _without_end(word: Word, end: str) -> Word:
+    """~/env/bin/activate without /bin/activate."""
+    last = word.pieces[-1]
+    if not last.name and last.text.endswith(end):
+        shorter = replace(last, text=last.text.removesuffix(end))
+        pieces = (*word.pieces[:-1], shorter) if shorter.text else word.pieces[:-1]
+        return replace(word, pieces=pieces)
+    return word
+
+
+def _tidy_script(path: Any) -> Any:
+    return path.removeprefix("./") if isinstance(path, str) else path
+
+
+def _names_in(command: Command) -> set[str]:
+    return {name for word in command.words for name in re.findall(r"\$\{?([A-Za-z_]\w*)", word.text)}
+
+
+def shell_quote(text: str) -> str:
+    import shlex
+
+    return shlex.quote(text)
+
+
+def _inside_quotes(text: str) -> str:
+    return re.sub(r'([\\"$`])', r"\\\1", text)
+
+
+def _shell_text(word: Word) -> str:
+    """Inside double quotes: known text, and ${NAME} for the rest."""
+    return "".join(piece.shown if piece.name else _inside_quotes(piece.text) for piece in word.pieces)
+
+
+def _shell_word(word: Word) -> str:
+    return f'"{_shell_text(word)}"' if not re.fullmatch(r"[\w./${}=:,+-]+", _shell_text(word)) else _shell_text(word)

@@ -1,0 +1,201 @@
+"""A job as the text of a job file: keys in the order of the documentation, short things on one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+from launcher import spec, yamldoc
+from launcher.errors import Path, Problem, UserError
+from launcher.imports import Imported
+from launcher.spec import JobSpec
+from launcher.spec.train import Train
+
+WIDTH = 100
+SPACED = ("train", "resources", "slurm", "kubernetes", "container")  # sections with a blank line before them
+PLAIN = re.compile(r"[A-Za-z0-9_./%+=@-][A-Za-z0-9_./:+@%=-]*(?<!:)\Z")
+SPECIAL = re.compile(r"(|-+|~|=|null|true|false|yes|no|on|off|y|n|\.\.\.)\Z", re.IGNORECASE)
+
+
+def text(job: Mapping[str, Any], *, comments: Mapping[Path, str] | None = None, head: Iterable[str] = ()) -> str:
+    """{"name": "a", "train": {"args": ["--lr", "1"]}} as YAML that `spec.load` reads back to the same."""
+    said = dict(comments or {})
+    lines = [f"# {line}" if line else "#" for line in head]
+    for key, _ in ordered(job, JobSpec):
+        if lines and (key in SPACED or (isinstance(job[key], dict) and not _reference(job[key]))) and lines[-1]:
+            lines.append("")
+        lines += _entry(key, job[key], 0, (key,), said)
+    lines += [f"# FILL IN: {note}" for note in said.values()]  # of what has no line of its own
+    return "\n".join(lines) + "\n"
+
+
+def _entry(key: str, value: Any, depth: int, path: Path, said: dict[Path, str]) -> Iterator[str]:
+    indent = "  " * depth
+    note = said.pop(path, "")
+    end = f"  # FILL IN: {note}" if note else ""
+    begin = f"{indent}{key if key.isidentifier() else scalar(key)}:"
+    flow = _flow(value)
+    inner = any(other[: len(path)] == path for other in said)
+    short = len(begin) + len(flow) + 1 <= WIDTH
+    whole = isinstance(value, dict) and _reference(value)
+    if not isinstance(value, (dict, list, tuple)) or (depth and short and not inner) or whole or not value:
+        yield f"{begin} {flow}{end}"
+    elif isinstance(value, dict):
+        yield begin + end
+        for name, child in ordered(value, SECTIONS[key]) if not depth and key in SECTIONS else value.items():
+            yield from _entry(name, child, depth + 1, (*path, name), said)
+    elif short and not inner and not any(isinstance(item, dict) and not _reference(item) for item in value):
+        yield f"{begin} {flow}{end}"
+    elif (
+        not inner
+        and not any(isinstance(item, dict) and not _reference(item) for item in value)
+        and (max(len(_flow(item)) for item in value) < WIDTH - len(indent))
+    ):
+        yield begin + " [" + end
+        yield from _wrapped([_flow(item) for item in value], indent + "  ")
+        yield f"{indent}]"
+    else:
+        yield begin + end
+        for index, item in enumerate(value):
+            note = said.pop((*path, index), "")
+            end = f"  # FILL IN: {note}" if note else ""
+            if isinstance(item, dict) and len(_flow(item)) + len(indent) + 4 > WIDTH:
+                rows = [line for name, child in item.items()
+                        for line in _entry(name, child, depth + 2, (*path, index, name), said)]  # fmt: skip
+                yield f"{indent}  - {rows[0].lstrip()}{end}"
+                yield from rows[1:]
+            else:
+                yield f"{indent}  - {_flow(item)}{end}"
+
+
+def _wrapped(items: list[str], indent: str) -> Iterator[str]:
+    """As many to a line as fit; a line begins with an option where there are any."""
+    line = ""
+    for at, item in enumerate(items):
+        option = item.startswith("--")
+        ahead = item if not option or at + 1 == len(items) else f"{item}, {items[at + 1]}"
+        if line and len(indent) + len(line) + len(ahead) + 2 > WIDTH:
+            yield indent + line.rstrip()
+            line = ""
+        line += f"{item}, "
+    yield indent + line.rstrip()
+
+
+SECTIONS: dict[str, type] = {"train": Train, "resources": spec.Resources, "slurm": spec.Slurm,
+                             "container": spec.Container}  # fmt: skip
+
+
+def ordered(section: Mapping[str, Any], kind: type) -> list[tuple[str, Any]]:
+    order = [row.name for row in fields(kind)]
+    return sorted(section.items(), key=lambda row: order.index(row[0]) if row[0] in order else len(order))
+
+
+def _reference(item: Mapping[str, Any]) -> bool:
+    return set(item) <= {"env", "append"}
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return (
+            "{"
+            + ", ".join(
+                f"{key if key.isidentifier() else scalar(key)}: {_flow(child)}" for key, child in value.items()
+            )
+            + "}"
+        )
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_flow, value)) + "]"
+    return scalar(value)
+
+
+def scalar(value: Any) -> str:
+    """12 as 12, "a b" in quotes, "on" in quotes; a word that needs none gets none."""
+    if value is None:
+        return '""'
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (int, float)):
+        return repr(value)
+    word = str(value)
+    if PLAIN.match(word) and not SPECIAL.match(word):
+        return word
+    if re.fullmatch(r"[\x20-\x7e]*\"[\x20-\x7e]*", word):
+        return "'" + word.replace("'", "''") + "'"
+    return json.dumps(word)
+
+
+# --- checked --------------------------------------------------------------------------------------
+
+
+def checked(made: Imported, *, name: str) -> tuple[str, list[Problem], set[str]]:
+    """The text, what keeps it from being submitted as it is, and the variables it reads where it is loaded.
+
+    What is not right gets its comment, so that the user sees it in its place.
+    """
+    variables = set(_variables(made.job))
+    head = heading(made, name)
+    body = text(made.job, comments=made.comments, head=head)
+    problems = _problems(body, {variable: f"/{variable.lower()}" for variable in variables})
+    if not problems:
+        return body, [], variables
+    root = yamldoc.parse(body, name=JOB)
+    paths = _paths(root)
+    comments = dict(made.comments)
+    for problem in problems:
+        path = paths.get(problem.where, ())
+        comments.setdefault(path, " ".join([problem.message, problem.hint]).strip())
+    return text(made.job, comments=comments, head=head), problems, variables
+
+
+JOB = "job.yaml"
+
+
+def _problems(body: str, environ: Mapping[str, str]) -> list[Problem]:
+    """What loading, planning and rendering say of it."""
+    from launcher import plan
+    from launcher.backends import slurm
+
+    try:
+        document = spec.load(body, name=JOB, environ=environ)
+    except UserError as error:
+        return list(error.problems)
+    named = document.spec.model
+    if document.spec.sweep or (isinstance(named, str) and named.endswith(".json")):
+        return []  # its points are jobs of their own; the file lies where the job file is
+    try:
+        slurm.render(plan.make(document.spec))
+    except UserError as error:
+        return [document.place(problem) for problem in error.problems]
+    return []
+
+
+def heading(made: Imported, name: str) -> list[str]:
+    share = f"{made.typed} of {made.typed + made.raw} fields are typed"
+    return [f"From {name} by `dslaunch import`; {share}."]
+
+
+def _variables(value: Any) -> Iterator[str]:
+    if isinstance(value, Mapping):
+        if _reference(value) and "env" in value:
+            yield str(value["env"])
+        else:
+            for child in value.values():
+                yield from _variables(child)
+    elif isinstance(value, (list, tuple)):
+        for child in value:
+            yield from _variables(child)
+
+
+def _paths(node: yamldoc.Node, path: Path = ()) -> dict[str, Path]:
+    """Which field stands at job.yaml:6:3."""
+    found: dict[str, Path] = {str(node.mark): path}
+    if isinstance(node, yamldoc.Table):
+        for key, child in node.entries.items():
+            found |= {str(node.keys[key]): (*path, key), **_paths(child, (*path, key))}
+    elif isinstance(node, yamldoc.Sequence):
+        for index, child in enumerate(node.items):
+            found |= _paths(child, (*path, index))
+    return found

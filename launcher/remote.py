@@ -1,0 +1,173 @@
+"""A Slurm whose login node is reached over ssh: its commands, the run directory there, and a copy of it here.
+
+One connection a request. Nothing that a shell could read is ever sent: requests are JSON on standard input
+(node/far.py), answers stand in a frame, and what a login script prints is skipped.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import secrets
+import tarfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from launcher import runs
+from launcher.errors import Problem, Unreachable, UserError
+from launcher.node import journal
+from launcher.run import Result, Run, run
+
+AGENT = Path(__file__).parent / "node" / "far.py"
+# No question is asked, no unknown host is trusted, nothing of ours is forwarded.
+SSH = (
+    "ssh", "-T", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=yes", "-o", "ConnectTimeout=10",
+    "-o", "ForwardAgent=no", "-o", "ClearAllForwardings=yes", "-o", "ServerAliveInterval=15",
+)  # fmt: skip
+UNCONNECTED = "ssh did not connect"
+SLOW = 30.0  # seconds for a login, on top of what is asked
+AGAIN = 2.0  # seconds in which what was fetched is new enough
+HAVE = "there.json"
+DEFAULT = "dslaunch-runs"  # in the home directory there
+_fetched: dict[str, float] = {}
+
+
+def login(extra: Mapping[str, Any]) -> str:
+    """Where a run was submitted: user@host, or nothing for this machine."""
+    return str(extra.get("login", ""))
+
+
+def folder(record_id: str, extra: Mapping[str, Any]) -> str:
+    return f"{extra.get('login_dir') or DEFAULT}/{record_id}"
+
+
+def ask(
+    host: str, request: Mapping[str, Any], payload: bytes = b"", *, timeout: float = 30.0, mark: Sequence[str] = ()
+) -> tuple[dict[str, Any], bytes]:
+    """The answer and what follows it. Raises Unreachable with ssh's own words, UserError where it went wrong there.
+
+    `mark`: words that show in this machine's process list, so that a look-up sees a submission that is on its way.
+    """
+    agent, nonce = AGENT.read_bytes(), secrets.token_hex(16)
+    text = json.dumps({**request, "nonce": nonce}).encode()
+    # a login shell has the site's PATH; it sees numbers and fixed words alone
+    start = f"exec bash -lc 'exec python3 -c \"import sys; exec(sys.stdin.buffer.read({len(agent)}).decode())\"'"
+    done = run(
+        [*SSH, "--", host, " ".join([start, *(["#", *mark] if mark else [])])],
+        timeout=timeout + SLOW, bounded=bool(mark), stdin=agent + b"%16d" % len(text) + text + payload, binary=True,
+    )  # fmt: skip
+    raw = done.raw
+    at = raw.find(nonce.encode())
+    if at < 0:
+        words = " ".join(done.err.split())[-400:]
+        connected = done.code not in (None, 255)
+        problem = f"{host}: {words or 'no answer'}" if connected else f"{UNCONNECTED} to {host}: {words}"
+        raise Unreachable(Problem(problem, _hint(words, host), ("slurm", "login")))
+    head = at + len(nonce)
+    size, more = int(raw[head : head + 16]), int(raw[head + 16 : head + 32])
+    body = raw[head + 32 :]
+    if len(body) < size + more:
+        raise Unreachable(Problem(f"{host}: the connection ended in the middle of the answer", "ask again"))
+    answer: dict[str, Any] = json.loads(body[:size])
+    if "error" in answer:
+        raise UserError(Problem(f"{host}: {answer['error']}", at=("slurm", "login")))
+    return answer, body[size : size + more]
+
+
+HINTS = (
+    ("host key verification failed", "log in once by hand and compare the fingerprint: ssh {host}"),
+    ("no matching host key", "log in once by hand and compare the fingerprint: ssh {host}"),
+    ("permission denied", "a key without a password prompt: ssh-add, and ssh -o BatchMode=yes {host} true"),
+    ("could not resolve", "slurm.login names a host of DNS or of ~/.ssh/config"),
+    ("python3", "the login node needs a python3 on its PATH"),
+)  # fmt: skip
+
+
+def _hint(words: str, host: str) -> str:
+    found = next((hint for phrase, hint in HINTS if phrase in words.lower()), "ssh -o BatchMode=yes {host} true")
+    return found.format(host=host)
+
+
+def runner(host: str) -> Run:
+    """`run` as if on the login node; one that cannot be reached is a command that did not answer."""
+
+    def far(
+        argv: Sequence[str],
+        *,
+        timeout: float = 30.0,
+        env: Mapping[str, str] | None = None,
+        bounded: bool = False,
+        stdin: bytes = b"",
+    ) -> Result:
+        mark = (
+            [word for word in argv if word == "sbatch" or word.startswith("--job-name=")]
+            if argv[0] == "sbatch"
+            else []
+        )
+        try:
+            answer, _ = ask(
+                host, {"op": "run", "argv": list(argv), "timeout": timeout}, stdin, timeout=timeout, mark=mark
+            )
+        except (Unreachable, UserError) as error:
+            return Result(None, "", error.problems[0].message)
+        return Result(answer["code"], answer["out"], answer["err"])
+
+    return far
+
+
+def put(record: runs.Record) -> str:
+    """The run directory, there too; its absolute path. Secrets are kept there alone."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=6) as archive:
+        for path in sorted(record.folder.iterdir()):
+            if path.name != "submitted-from" and not path.name.endswith(".lock"):
+                archive.add(path, arcname=path.name)
+        link = record.folder / "submitted-from"
+        if link.is_symlink() and not os.path.isabs(os.readlink(link)):  # noqa: PTH115, PTH117 - a snapshot in the run itself
+            archive.add(link, arcname=link.name)
+    where = folder(record.id, record.extra)
+    above = record.extra.get("login_dir") or DEFAULT
+    request = {"op": "put", "folder": where, "link": above}
+    answer, _ = ask(login(record.extra), request, buffer.getvalue(), timeout=300.0)
+    runs.forget_secrets(record)
+    return str(answer["folder"])
+
+
+def missing(host: str, paths: Sequence[tuple[str, str]]) -> list[str]:
+    """Of ("/data", "directory") and ("/x/train.py", "file"), the paths that are not there."""
+    answer, _ = ask(host, {"op": "missing", "paths": [list(row) for row in paths]})
+    return [str(path) for path in answer["missing"]]
+
+
+def fetch(record: runs.Record) -> bool:
+    """What the job has written there since the last look; whether there is a run directory."""
+    host = login(record.extra)
+    if time.monotonic() - _fetched.get(str(record.folder), -AGAIN) < AGAIN:
+        return True
+    path = record.folder / HAVE
+    try:
+        have = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        have = {}
+    answer, data = ask(host, {"op": "get", "folder": folder(record.id, record.extra), "have": have}, timeout=120.0)
+    at = 0
+    for name, size, offset, length, mtime in answer["files"]:
+        place = record.folder / (runs.THERE if name == journal.NAME else name)
+        if record.folder.resolve() not in place.resolve().parents:
+            raise UserError(Problem(f"{host} sent {name!r}, which leads out of the run directory"))
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb") as file:  # noqa: PTH123
+            file.seek(offset)
+            file.write(data[at : at + length])
+            file.truncate(size)
+        at += length
+        have[name] = [size, mtime]
+    if answer["files"]:
+        half = path.with_suffix(".half")
+        half.write_text(json.dumps(have), encoding="utf-8")
+        half.replace(path)
+    _fetched[str(record.folder)] = time.monotonic()
+    return bool(answer["there"])

@@ -1,0 +1,911 @@
+"""Batch scripts and shell scripts of others, judged: what sbatch does not do, what hangs, what hides a failure.
+
+What an id means stands in data/scriptrules.yaml, with a script that has the fault and one that has not.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from posixpath import basename
+from typing import Any
+
+from launcher import facts, launchers, shell, yamldoc
+from launcher.launchers import Around, Found, Launch, Word
+
+RANKS = {"SLURM_PROCID": "rank", "SLURM_NODEID": "node rank", "SLURM_LOCALID": "local rank"}
+REMOTE = {"srun", "mpirun", "mpiexec", "pdsh", "ssh", "clush", "parallel-ssh", "pssh", "jsrun", "ibrun"}
+
+
+@cache
+def rules() -> dict[str, dict[str, Any]]:
+    """SLM: batch scripts; LCH: command lines of launchers, wherever they stand; K8S: manifests."""
+    return yamldoc.load_tables(facts.DATA / "scriptrules.yaml")
+
+
+@cache
+def _options() -> dict[str, Any]:
+    return yamldoc.load_tables(facts.DATA / "sbatch.yaml")
+
+
+def is_script(text: str) -> bool:
+    """By its first line."""
+    return bool(re.match(r"\ufeff?#!\s*\S*(/|\s)(env\s+(-S\s+)?)?(ba|da|z|k)?sh\b", text))
+
+
+def looks_like(text: str, *, name: str) -> bool:
+    """A shell script by its first line, by its #SBATCH lines, or by its name where it has neither."""
+    if is_script(text):
+        return True
+    if re.search(r"^#SBATCH\s", text, re.MULTILINE) and not re.search(
+        r"^(apiVersion|name|train)\s*:", text, re.MULTILINE
+    ):
+        return True
+    return name.lower().endswith((".sh", ".bash", ".sbatch", ".slurm", ".sub")) and not text.lstrip().startswith("{")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One srun (or ssh, pdsh, mpirun) of the batch shell, with the launchers that it starts on the nodes."""
+
+    command: shell.Command
+    kind: str
+    options: dict[str, shell.Option]
+    program: tuple[shell.Word, ...]
+    launches: tuple[tuple[Launch, shell.Command], ...]
+    nodes: int | None
+    per_node: int | None  # tasks
+    tasks: int | None
+
+    @property
+    def several(self) -> bool:
+        """Certainly more than one task."""
+        return (self.tasks or 1) > 1 or (self.nodes or 1) > 1
+
+    @property
+    def trains(self) -> bool:
+        """A launcher, a Python program or a wrapper script; not hostname, mkdir, nvidia-smi."""
+        if self.launches:
+            return True
+        words = [word.partial for word in self.program]
+        if self.command.script:
+            words += [word.partial for one in self.command.script.everything() for word in one.argv]
+        if "-c" in words[1:3] and basename(words[0]).startswith("python"):
+            return False
+        return any(
+            re.search(r"\.(py|sh)$|^(python[0-9.]*|torchrun|accelerate|deepspeed)$", basename(word)) for word in words
+        )
+
+
+class Case:
+    """One script with what its header says, read once."""
+
+    def __init__(self, text: str, name: str, *, nodes: int | None = None, gpus: int | None = None) -> None:
+        self.text, self.lines = text, text.splitlines()
+        self.script = shell.read(text, name)
+        self.header = {one.option: one for one in self.script.directives}
+        self.batch = bool(self.script.directives)
+        self.ours = bool(re.search(r"^\s*(export )?DSLAUNCH_\w+=|\$\{DSLAUNCH_\w+:-", text, re.MULTILINE))
+        self.is_shell = not re.match(r"#!.*\bpython", text)
+        self.nodes = self._nodes() if self.batch else None
+        if nodes and "nodes" not in self.header:
+            self.nodes = nodes
+        self.gpus = self._gpus() or gpus
+        self.commands = [(c, r) for c, r in _walk(self.script, None) if "substitution" not in c.inside]
+        self.local = [c for c, remote in self.commands if remote is None]
+
+    def value(self, option: str) -> str:
+        one = self.header.get(option)
+        return (one.value or "") if one else ""
+
+    def number(self, *options: str) -> int | None:
+        for option in options:
+            value = self.value(option)
+            if re.fullmatch(r"[0-9]{1,7}", value):
+                return int(value)
+        return None
+
+    def _nodes(self) -> int | None:
+        if "nodes" in self.header:
+            return self.number("nodes")
+        tasks, per_node = self.number("ntasks"), self.number("ntasks-per-node")
+        if tasks and per_node and tasks % per_node == 0:
+            return tasks // per_node
+        if {"ntasks", "array", "nodelist", "gpus", "nodefile"} & set(self.header):
+            return 1 if tasks == 1 else None
+        return 1
+
+    def _gpus(self) -> int | None:
+        direct = re.fullmatch(r"(?:[A-Za-z0-9_.-]+:)?([0-9]+)", self.value("gpus-per-node"))
+        if direct:
+            return int(direct[1])
+        gres = re.search(
+            r"(?:^|,)(?:gres[:/])?gpu(?::[A-Za-z0-9_.-]*[A-Za-z][A-Za-z0-9_.-]*)?:([0-9]+)", self.value("gres")
+        )
+        if gres:
+            return int(gres[1])
+        total = re.fullmatch(r"(?:[A-Za-z0-9_.-]+:)?([0-9]+)", self.value("gpus"))
+        if total and self.nodes and int(total[1]) % self.nodes == 0:
+            return int(total[1]) // self.nodes
+        per_task, tasks = self.number("gpus-per-task"), self.number("ntasks-per-node", "tasks-per-node")
+        return per_task * tasks if per_task and tasks else None
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        return [self._step(one) for one in self.local if _kind(one) in REMOTE]
+
+    def _step(self, command: shell.Command) -> Step:
+        kind = _kind(command)
+        at = next(i for i, word in enumerate(command.argv) if basename(word.partial) == kind)
+        given, program = shell.options(command.argv[at + 1 :]) if kind == "srun" else ([], command.argv[at + 1 :])
+        options = {one.name: one for one in given}
+
+        def number(name: str) -> int | None:
+            value = options[name].value if name in options else None
+            text = value.value if value else None
+            return int(text) if text and re.fullmatch(r"[0-9]{1,7}", text) else None
+
+        nodes = number("nodes") if "nodes" in options else self.nodes
+        per_node = number("ntasks-per-node") if "ntasks-per-node" in options else self.number("ntasks-per-node")
+        tasks = number("ntasks")
+        if "ntasks" not in options:
+            stated = self.number("ntasks") if not {"nodes", "ntasks-per-node"} & set(options) else None
+            tasks = stated or (nodes * (per_node or 1) if nodes else None)
+        if tasks == 1:
+            nodes, per_node = 1, 1
+        elif tasks and nodes and (not per_node or ("ntasks" in options and "ntasks-per-node" not in options)):
+            per_node = max(tasks // nodes, 1)
+        launches = []
+        direct = launchers.read(self.words(program)) if kind != "mpirun" else None
+        if direct:
+            launches.append((direct, command))
+        for inner in command.script.everything() if command.script else ():
+            found = launchers.read(self.words(inner.argv, command))
+            if found:
+                launches.append((found, inner))
+        return Step(command, kind, options, program, tuple(launches), nodes, per_node, tasks)
+
+    @cached_property
+    def launches(self) -> list[tuple[Launch, shell.Command, Step | None]]:
+        """Every launcher, with the step that starts it on the nodes where there is one."""
+        found: list[tuple[Launch, shell.Command, Step | None]] = []
+        found += [(launch, command, step) for step in self.steps for launch, command in step.launches]
+        for command in self.local:
+            if _kind(command) not in REMOTE - {"mpirun", "mpiexec"}:
+                launch = launchers.read(self.words(command.argv))
+                if launch:
+                    found.append((launch, command, None))
+        return found
+
+    @cached_property
+    def assigned(self) -> dict[str, shell.Assignment]:
+        return {one.name: one for one in self.script.assignments}
+
+    def words(self, argv: Iterable[shell.Word], outer: shell.Command | None = None) -> list[Word]:
+        return [self.word(word, outer) for word in argv]
+
+    def word(self, word: shell.Word, outer: shell.Command | None = None) -> Word:
+        line, column = self.place(word.text, word.line, word.column, outer)
+        known = not word.left and not (outer and re.search(r"[$`]", word.partial))
+        return Word(word.partial, line, column, known)
+
+    def place(self, text: str, line: int, column: int, outer: shell.Command | None) -> tuple[int, int]:
+        """A nested script counts columns from its own start: where the word stands in the file."""
+        if outer is None:
+            return line, column
+        row = self.lines[line - 1] if 0 < line <= len(self.lines) else ""
+        at = row.find(text) if text else -1
+        return (line, at + 1) if at >= 0 else (outer.line, outer.column)
+
+    def at(
+        self, one: shell.Command | shell.Assignment, rule: str, message: str, fix: str = "", severity: str = ""
+    ) -> Found:
+        name = one.name if isinstance(one, shell.Assignment) else (one.words[0].text if one.words else "")
+        return Found(rule, message, one.line, one.column, fix, severity, one.column + max(len(name), 1))
+
+    def of(self, one: shell.Directive, rule: str, message: str, fix: str = "", severity: str = "") -> Found:
+        row = self.lines[one.line - 1] if one.line <= len(self.lines) else ""
+        rest = re.match(r"\S+", row[one.column - 1 :])
+        return Found(rule, message, one.line, one.column, fix, severity, one.column + (rest.end() if rest else 1))
+
+    def says(self, pattern: str) -> bool:
+        """Of everything but comments."""
+        return bool(re.search(pattern, self.code))
+
+    @cached_property
+    def code(self) -> str:
+        return "\n".join(line for line in self.lines if not line.lstrip().startswith("#"))
+
+
+def _walk(script: shell.Script, remote: shell.Command | None) -> Iterator[tuple[shell.Command, shell.Command | None]]:
+    for command in script.commands:
+        yield command, remote
+        if command.script:
+            yield from _walk(command.script, remote or (command if _kind(command) in REMOTE else None))
+
+
+PREFIXES = {"time", "exec", "nohup", "env", "timeout", "command", "stdbuf", "sudo", "!", "nice"}
+
+
+def _kind(command: shell.Command) -> str:
+    """srun for `time srun ...` and `env A=1 srun ...`; else the command's own name."""
+    for word in command.argv:
+        name = basename(word.partial)
+        if (
+            name in PREFIXES
+            or launchers.ASSIGNMENT.fullmatch(word.partial)
+            or re.fullmatch(r"-.*|[0-9]+[smh]?", name)
+        ):
+            continue
+        return name
+    return ""
+
+
+def judge(text: str, *, name: str = "<stdin>", case: Case | None = None) -> list[Found]:
+    """Everything about a script at once."""
+    case = case or Case(text, name)
+    found = list(_header(case))
+    if case.is_shell:
+        for part in (_meeting, _steps, _environment, _ends, _signals, _shell, _files, _secrets):
+            found += part(case)
+    seen: dict[tuple[object, ...], Found] = {}
+    for one in found:  # a port is said once, not wherever $MASTER_PORT stands
+        key = (one.rule, one.message) if one.rule in ("LCH012", "LCH013") else (one.rule, one.line, one.column)
+        seen.setdefault(key, one)
+    return sorted(seen.values(), key=lambda one: (one.line, one.column, one.rule))
+
+
+CONFIG = re.compile(r'"(train_(micro_)?batch_size\w*|zero_optimization)"\s*:')
+
+
+def configs(case: Case) -> list[tuple[str, int]]:
+    """DeepSpeed configs that heredocs write, with the line before each; none that has $NAMES left in it."""
+    found = []
+    for document in case.script.files.values():
+        body = document.text
+        if body.lstrip().startswith("{") and CONFIG.search(body) and not re.search(r"\$[{(A-Za-z_]", body):
+            found.append((body, document.line - 1))
+    return found
+
+
+# --- the header -------------------------------------------------------------------------------------
+
+
+def _header(case: Case) -> Iterator[Found]:
+    script = case.script
+    if case.batch and not case.text.startswith("#!"):
+        yield Found("SLM009", "the first line does not begin with #!", 1, 1, "#!/bin/bash", "", 2)
+    if "\r\n" in case.text and (case.batch or case.text.startswith("#!")):
+        yield Found("SLM014", "the lines end with CR LF", 1, 1, "dos2unix", "", 2)
+    seen_lines = set()
+    for one in script.directives:
+        row = case.lines[one.line - 1]
+        if one.value and re.search(r"\$[{(A-Za-z_]|`", one.value):
+            message = f"--{one.option}={one.value}: sbatch takes it as it stands"
+            yield case.of(one, "SLM001", message, _instead_of(one))
+        if one.line not in seen_lines:
+            found = _unknown(case, one, row)
+            if found:
+                seen_lines.add(one.line)
+                yield found
+    inside = _heredoc_lines(script)
+    late = [one for one in script.late if one.line not in inside and case.is_shell]
+    if late:
+        first = late[0]
+        more = f", and {len(late) - 1} more" if len(late) > 1 else ""
+        yield case.of(
+            first, "SLM002", f"{first.text[:60]}{more}: after the first command sbatch reads no more of them"
+        )
+    yield from _header_values(case)
+
+
+def _heredoc_lines(script: shell.Script) -> set[int]:
+    found: set[int] = set()
+    for command in script.everything():
+        if command.heredoc:
+            first = command.heredoc.line
+            found |= set(range(first, first + command.heredoc.raw.count("\n") + 2))
+    return found
+
+
+def _instead_of(one: shell.Directive) -> str:
+    if one.option in ("output", "error"):
+        return "%x is the job's name, %j its number; a folder has to be there already"
+    return "write the value, or give it to sbatch on its command line"
+
+
+def _unknown(case: Case, one: shell.Directive, row: str) -> Found | None:
+    table = _options()
+    word = re.match(r"\S+", row[one.column - 1 :])
+    written = word[0] if word else ""
+    if not written.startswith("-"):
+        return None if one.known else case.of(one, "SLM004", f"{written[:60]!r} belongs to no option")
+    if re.match(r"-[A-Za-z]", written):
+        letter = written[1]
+        if letter in table["short"]:
+            return None
+        if letter in table["srun-short"]:
+            return case.of(one, "SLM003", f"-{letter} is srun's option, and sbatch refuses it", f"srun -{letter} ...")
+        return case.of(one, "SLM003", f"sbatch has no option -{letter}")
+    name = written[2:].partition("=")[0]
+    known = [*table["sbatch"], *table["plugins"]]
+    fits = [option for option in table["sbatch"] if option.startswith(name)]
+    if name in known or len(fits) == 1:
+        return None
+    if name in table["srun"]:
+        return case.of(one, "SLM003", f"--{name} is srun's option, and sbatch refuses it", f"srun --{name} ...")
+    close = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.75) or fits[-1:]
+    if close:
+        return case.of(one, "SLM003", f"sbatch has no option --{name}", f"did you mean --{close[0]}?")
+    return None  # a plugin of the site's may have brought it
+
+
+def seconds(text: str) -> int | None:
+    """seconds("2-00:30:00") is 174600; "90" is minutes, "90:30" minutes and seconds, "1-12" days and hours."""
+    days, dash, rest = text.rpartition("-")
+    parts = rest.split(":")
+    if (
+        not all(re.fullmatch(r"[0-9]{1,6}", part) for part in parts)
+        or len(parts) > 3
+        or (dash and not days.isdigit())
+    ):
+        return None
+    numbers = [int(part) for part in parts]
+    if dash:
+        hours, minutes, secs = (*numbers, 0, 0)[:3]
+        return int(days) * 86400 + hours * 3600 + minutes * 60 + secs
+    if len(numbers) == 1:
+        return numbers[0] * 60
+    return sum(number * unit for number, unit in zip(reversed(numbers), (1, 60, 3600), strict=False))
+
+
+def _header_values(case: Case) -> Iterator[Found]:
+    limit = seconds(case.value("time"))
+    signal = re.fullmatch(r"(?:(?P<who>[BRbr]+):)?(?P<name>[A-Za-z0-9]+)(?:@(?P<lead>[0-9]+))?", case.value("signal"))
+    if signal and limit:
+        lead = int(signal["lead"] or 60)
+        if lead >= limit:
+            message = f"the signal is due {lead} s before the end of a job of {limit} s"
+            yield case.of(case.header["signal"], "SLM005", message)
+    nodes = re.fullmatch(r"([0-9]+)(?:-([0-9]+))?", case.value("nodes"))
+    named = _hosts(case.value("nodelist"))
+    if nodes and named and named > int(nodes[2] or nodes[1]):
+        message = f"{named} nodes are named and {nodes[0]} asked for"
+        yield case.of(case.header["nodelist"], "SLM006", message, f"--nodes={named}")
+    per_task, per_node = case.number("gpus-per-task"), case.number("ntasks-per-node", "tasks-per-node")
+    bound = case.value("gpu-bind") or next(
+        (
+            s.options["gpu-bind"].value.partial
+            for s in case.steps
+            if "gpu-bind" in s.options and s.options["gpu-bind"].value
+        ),
+        "",
+    )
+    if per_task and per_node and per_node > 1 and bound != "none":
+        message = f"each of {per_node} tasks on a node sees {per_task} GPU{'s' if per_task > 1 else ''}, called 0"
+        yield case.of(case.header["gpus-per-task"], "SLM007", message)
+
+
+def _hosts(text: str) -> int | None:
+    """_hosts("gpu[01-04,7],login1") is 6; None for a file or nothing."""
+    if not text or "/" in text or "$" in text:
+        return None
+    count = 0
+    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
+        product = 1
+        for group in re.findall(r"\[([^\]]*)\]", part):
+            total = 0
+            for item in group.split(","):
+                span = re.fullmatch(r"([0-9]+)-([0-9]+)", item)
+                total += max(int(span[2]) - int(span[1]) + 1, 0) if span else 1
+            product *= total
+        count += product
+    return count
+
+
+# --- steps ------------------------------------------------------------------------------------------
+
+
+def _steps(case: Case) -> Iterator[Found]:
+    itself = any("$0" in step.command.text or "BASH_SOURCE" in step.command.text for step in case.steps)
+    if not itself:
+        yield from _ranks(case)
+    for launch, command, step in case.launches:
+        if step and step.kind in ("srun", "mpirun", "mpiexec"):
+            yield from _per_task(case, launch, step)
+        elif step is None and not itself:
+            yield from _first_node_only(case, launch, command)
+        yield from launchers.judge(launch, _around(case, launch, step))
+    for step in case.steps:
+        if not step.launches and step.trains and step.per_node and step.nodes and step.per_node > 1:
+            words = case.words(step.program)
+            yield from launchers.arithmetic(words, Around(step.nodes, step.per_node))
+
+
+def _around(case: Case, launch: Launch, step: Step | None) -> Around:
+    nodes = step.nodes if step else case.nodes
+    said = launch.option("nnodes", "num_machines", "num_nodes")
+    if nodes is None and said and (count := re.fullmatch(r"[0-9]+", said.text)):
+        nodes = int(count[0])
+    if step is None and launch.kind in ("torchrun", "accelerate", "composer") and (case.nodes or 1) > 1:
+        nodes = case.nodes if said else nodes
+    gpus = case.gpus
+    if step and (step.per_node or 1) > 1:
+        gpus = None  # its own rule
+    env = {name: one.value.partial if one.value else "" for name, one in case.assigned.items()}
+    return Around(nodes, gpus, env)
+
+
+def _ranks(case: Case) -> Iterator[Found]:
+    """$SLURM_PROCID and its kin, put in by the batch shell, where they are always 0."""
+    many = [
+        step
+        for step in case.steps
+        if step.kind == "srun" and (step.several or step.nodes is None) and step.tasks != 1
+    ]
+    for step in many:
+        names = {piece.name for word in step.command.argv for piece in word.pieces} & set(RANKS)
+        heredoc = step.command.heredoc
+        if heredoc and not heredoc.quoted:
+            names |= set(re.findall(r"(?<!\\)\$\{?(SLURM_(?:PROCID|NODEID|LOCALID))\b", heredoc.raw))
+        for name in sorted(names):
+            yield _rank(case, step, name)
+    if not many:
+        return
+    for one in case.script.assignments:
+        pieces = {piece.name for piece in one.value.pieces} & set(RANKS) if one.value else set()
+        if pieces and one.exported and not one.prefix and re.search(r"RANK|PROCID|NODEID", one.name):
+            name = min(pieces)
+            yield case.at(
+                one, "SLM010", f"{one.name} is exported as ${name} of the batch shell, 0 for every {RANKS[name]}"
+            )
+
+
+def _rank(case: Case, step: Step, name: str) -> Found:
+    fixed = f"srun bash -c '... ${name} ...' in single quotes, or \\${name}"
+    message = f"${name} is put in by the batch shell: every task gets {RANKS[name]} 0"
+    launch = next((launch for launch, _ in step.launches), None)
+    backend = launch.option("rdzv_backend") if launch and launch.kind == "torchrun" else None
+    if backend and backend.text != "static":
+        return case.at(
+            step.command, "SLM010", f"{message}, which the {backend.text} rendezvous does not mind", fixed, "note"
+        )
+    return case.at(step.command, "SLM010", message, fixed)
+
+
+def _per_task(case: Case, launch: Launch, step: Step) -> Iterator[Found]:
+    word = launch.word
+    end = word.column + len(word.text)
+    if launch.kind == "mpi" and step.kind == "srun" and step.several:
+        message = (
+            f"{word.text} starts every rank of the job, and srun starts {word.text} {step.tasks or step.nodes} times"
+        )
+        yield Found("SLM012", message, word.line, word.column, "", "", end)
+    hostfile = launch.option("hostfile", "H", "deepspeed_hostfile")
+    if launch.kind == "deepspeed" and step.several and "no_ssh" not in launch.options and not launch.open:
+        what = "reaches all nodes by ssh" if hostfile else "without a hostfile is a job of one node"
+        message = f"deepspeed {what}, and srun starts it {step.tasks or step.nodes} times"
+        yield Found("SLM012", message, word.line, word.column, "", "", end)
+    elif launch.kind == "accelerate" and hostfile and step.several:
+        message = f"accelerate with a hostfile reaches all nodes, and srun starts it {step.tasks or step.nodes} times"
+        yield Found("SLM012", message, word.line, word.column, "", "", end)
+    elif launch.kind in ("torchrun", "composer", "accelerate", "deepspeed-node") and (step.per_node or 1) > 1:
+        per_node = launch.option("nproc_per_node", "nproc", "n", "num_processes")
+        number = per_node.number if per_node else None
+        if (launch.kind == "torchrun" and per_node is None and not launch.open) or number == 1:
+            return
+        shown = per_node.text if per_node else "several"
+        message = f"srun starts {step.per_node} launchers on a node, and each starts {shown} ranks"
+        yield Found("SLM011", message, word.line, word.column, "", "", end)
+
+
+def _first_node_only(case: Case, launch: Launch, command: shell.Command) -> Iterator[Found]:
+    if (case.nodes or 1) <= 1 or launch.kind in ("mpi", "deepspeed-node"):
+        return
+    if (
+        launch.option("hostfile", "H", "deepspeed_hostfile")
+        or "no_ssh" in launch.options
+        or (launch.open and launch.kind == "deepspeed")
+    ):
+        return
+    words = [word.partial for word in command.argv]
+    before = words[: next((i for i, word in enumerate(words) if word == launch.word.text), 0)]
+    if any("$" in word for word in before):
+        return  # "$RUN torchrun": perhaps an srun
+    function = next((part.partition(" ")[2] for part in command.inside if part.startswith("function")), "")
+    if function and any(function in step.command.text for step in case.steps):
+        return
+    machine = launch.option("machine_rank", "node_rank")
+    if machine and machine.text.isdigit() and machine.text != "0":
+        return
+    message = (
+        f"the batch script runs on the first of {case.nodes} nodes, and nothing starts {launch.kind} on the others"
+    )
+    yield Found(
+        "SLM013", message, launch.word.line, launch.word.column, f"srun --ntasks-per-node=1 {launch.kind} ...", "",
+        launch.word.column + len(launch.word.text),
+    )  # fmt: skip
+
+
+# --- meeting ----------------------------------------------------------------------------------------
+
+ADDRESS = re.compile(
+    r"(?i)(MASTER_?(ADDR|IP|HOST|NODE)?|MAIN_PROCESS_IP|HEAD_?NODE(_?(IP|ADDR|ADDRESS))?|RDZV_HOST|MASTER_ADDRESS|MAIN_IP)"
+)
+PORT = re.compile(r"(?i)(MASTER_?PORT|MAIN_PROCESS_PORT|RDZV_PORT|MPORT)")
+
+
+def _meeting(case: Case) -> Iterator[Found]:
+    several = (case.nodes or 0) > 1 or any(step.several for step in case.steps)
+    alone = "exclusive" in case.header
+    for one in case.script.assignments:
+        if one.value is None:
+            continue
+        if ADDRESS.fullmatch(one.name):
+            yield from _address(case, one, several)
+        elif PORT.fullmatch(one.name):
+            yield from _port(case, one, alone)
+        elif one.name == "WORLD_SIZE" and one.exported and case.nodes and case.gpus:
+            said, ranks = one.value.value or "", case.nodes * case.gpus
+            if said.isdigit() and int(said) not in (ranks, case.nodes):  # of nodes, as operators count them
+                message = f"WORLD_SIZE={said} where {case.nodes} x {case.gpus} GPUs are {ranks}"
+                yield case.at(one, "LCH005", message, f"{ranks}")
+    for command, remote in case.commands:
+        for one in (
+            command.script.assignments if command.script and remote is None and _kind(command) == "srun" else ()
+        ):
+            if one.value is None:
+                continue
+            outer = [name for word in command.argv for name in word.left]
+            line, column = case.place(one.name, one.line, one.column, command)
+            there = replace(one, line=line, column=column)
+            if ADDRESS.fullmatch(one.name) and one.value.meaning in ("this-node", "this-address") and several:
+                if not any("hostname" in name or name == "HOSTNAME" for name in outer):
+                    yield case.at(
+                        there, "SLM021", f"{one.name} is {one.value.partial} on every node, so each waits for itself"
+                    )
+            elif (
+                PORT.fullmatch(one.name)
+                and _random(one.value)
+                and several
+                and not any("RANDOM" in n or "shuf" in n for n in outer)
+            ):
+                yield case.at(there, "SLM023", f"{one.name} is drawn on every node, and no two agree", "", "error")
+
+
+def _address(case: Case, one: shell.Assignment, several: bool) -> Iterator[Found]:
+    assert one.value is not None
+    text = one.value.text
+    if re.search(r"(\|\||:-|:=)\s*(echo\s+)?[\"']?(localhost|127\.0\.0\.1)", text):
+        yield case.at(
+            one,
+            "SLM022",
+            f"{one.name} falls back to localhost",
+            "${NAME:?not set} ends the job instead",
+            "" if several else "note",
+        )
+    elif launchers.LOCAL.fullmatch(one.value.partial) and several and one.value.partial:
+        message = f"{one.name}={one.value.partial}: every node looks for the first rank on itself"
+        yield case.at(
+            one, "LCH006", message, 'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
+        )
+    elif re.search(r"hostname\s+(-I|-i|--ip-address|--all-ip-addresses)\b", text) and several:
+        yield case.at(one, "SLM020", f"{one.name} comes from {_command(text)}")
+
+
+def _command(text: str) -> str:
+    match = re.search(r"hostname\s+-\S+", text)
+    return match[0].rstrip(")`'\"") if match else "hostname"
+
+
+def _random(word: shell.Word) -> bool:
+    return bool(re.search(r"\bRANDOM\b|\bshuf\b", word.text + word.partial))
+
+
+def _port(case: Case, one: shell.Assignment, alone: bool) -> Iterator[Found]:
+    assert one.value is not None
+    if _random(one.value):
+        yield case.at(one, "SLM023", f"{one.name}={one.value.text}: nobody checks that the port is free")
+        return
+    value = one.value.value
+    if value is not None and "$" not in one.value.text:
+        word = Word(value, one.line, one.column)
+        for found in launchers.port(value, word, alone=alone):
+            yield replace(found, end=one.column + len(one.name))
+
+
+# --- what steps get ---------------------------------------------------------------------------------
+
+
+def _environment(case: Case) -> Iterator[Found]:
+    exported = "SLURM_EXPORT_ENV" in case.code
+    for step in case.steps:
+        if step.kind != "srun":
+            continue
+        value = step.options["export"].value if "export" in step.options else None
+        text = value.partial if value else ""
+        if case.value("export").upper() in ("NONE", "NIL") and not text and not exported and step.trains:
+            message = "#SBATCH --export=NONE holds for srun as well: what this script exports does not arrive"
+            yield case.at(step.command, "SLM030", message)
+        if "=" in text and not re.search(r"(^|,)ALL(,|$)", text.strip("'\"")):
+            message = f"--export={text[:50]}: only that and SLURM_* arrive, no PATH"
+            yield case.at(step.command, "SLM031", message, f"--export=ALL,{text[:50]}")
+    cpus = case.number("cpus-per-task")
+    if not cpus or cpus < 2 or "SRUN_CPUS_PER_TASK" in case.code:
+        return
+    for step in case.steps:
+        if step.kind == "srun" and step.trains and not {"cpus-per-task", "cpus-per-gpu"} & set(step.options):
+            message = f"--cpus-per-task={cpus} is not handed to srun, whose tasks get one CPU each"
+            yield case.at(step.command, "SLM050", message)
+
+
+# --- how it ends ------------------------------------------------------------------------------------
+
+
+def _ends(case: Case) -> Iterator[Found]:
+    script = case.script
+    top = [one for one in case.local if not set(one.inside) & {"substitution"}]
+    launched = {id(command) for _, command, _ in case.launches}
+    trains = {id(step.command) for step in case.steps if step.trains}
+    work = [one for one in top if id(one) in launched | trains]
+    working = {id(one) for one in work}
+    for step in case.steps:
+        told = "kill-on-bad-exit" in step.options or "SLURM_KILL_BAD_EXIT" in case.code
+        if step.kind == "srun" and step.trains and step.several and not told:
+            message = "when one task fails, the others go on waiting for it until the time limit"
+            yield case.at(step.command, "SLM040", message)
+    for command, remote in case.commands:
+        mine = id(command) in working or (remote is not None and id(command) in launched)
+        if mine and command.pipeline and not command.last and not _pipefail(case, command, remote):
+            yield case.at(
+                _shown(case, command, remote), "SLM041", "the exit code is that of the last command of the pipe"
+            )
+    if not work or not case.batch:
+        return
+    last = work[-1]
+    for one in work:
+        follower = next((c for c in top if c.line >= one.end and c is not one and c.before == "||"), None)
+        if one.after == "||" and follower and follower.name in ("true", ":", "echo"):
+            yield case.at(one, "SLM043", f"|| {follower.name} turns a failure into success")
+    waits = [one for one in top if one.name == "wait"]
+    if (
+        any(one.background for one in work)
+        and not waits
+        and not any("wait" in c.text for c in top if "function" in "".join(c.inside))
+    ):
+        first = next(one for one in work if one.background)
+        yield case.at(first, "SLM044", "it runs in the background and nothing waits for it: the job ends at once")
+        return
+    behind = top[[id(one) for one in top].index(id(last)) + 1 :]
+    rest = [one for one in behind if not any(part.startswith("function") for part in one.inside)]
+    rest = [one for one in rest if not last.pipeline or one.pipeline != last.pipeline]
+    if "errexit" in script.options or set(last.inside) - {"subshell", "for"} or last.after:
+        return
+    asks = re.compile(r"\$\?|PIPESTATUS|\bwait\s+(-n\s+)?[\"']?\$")
+    tail = "\n".join(case.lines[last.line - 1 :])
+    if not rest or asks.search(tail):
+        return
+    end = rest[-1]
+    if end.name == "exit" and [word.value for word in end.argv[1:]] == ["0"]:
+        yield case.at(end, "SLM043", "exit 0: the job succeeds, whatever the training did")
+    elif end.name == "wait":
+        yield case.at(
+            end, "SLM042", "wait without a process id is 0, whatever the steps did", 'wait "$pid" for each of them'
+        )
+    elif end.name not in ("exit", "exec", "scontrol", "sbatch"):
+        yield case.at(end, "SLM042", f"the job's exit code is that of `{end.name[:40]}`, not of the training")
+
+
+def _pipefail(case: Case, command: shell.Command, remote: shell.Command | None) -> bool:
+    if remote is None or remote.script is None:
+        return "pipefail" in case.script.options or "PIPESTATUS" in case.code
+    return "pipefail" in remote.script.options or "pipefail" in remote.text or "PIPESTATUS" in remote.text
+
+
+def _shown(case: Case, command: shell.Command, remote: shell.Command | None) -> shell.Command:
+    if remote is None:
+        return command
+    first = command.words[0].text if command.words else ""
+    line, column = case.place(first, command.line, command.column, remote)
+    return replace(command, line=line, column=column)
+
+
+def _signals(case: Case) -> Iterator[Found]:
+    if not case.batch:
+        return
+    work = [step for step in case.steps if step.trains]
+    signal = re.fullmatch(r"(?:(?P<who>[BRbr]+):)?(?P<name>[A-Za-z0-9]+)(?:@[0-9]+)?", case.value("signal"))
+    if signal is None:
+        if (
+            "time" in case.header
+            and (work or case.launches)
+            and not case.says(r"\bscontrol\s+requeue|\bSIGUSR|--exit-signal|--signal")
+        ):
+            yield case.of(
+                case.header["time"], "SLM045", "nothing is told before the time limit, and KILL follows TERM"
+            )
+    else:
+        name = signal["name"].upper().removeprefix("SIG")
+        numbers = {"10": "USR1", "12": "USR2", "15": "TERM", "1": "HUP", "2": "INT"}
+        name = numbers.get(name, name)
+        trapped = [trap for trap in case.script.traps if any(_same(name, one) for one in trap.signals)]
+        batch = "B" in (signal["who"] or "").upper()
+        executes = any(one.name == "exec" for one in case.local)
+        if trapped and not batch:
+            message = (
+                f"the trap for {name} is the batch shell's, and --signal={case.value('signal')} tells only steps"
+            )
+            yield case.of(case.header["signal"], "SLM046", message, f"--signal=B:{case.value('signal')}")
+        elif batch and not trapped and not executes and work:
+            message = f"the batch shell has no trap for {name}, and ends by it"
+            yield case.of(
+                case.header["signal"],
+                "SLM046",
+                message,
+                f"--signal={case.value('signal').partition(':')[2]}, or a trap",
+            )
+        elif batch and trapped:
+            blocking = [step for step in work if not step.command.background and not step.command.pipeline]
+            if blocking and not any(one.name == "wait" for one in case.local):
+                message = f"bash runs the trap for {name} when srun has ended, which is too late"
+                yield case.at(blocking[-1].command, "SLM047", message, "srun ... & wait")
+    resumes = (
+        r"(?i)resume|restart|requeue|load[-_]?(dir|path|from|ckpt|checkpoint)?\b|latest|ckpt|checkpoint|auto_?resume"
+    )
+    if "requeue" in case.header and (work or case.launches) and not case.says(resumes):
+        yield case.of(
+            case.header["requeue"],
+            "SLM008",
+            "a requeued job starts again, and nothing here says from which checkpoint",
+        )
+
+
+def _same(name: str, trapped: str) -> bool:
+    numbers = {"10": "USR1", "12": "USR2", "15": "TERM", "1": "HUP", "2": "INT"}
+    return numbers.get(trapped, trapped.upper().removeprefix("SIG").strip("'\"")) == name
+
+
+# --- the shell --------------------------------------------------------------------------------------
+
+
+def _shell(case: Case) -> Iterator[Found]:
+    conda = [
+        c for c in case.local if c.name in ("conda", "mamba") and len(c.argv) > 1 and c.argv[1].partial == "activate"
+    ]
+    ready = (
+        r"conda\.sh|mamba\.sh|shell\.bash|shell\s+hook|\bbashrc|bash_profile|/etc/profile|conda init"
+        r"|source\s+activate|(module|ml)\s+(load|add)?.*(conda|mamba|python|forge|pytorch)|eval\s"
+    )
+    login = re.match(r"#!.*\s-\w*[li]", case.text) or re.search(r"^#SBATCH.*--get-user-env", case.text, re.MULTILINE)
+    if conda and not login and not case.says(ready):
+        yield case.at(
+            conda[0], "SLM060", "a batch shell reads no .bashrc: conda is no function here, or not there at all"
+        )
+    strict = next((c for c in case.local if c.name == "set" and re.search(r"\s-[a-zA-Z]*u|nounset", c.text)), None)
+    if strict:
+        for command in case.local:
+            activates = command in conda or (
+                command.name in ("source", ".") and command.text.rstrip().split()[-2:-1] == ["activate"]
+            )
+            loads = command.name in ("module", "ml")
+            relaxed = any(
+                c.name == "set" and "+u" in c.text and strict.line < c.line < command.line for c in case.local
+            )
+            if (activates or loads) and command.line > strict.line and not relaxed:
+                yield case.at(
+                    command,
+                    "SLM061",
+                    f"`{command.name}` under set -u",
+                    "set +u before it, set -u after",
+                    "" if activates else "note",
+                )
+                break
+    deep = [
+        launch
+        for launch, _, _ in case.launches
+        if launch.kind.startswith("deepspeed") or any("deepspeed" in w.text for w in launch.arguments)
+    ]
+    if case.batch and deep and "TORCH_EXTENSIONS_DIR" not in case.text and (case.nodes or 1) > 1:
+        word = deep[0].word
+        message = "TORCH_EXTENSIONS_DIR and TRITON_CACHE_DIR are not set: all nodes compile in one home"
+        yield Found("SLM062", message, word.line, word.column, "", "", word.column + len(word.text))
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+LOCAL_DISK = re.compile(r"/(var/)?tmp/|/dev/shm/")
+
+
+def _files(case: Case) -> Iterator[Found]:
+    several = (case.nodes or 1) > 1 or any(step.several for step in case.steps)
+    written: dict[str, shell.Command] = {}
+    hosts = re.compile(r"(?i)(^|[/_.-])(my)?(host|machine|node)s?_?-?(file|list)?s?(\.\w+)?$")
+    for command in case.local:
+        for redirect in command.redirects:
+            target = redirect.target
+            if target is None or ">" not in redirect.operator or "&" in target.text:
+                continue
+            path = target.partial
+            written.setdefault(path, command)
+            listing = (
+                "slots=" in command.text
+                or "SLURM_JOB_NODELIST" in command.text
+                or "scontrol show host" in command.text
+            )
+            if case.batch and several and hosts.search(basename(path)) and listing and not target.left:
+                yield case.at(command, "SLM063", f"{path} is the same file for every job", f"{path}.$SLURM_JOB_ID")
+    if not several or case.says(r"\bsbcast\b"):
+        return
+    for step in case.steps:
+        if step.kind != "srun" or (step.nodes or 2) <= 1:
+            continue
+        inner = [word for c in step.command.script.everything() for word in c.argv] if step.command.script else []
+        for word in (*step.program, *inner):
+            path = word.partial.rpartition("=")[2]
+            if LOCAL_DISK.match(path) and path in written and _kind(written[path]) != "srun":
+                yield case.at(
+                    written[path],
+                    "SLM064",
+                    f"{path} is written on the first node and read on all",
+                    "a shared path, or sbcast",
+                )
+                return
+    yield from _mounts(case)
+
+
+def _mounts(case: Case) -> Iterator[Found]:
+    for step in case.steps:
+        image, mounts = step.options.get("container-image"), step.options.get("container-mounts")
+        if image is None or (mounts and mounts.value and mounts.value.left) or "container-mount-home" in step.options:
+            continue
+        said = mounts.value.partial if mounts and mounts.value else ""
+        inner = [word for c in step.command.script.everything() for word in c.argv] if step.command.script else []
+        inside = [part.split(":")[1] if ":" in part else part for part in said.split(",") if part]
+        for word in (*step.program, *inner):
+            path = word.value or ""
+            mounted = any(path.startswith(folder.rstrip("/") + "/") for folder in inside)
+            if re.fullmatch(r"/(?!opt/|usr/|workspace|tmp/)\S+\.(py|sh|json|ya?ml)", path) and not mounted:
+                yield case.at(step.command, "SLM066", f"{path} is under none of the container's mounts")
+                return
+
+
+# --- secrets ----------------------------------------------------------------------------------------
+
+
+def _secrets(case: Case) -> Iterator[Found]:
+    for one in case.script.assignments:
+        if one.value is not None and launchers.assigned_secret(one.name, one.value.value):
+            yield case.at(one, "LCH010", f"{one.name} is a secret in plain text")
+    for command, remote in case.commands:
+        words = case.words(command.argv, remote)
+        yield from launchers.secrets(words)
+        for word in words:
+            for name, value in re.findall(
+                r"(?:^--export=|,|^-e|^--env=|^)([A-Za-z_][A-Za-z0-9_]*)=([^,\s]+)", word.text
+            ):
+                if word.text.startswith(("--export=", "--env=", "ALL,")) and launchers.assigned_secret(name, value):
+                    yield Found(
+                        "LCH010",
+                        f"{name} is a secret in plain text",
+                        word.line,
+                        word.column,
+                        "",
+                        "",
+                        word.column + len(word.text),
+                    )
+    export = case.value("export")
+    for name, value in re.findall(r"([A-Za-z_][A-Za-z0-9_]*)=([^,\s]+)", export):
+        if launchers.assigned_secret(name, value):
+            yield case.of(case.header["export"], "LCH010", f"{name} is a secret in plain text")
+
+
+def script_in(words: Sequence[str]) -> int | None:
+    """Where the script stands in `bash -c SCRIPT`: 2."""
+    for at, word in enumerate(words[:-1]):
+        if re.fullmatch(r"-[a-z]*c", word) and at and basename(words[0]) in ("bash", "sh", "zsh", "ash"):
+            return at + 1
+    return None

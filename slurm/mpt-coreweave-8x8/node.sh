@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# mpt-coreweave-8x8: runs once on every node, with NODE_RANK, MASTER_ADDR and MASTER_PORT set.
+# /llm-foundry/scripts/train/train.py: 8 x 8 ranks, of a model that its own configuration names.
+set -eo pipefail
+trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+logs=${DSLAUNCH_LOGS:-"$here/logs"}
+mkdir -p -- "$logs"
+# shellcheck disable=SC2329  # the trap calls it; ERR alone does not hear of an `activate` that is missing
+failed() {
+  local rc=$? said
+  trap - ERR EXIT
+  if [ "$rc" != 0 ]; then
+    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: ${why:-$1}"
+    echo "$said" >&2
+    (set -C; echo "$said" >"$logs/failed-before-ranks") 2>/dev/null || true
+  fi
+  exit "$rc"
+}
+trap 'failed "$BASH_COMMAND"' ERR EXIT
+
+# --- environment
+export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=3  # a dead peer ends this rank instead of leaving it to hang
+export TORCH_FR_BUFFER_SIZE=2000  # flight recorder on: a time-out says which rank never came
+export TORCH_NCCL_DUMP_ON_TIMEOUT=1  # the flight recorder is written when a collective times out
+export NCCL_IB_HCA=ibp  # the InfiniBand ports carry this name here; others are Ethernet
+export NCCL_NET_PLUGIN=none  # the HPC-X plugin that images bring is not wanted without SHARP
+export UCX_TLS=tcp  # MPI's and UCX's own traffic stays off the GPUs' ports
+
+# --- trackers
+export WANDB_PROJECT=mpt
+export WANDB_RUN_GROUP="${here##*/}"
+export WANDB_MODE=online
+
+# --- secrets
+secret() {  # NAME: its value lies in a file that only you can read, and in no script
+  [ -r "$here/secrets/$1" ] || { echo "dslaunch: the secret $1 is missing: $here/secrets/$1" >&2; exit 78; }
+  value=$(cat -- "$here/secrets/$1"; printf x)
+  export "$1=${value%x}"
+  unset value
+}
+secret WANDB_API_KEY
+
+python3 - <<'EOF'  # without this a node with no usable GPU would hang the others
+import sys
+try:
+    import torch
+except ImportError:
+    sys.exit()
+found = torch.cuda.device_count()
+if found < 8:
+    sys.exit(f"dslaunch: torch sees {found} GPUs on this node and the job asks for 8")
+EOF
+
+# --- training
+cd -P -- "$here/submitted-from"
+export DSLAUNCH_CHECKPOINT_DIR=checkpoints/mpt-coreweave-8x8
+export DSLAUNCH_CHECKPOINT_EVERY=0
+export DSLAUNCH_CHECKPOINT_KEEP=2
+exec python3 -u "$here/node/supervise.py" \
+  --launcher composer --nodes 8 --per-node 8 \
+  --hang 300 --first-step 1800 --steps 0 --model-parallel 1 --vouch \
+  --logs "$logs" --shared-logs -- \
+  python3 -u /llm-foundry/scripts/train/train.py /llm-foundry/scripts/train/yamls/pretrain/mpt-7b.yaml \
+  save_folder=/mnt/data/mpt-7b

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# reward: runs beside reward-het-4x8, with DSLAUNCH_HOST_NAME, DSLAUNCH_HOSTS_NAME and
+# DSLAUNCH_PORT_NAME of every service, and DSLAUNCH_TRAIN_HOSTS and MASTER_ADDR of those that train.
+set -eo pipefail
+trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+logs=${DSLAUNCH_LOGS:-"$here/logs"}
+mkdir -p -- "$logs"
+# shellcheck disable=SC2329  # the trap calls it; ERR alone does not hear of an `activate` that is missing
+failed() {
+  local rc=$? said
+  trap - ERR EXIT
+  if [ "$rc" != 0 ]; then
+    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: ${why:-$1}"
+    echo "$said" >&2
+    (set -C; echo "$said" >"$here/services/reward.failed") 2>/dev/null || true
+  fi
+  exit "$rc"
+}
+trap 'failed "$BASH_COMMAND"' ERR EXIT
+
+# --- modules
+why="no environment modules: none of the usual places has their init script"
+if ! type module >/dev/null 2>&1; then  # a batch shell is no login shell
+  for init in "${LMOD_PKG:-}/init/bash" "${MODULESHOME:-}/init/bash" \
+    /etc/profile.d/{modules,lmod,z00_lmod,zz00_lmod}.sh /usr/share/{lmod/lmod,modules,Modules}/init/bash \
+    /opt/cray/pe/lmod/lmod/init/bash /opt/apps/lmod/lmod/init/bash; do
+    # shellcheck disable=SC1090  # whichever this site has
+    if [ -r "$init" ]; then . "$init" || true; fi
+    if type module >/dev/null 2>&1; then break; fi  # a script may be left of a package that is gone
+  done
+fi
+type module >/dev/null 2>&1 || exit 69
+why=
+modules() {  # COMMAND WORD... NAME; Tcl modules before 5 answer 0 whatever comes of a load
+  local before=${LOADEDMODULES-} name=${!#} rc=0
+  module "$@" || rc=$?
+  if [ "$rc" = 0 ] && [ -n "${LOADEDMODULES+x}" ] && [ "$LOADEDMODULES" = "$before" ]; then
+    case :$before: in *":$name:"* | *":$name/"*) ;; *) rc=78 ;; esac
+  fi
+  [ "$rc" = 0 ] || why="module $* failed; module avail ${name%%/*} shows what this site has"
+  return "$rc"
+}
+module purge
+modules swap openmpi/4 openmpi/5
+modules load cuda/12.4
+modules load gcc/13.2
+
+# --- Python environment
+activate() {  # such scripts use variables that are not set, and end with codes that mean nothing
+  why="$1 is not there"
+  [ -r "$1" ] || exit 66
+  # shellcheck disable=SC1090  # of the environment
+  . "$1" || true
+  why=
+}
+activate "$here/submitted-from"/.venv/bin/activate
+
+# --- environment
+export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=3  # a dead peer ends this rank instead of leaving it to hang
+export TORCH_FR_BUFFER_SIZE=2000  # flight recorder on: a time-out says which rank never came
+export TORCH_NCCL_DUMP_ON_TIMEOUT=1  # the flight recorder is written when a collective times out
+export NCCL_IB_HCA=mlx5  # every mlx5 port; list them exactly (=mlx5_0,mlx5_1) where some serve storage
+
+# --- service
+cd -P -- "$here/submitted-from"
+exec python -m reward.server --model /scratch/models/reward-8b

@@ -1,0 +1,493 @@
+"""sbatch scripts of others as job files, and those that dslaunch rendered back to what they were rendered from.
+
+data/scripts/ has scripts in the patterns that sites publish: one for each centre, cloud and framework.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from launcher import cli, plan, spec, sweep
+from launcher.backends import slurm
+from launcher.backends.slurm import array
+from launcher.errors import UserError
+from launcher.imports import Imported, rendered, sbatch, write
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = sorted((Path(__file__).parent / "data" / "scripts").glob("*.sbatch"))
+GALLERY = sorted((ROOT / "slurm").glob("*/job.yaml"))
+VARIABLES = {name: f"/{name.lower()}" for name in
+             "HOME PWD WORK SCRATCH DSDIR PROJECT_DIR six_ALL_CCFRWORK six_ALL_CCFRSCRATCH".split()}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def no_site_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("DSLAUNCH_SITE", raising=False)
+
+
+def imported(name: str) -> Imported:
+    path = ROOT / "tests" / "data" / "scripts" / f"{name}.sbatch"
+    return sbatch.read(path.read_text(), name=str(path))
+
+
+def read(body: str, *, head: str = "#SBATCH -N 2 --gpus-per-node=4\nexport NCCL_IB_HCA=mlx5\n") -> dict[str, Any]:
+    return sbatch.read(f"#!/bin/bash\n{head}{body}\n", name="x.sbatch").job
+
+
+def at(job: Any, path: str) -> Any:
+    for key in path.split("."):
+        job = job[int(key)] if isinstance(job, (list, tuple)) else job[key]
+    return job
+
+
+def said(made: Imported, kind: str) -> str:
+    return "\n".join(note.message for note in made.notes if note.kind == kind)
+
+
+# --- whole scripts --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_becomes_a_job_file_that_loads_and_renders(path):
+    made = sbatch.read(path.read_text(), name=path.name)
+    assert made.typed / (made.typed + made.raw) >= 0.8
+    text, problems, variables = write.checked(made, name=path.name)
+    assert problems == []
+    assert variables <= set(VARIABLES)
+    document = spec.load(text, name="job.yaml", environ=VARIABLES)
+    if document.spec.sweep:
+        assert len(sweep.points(document.spec.sweep)) > 1
+    else:
+        script = slurm.render(plan.make(document.spec)).text("job.sbatch")
+        assert script.startswith("#!/bin/bash")
+
+
+EXPECTED: dict[str, dict[str, Any]] = {
+    "jsc-torchrun": {
+        "slurm.address_suffix": "i", "slurm.cpu_bind": "none", "slurm.gpus_as": "gres", "resources.cpus_per_node": 48,
+        "modules": ["Stages/2024", "GCC", "OpenMPI", "CUDA/12", "PyTorch"], "venv": "/p/project/cstdl/envs/tune",
+        "train.script": "finetune.py", "train.config_flag": "none", "slurm.time": "0-06:00:00",
+    },
+    "lumi-singularity": {
+        "train.launcher": "srun", "resources.fabric": "slingshot", "resources.cpus_per_node": 56,
+        "container.runtime": "singularity", "container.mounts.0": "/scratch/project_465000001:/data",
+        "modules.use": ["/appl/local/containers/ai-modules"], "setup": ["${WITH_CONDA}"], "resources.memory": "0",
+        "slurm.cpu_bind": "mask_cpu:0xfe000000000000,0xfe00000000000000,0xfe0000,0xfe000000,0xfe,0xfe00,"
+        "0xfe00000000,0xfe0000000000",
+    },
+    "leonardo-accelerate": {
+        "train.launcher": "accelerate", "train.script": "scripts/sft.py", "slurm.qos": "boost_qos_dbg",
+        "train.launcher_args": ["--config_file", "configs/zero3.yaml", "--mixed_precision", "bf16"],
+        "venv": {"env": "WORK", "append": "/envs/sft"}, "env.HF_HOME": {"env": "WORK", "append": "/hf"},
+    },
+    "marenostrum-conda": {
+        "conda.root": "/gpfs/apps/MN5/ACC/ANACONDA/2023.07", "conda.env": "/gpfs/projects/ehpc42/conda/llm",
+        "slurm.time": "02-00:00:00", "resources.gpus_per_node": 4, "train.args.0": "--epochs",
+    },
+    "jeanzay-srun-python": {
+        "train.launcher": "srun", "train.workdir": {"env": "WORK", "append": "/gpt"}, "slurm.warn_before_end": 120,
+        "train.args.2": {"env": "DSDIR", "append": "/corpus"}, "slurm.hint": "nomultithread",
+    },
+    "perlmutter-shifter": {
+        "container.runtime": "shifter", "container.modules": ["gpu", "nccl-plugin"],
+        "slurm.licenses": ["scratch", "cfs"],
+        "slurm.constraint": "gpu&hbm80g", "slurm.gpus_as": "gpus-per-task", "slurm.gpu_bind": "none",
+        "resources.gpus_per_node": 4, "train.launcher": "srun",
+    },
+    "frontier-srun": {
+        "resources.gpus_per_node": 8, "slurm.core_spec": 0, "slurm.network": "single_node_vni",
+        "modules.swap": {"PrgEnv-cray": "PrgEnv-gnu"}, "stage.0.to": "/mnt/bb/tokenizer.bin",
+        "conda": "/lustre/orion/abc123/proj-shared/envs/torch", "slurm.gpu_bind": "closest",
+    },
+    "alps-edf": {
+        "container.environment": "/capstor/store/cscs/swissai/env.toml", "container.runtime": "edf",
+        "slurm.network": "disable_rdzv_get", "slurm.mpi": "pmix", "env.OMP_NUM_THREADS": "72",
+        "train.workdir": "/iopsstor/scratch/megatron", "slurm.dependency": "singleton", "slurm.requeue": False,
+    },
+    "snellius-module": {
+        "resources.gpus_per_node": 4, "slurm.gpus_as": "gpus", "slurm.cpus_as": "cpus-per-gpu",
+        "venv": {"env": "HOME", "append": "/venvs/bert"}, "train.launcher": "srun",
+    },
+    "aws-efa-pyxis": {
+        "resources.fabric": "efa", "resources.gpus_per_node": 8, "slurm.gpus_as": "none",
+        "slurm.wait_all_nodes": True,
+        "container.image": "/fsx/apps/pytorch-fsdp.sqsh", "secrets.HF_TOKEN": {"from_env": "HF_TOKEN"},
+        "train.script": "/fsx/src/train.py",
+    },
+    "azure-ndv5": {
+        "resources.fabric": "azure-nd", "container.mount_home": False, "train.launcher": "srun",
+        "container.image": "nvcr.io#nvidia/nemo:24.09", "container.workdir": "/shared/megatron", "slurm.mpi": "pmix",
+    },
+    "gcp-tcpxo": {
+        "resources.fabric": "gcp-tcpxo", "train.module": "litgpt", "container.name": "litgpt",
+        "container.host_env": ["NCCL_FASTRAK_CTRL_DEV"], "secrets.WANDB_API_KEY": {"from_env": "WANDB_API_KEY"},
+    },
+    "coreweave-neox": {
+        "train.launcher": "node", "resources.fabric": "coreweave", "train.workdir": "/mnt/home/gpt-neox",
+        "slurm.comment": "neox_run_3", "slurm.reservation": "training",
+    },
+    "oci-rdma": {
+        "train.launcher": "deepspeed", "train.config_flag": "--deepspeed_config", "train.global_batch": 64,
+        "train.micro_batch": 2, "train.zero": 2, "train.offload": {"optimizer": "cpu"}, "resources.fabric": "oci",
+        "train.optimizer": {"type": "AdamW", "lr": 2e-5, "betas": [0.9, 0.95]}, "train.args": ["--epochs", "1"],
+        "train.deepspeed": {"zero_optimization": {"overlap_comm": True}, "wall_clock_breakdown": False},
+        "slurm.exclude": "gpu-[003,017]",
+    },
+    "bigscience-launcher": {
+        "train.script": "pretrain_gpt.py", "train.micro_batch": 2, "train.zero": 1, "conda": "meg",
+        "train.workdir": {"env": "six_ALL_CCFRWORK", "append": "/code/Megatron-DeepSpeed"},
+        "slurm.account": "six@a100",
+    },
+    "torchtitan": {
+        "train.module": "torchtitan.train", "resources.gpus_per_node": 8, "resources.cpus_per_node": 96,
+        "train.args.1": "./torchtitan/models/llama3/train_configs/llama3_70b.toml",
+    },
+    "composer-llmfoundry": {
+        "train.launcher": "composer", "train.script": "train/train.py", "slurm.requeue": True,
+        "train.workdir": "/data/llm-foundry/scripts", "container.image": "/images/llm-foundry.sqsh",
+    },
+    "megatron-task-per-gpu": {
+        "train.launcher": "srun", "resources.gpus_per_node": 8, "slurm.gpus_as": "none", "slurm.overcommit": True,
+        "train.script": "pretrain_gpt.py", "name": "llmservice-gpt3-175b",
+    },
+    "trl-vllm": {
+        "resources.nodes": 4, "services.0.name": "vllm", "services.0.port": 8000, "train.launcher": "accelerate",
+        "services.0.ready": {"port": 8000},
+    },
+    "openrlhf-ray": {
+        "resources.nodes": 1, "services.0.name": "ray-head", "services.1.name": "ray-workers", "services.1.nodes": 3,
+        "services.1.after": ["ray-head"], "container.image": "nvcr.io/nvidia/pytorch:24.07-py3",
+    },
+    "nanotron": {
+        "train.script": "/fsx/nanotron/run_train.py", "conda.root": "/fsx/miniforge3", "slurm.begin": "now+0minutes",
+        "env.USE_FAST": "1", "resources.nodes": 2,
+    },
+    "olmo-wrapper": {
+        "slurm.time_min": "8:00:00", "slurm.distribution": "block:block", "train.launcher": "srun",
+        "resources.nodes": 32,
+    },
+    "axolotl": {
+        "train.launcher": "accelerate", "train.module": "axolotl.cli.train", "train.args": ["config.yml"],
+        "resources.memory": "480G", "slurm.memory_as": "mem-per-gpu",
+        "conda": {"env": "axolotl", "root": {"env": "HOME", "append": "/miniconda3"}},
+        "secrets.HUGGING_FACE_HUB_TOKEN": {"from_env": "HUGGING_FACE_HUB_TOKEN"},
+    },
+    "local-staging-sweep": {
+        "sweep.over": {"env.LR": ["1e-4", "3e-4", "1e-3"]}, "sweep.parallel": 2, "slurm.gpu_type": "a100",
+        "stage.0": {"source": "/project/def-someone/imagenet.tar", "to": "imagenet"}, "slurm.tmp": "200G",
+    },
+    "llamafactory-wrapper": {
+        "train.launcher": "node", "train.command": ["llamafactory-cli", "train", "examples/llama3_full_sft.yaml"],
+        "venv": "/opt/venvs/lf", "env.FORCE_TORCHRUN": "1",
+    },
+    "per-node-loop": {
+        "train.script": "train.py", "resources.nodes": 2, "resources.cpus_per_node": 96, "slurm.oversubscribe": True,
+    },
+    "one-node-python": {
+        "uv": {"project": "."}, "train.script": "train.py", "resources.nodes": 1, "resources.memory": "64G",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [path.stem for path in SCRIPTS])
+def test_what_matters_arrives_in_its_field(name):
+    job = imported(name).job
+    assert {path: at(job, path) for path in EXPECTED[name]} == EXPECTED[name]
+
+
+def test_run_time_values_stay_with_the_names_that_dslaunch_gives_them():
+    command = imported("trl-vllm").job["train"]["command"]
+    assert command[:2] == ["bash", "-c"]
+    assert command[2].endswith('--vllm_server_host "${DSLAUNCH_HOST_VLLM}"')
+    command = imported("local-staging-sweep").job["train"]["command"]
+    assert command[2] == (
+        'exec python -u train.py --lr "${LR}" --data "${DSLAUNCH_LOCAL}/imagenet" --out "runs/${SLURM_JOB_ID}"'
+    )
+    assert '"--master_addr=${MASTER_ADDR}"' in imported("frontier-srun").job["train"]["command"][2]
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("jsc-torchrun", "left out", "SRUN_CPUS_PER_TASK: dslaunch hands the CPUs on to srun"),
+        ("jsc-torchrun", "left out", "[ENV008]"),  # a time-out that means for ever
+        ("oci-rdma", "left out", "--hostfile"),
+        ("bigscience-launcher", "left out", "CUDA_LAUNCH_BLOCKING"),
+        ("aws-efa-pyxis", "left out", "LD_PRELOAD"),
+        ("nanotron", "left out", "--array=1-3%1: no line uses its index"),
+        ("per-node-loop", "left out", "python prepare_data.py --out /data/tok: it prepares"),
+        ("gcp-tcpxo", "kept", "nccl-env-profile.sh -> setup"),
+        ("alps-edf", "left out", "numactl --membind=0-3: train.numa binds each rank"),
+    ],
+)
+def test_nothing_is_dropped_without_a_word(name, kind, words):
+    assert words in said(imported(name), kind)
+
+
+def test_a_secret_s_value_goes_nowhere():
+    made = imported("local-staging-sweep")
+    text = write.text(made.job) + "\n".join(note.message for note in made.notes)
+    assert "0123456789abcdef" not in text
+
+
+def test_a_heterogeneous_job_is_a_service_with_nodes_of_its_own():
+    text = (
+        "#!/bin/bash\n#SBATCH -N 2 --gpus-per-node=4 -p gpu\n#SBATCH hetjob\n#SBATCH -N 1 -p cpu --mem=64G -c 16\n"
+        "export NCCL_IB_HCA=mlx5\nsrun --het-group=1 python reward_server.py --port 9000 &\n"
+        "srun --het-group=0 torchrun train.py\n"
+    )
+    job = sbatch.read(text, name="x").job
+    assert (job["resources"]["nodes"], job["slurm"]["partition"]) == (2, "gpu")
+    assert job["services"] == [
+        {
+            "name": "reward", "command": ["python", "reward_server.py", "--port", "9000"], "port": 9000,
+            "ready": {"port": 9000}, "component": {"partition": "cpu"}, "gpus_per_node": 0, "cpus_per_node": 16,
+            "memory": "64G",
+        }
+    ]  # fmt: skip
+
+
+def test_a_secret_on_the_command_line_becomes_a_variable_of_the_submitting_shell():
+    secret = "hf_" + "a1b2" * 8
+    program = f"srun torchrun t.py --hub_token {secret} --key $MY_API_KEY"
+    text = f"#SBATCH --gpus-per-node=1\nwandb login {secret}\n{program}\n"
+    made = sbatch.read(text, name="x")
+    body, problems, _ = write.checked(made, name="x")
+    assert problems == []
+    assert secret not in body + "".join(note.message for note in made.notes)
+    assert made.job["secrets"] == {"HF_TOKEN": {"from_env": "HF_TOKEN"}, "MY_API_KEY": {"from_env": "MY_API_KEY"}}
+    assert made.job["train"]["command"][2].endswith('--hub_token "${HF_TOKEN}" --key "${MY_API_KEY}"')
+
+
+# --- single lines ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "value"),
+    [
+        ("srun torchrun --nproc_per_node=4 --no-python ./run.sh a", "train.command", ["./run.sh", "a"]),
+        ("srun torchrun --nproc_per_node=4 -m pkg.train a", "train.module", "pkg.train"),
+        ("srun python -m torch.distributed.launch --use_env t.py", "train.script", "t.py"),
+        ("deepspeed --include localhost:0,1 t.py --x", "train.launcher", "deepspeed"),
+        ("srun bash train.sh --x", "train.command", ["bash", "train.sh", "--x"]),
+        ("srun ./train.sh", "train.launcher", "node"),
+        ("srun --ntasks-per-node=4 python t.py", "train.launcher", "srun"),
+        ("srun --ntasks-per-node=4 /opt/env/bin/python t.py", "train.command", ["/opt/env/bin/python", "t.py"]),
+        ("srun env A=1 torchrun t.py", "env.A", "1"),
+        ("A=1 srun torchrun t.py", "env.A", "1"),
+        ("srun --export=ALL,A=1 torchrun t.py", "env.A", "1"),
+        ("srun --mem-bind=local torchrun t.py", "slurm.mem_bind", "local"),
+        ("srun --kill-on-bad-exit=0 torchrun t.py", "slurm.kill_on_bad_exit", False),
+        ("srun --oom-kill-step=1 --slurmd-debug=2 torchrun t.py", "slurm.srun", ["--slurmd-debug=2"]),
+        ("srun --site-thing=2 torchrun t.py", "slurm.plugin_options", ["site-thing"]),
+        ("srun -n8 bash -c 'CUDA_VISIBLE_DEVICES=$SLURM_LOCALID python t.py'", "train.visible_gpus", "own"),
+        ("srun apptainer exec --nv -B $SCRATCH:/data x.sif torchrun t.py", "container.mounts",
+         [{"env": "SCRATCH", "append": ":/data"}]),
+        ("srun apptainer exec --rocm --cleanenv --pwd /w x.sif torchrun t.py", "container",
+         {"runtime": "apptainer", "gpus": "rocm", "clean_env": True, "workdir": "/w", "image": "x.sif"}),
+        ("srun --container-image=a.sqsh --container-mounts=$PWD:/w torchrun t.py", "container.mounts",
+         [{"env": "PWD", "append": ":/w"}]),
+        ("ml purge; ml use /m; ml GCC CUDA\nsrun torchrun t.py", "modules",
+         {"purge": True, "use": ["/m"], "load": ["GCC", "CUDA"]}),
+        ("module restore mine\nsrun torchrun t.py", "setup", ["module restore mine"]),
+        ("micromamba activate e\nsrun torchrun t.py", "conda", {"env": "e", "tool": "micromamba"}),
+        ("source env.sh\nsrun torchrun t.py", "setup", ["source env.sh"]),
+        ("cd $SLURM_SUBMIT_DIR/src\nsrun torchrun t.py", "train.workdir", "src"),
+        ("cp -r /data/x $TMPDIR/\nsrun torchrun t.py", "stage", [{"source": "/data/x", "to": "x"}]),
+        ("for LR in 1 2; do srun torchrun t.py --lr $LR; done", "sweep.over", {"env.LR": ["1", "2"]}),
+        ("export NCCL_BLOCKING_WAIT=0\nsrun torchrun t.py", "env.TORCH_NCCL_BLOCKING_WAIT", "0"),
+        ("export PATH=/x/bin:$PATH\nsrun torchrun t.py", "setup", ['export PATH="/x/bin:${PATH}"']),
+        ("A=--x\n[ -n \"$B\" ] && A+=\" --y\"\nsrun torchrun t.py $A", "train.args", ["--x"]),
+        ("srun torchrun t.py --x \"$@\"", "train.args", ["--x"]),
+        ("srun -n2 enroot import docker://a\nsrun torchrun t.py", "train.script", "t.py"),
+        ("export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-4}\nsrun torchrun t.py", "env.OMP_NUM_THREADS", "4"),
+        ("go() { srun torchrun t.py --cfg $1; }\ngo a.yaml", "train.args", ["--cfg", "a.yaml"]),
+        ("C='torchrun t.py'\neval srun \"$C --x\"", "train.args", ["--x"]),
+        ("srun torchrun t.py 2>&1 | tee log.txt", "train.script", "t.py"),
+        ("srun bash -c 'module load a; source /v/bin/activate; torchrun t.py'", "venv", "/v"),
+    ],
+)  # fmt: skip
+def test_a_line_becomes_a_field(line, path, value):
+    assert at(read(line), path) == value
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "value"),
+    [
+        ("--gres=gpu:h100:4,nvme:1", "slurm.gres", ["nvme:1"]),
+        ("--gres=gpu:h100:4", "slurm.gpu_type", "h100"),
+        ("--gpus=8 -N 2", "resources.gpus_per_node", 4),
+        ("--gpus-per-task=1 --ntasks-per-node=4", "resources.gpus_per_node", 4),
+        ("--mem-per-cpu=4G -c 8 --gres=gpu:1", "resources.memory", "32G"),
+        ("--mem=480GB --gres=gpu:1", "resources.memory", "480G"),
+        ("--signal=B:USR1@300 --gres=gpu:1", "slurm.warn_before_end", 300),
+        ("--switches=1@4:00:00 --gres=gpu:1", "slurm.switches", "1@4:00:00"),
+        ("--segment=16 --gres=gpu:1", "slurm.segment", 16),
+        ("--nice --gres=gpu:1", "slurm.nice", 100),
+        ("--power=high --gres=gpu:1", "slurm.sbatch", {"power": "high"}),
+        ("-D /work/x --gres=gpu:1", "train.workdir", "/work/x"),
+        ("-J My_Job.1 --gres=gpu:1", "name", "my-job-1"),
+        ("--nodes=2-4 --gres=gpu:1", "resources.nodes", 4),
+    ],
+)
+def test_a_directive_becomes_a_field(line, path, value):
+    assert at(read("srun torchrun t.py", head=f"#SBATCH {line}\n"), path) == value
+
+
+def test_what_the_user_has_to_say_is_marked_in_the_job_file():
+    text = "#!/bin/bash\n#SBATCH -N 2\nsrun torchrun train.py --out /scratch/${A%%x}/$1\n"
+    made = sbatch.read(text, name="x.sbatch")
+    body, problems, _ = write.checked(made, name="x.sbatch")
+    assert "gpus_per_node: 1  # FILL IN: the script does not say how many GPUs a node has" in body
+    assert "FILL_IN_ARGUMENT_1" in body
+    assert "resources:  # FILL IN: 2 nodes with GPUs, and no network is named" in body
+    assert [problem.message for problem in problems] == ["2 nodes with GPUs, and no network is named"]
+    spec.load(body, name="job.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("#!/bin/bash\n#PBS -l select=2\nmpiexec python t.py\n", "PBS"),
+        ("#BSUB -nnodes 2\njsrun python t.py\n", "LSF"),
+        ("#COBALT -n 2\naprun python t.py\n", "Cobalt"),
+        ("#$ -pe mpi 8\npython t.py\n", "Grid Engine"),
+        ("#!/bin/bash\nsalloc -N 2 srun python t.py\n", "salloc"),
+        ("#!/bin/bash\n#SBATCH -N 2\nmpirun -np 16 python t.py\n", "mpirun"),
+        ("#!/bin/bash\n#SBATCH -N 2\nsrun -n1 horovodrun -np 16 python t.py\n", "horovodrun"),
+        ("#!/bin/bash\necho hello\n", "no batch script"),
+        ("", "no batch script"),
+    ],
+)
+def test_what_is_no_sbatch_script_of_ours_to_run_is_refused_with_a_way_out(text, words):
+    with pytest.raises(UserError) as error:
+        sbatch.read(text, name="x.sh")
+    (problem,) = error.value.problems
+    assert words in problem.message
+    assert problem.hint
+    assert problem.where.startswith("x.sh")
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_that_is_cut_off_is_imported_or_refused(path):
+    text = path.read_text()
+    for end in range(0, len(text), max(len(text) // 7, 1)):
+        try:
+            made = sbatch.read(text[:end], name=path.name)
+        except UserError:
+            continue
+        text_of, problems, variables = write.checked(made, name=path.name)
+        if problems:  # half a value, say: it is marked
+            assert text_of.count("# FILL IN:") >= 1
+        else:
+            spec.load(text_of, name="job.yaml", environ=dict.fromkeys(variables, "/x"))
+
+
+# --- our own --------------------------------------------------------------------------------------
+
+
+def files_of(path: Path, text: str | None = None) -> dict[str, str]:
+    """What is rendered of a job file; of a sweep the array with its points."""
+    asked = cli.read(str(path), None, (), text=text)
+    if asked.spec.sweep:
+        points = cli.swept(str(path), None, (), text=text)
+        bundle = array.render([point.plan for point in points], parallel=asked.spec.sweep.parallel)
+    else:
+        document, made = cli.load(str(path), None, (), text=text)
+        bundle = cli.render(slurm, document, made)
+    return {file.path: file.text for file in bundle.files}
+
+
+def again(files: dict[str, str], path: Path) -> dict[str, str]:
+    made = rendered.read(files["job.sbatch"], name="job.sbatch", beside=files.get)
+    return files_of(path.parent / "again.yaml", write.text(made.job))
+
+
+@pytest.mark.parametrize("path", GALLERY, ids=lambda path: path.parent.name)
+def test_rendered_imported_and_rendered_again_is_the_same(path):
+    files = files_of(path)
+    assert again(files, path) == files
+
+
+def test_a_sweep_comes_back_as_its_points(tmp_path):
+    base = (ROOT / "slurm" / "cpu-demo" / "job.yaml").read_text()
+    path = tmp_path / "job.yaml"
+    files = files_of(
+        path, base + "sweep: {over: {train.optimizer.lr: [1e-4, 3e-4], train.seq_len: [64, 128]}, parallel: 1}\n"
+    )
+    made = rendered.read(files["job.sbatch"], name="job.sbatch", beside=files.get)
+    assert made.job["sweep"]["over"]["train.seq_len"] == [64, 128, 64, 128]
+    assert files_of(path, write.text(made.job)) == files
+
+
+def test_a_directive_that_was_edited_in_a_rendered_script_is_carried_over():
+    path = ROOT / "slurm" / "llama-8b-pyxis-4x8" / "job.yaml"
+    files = files_of(path)
+    files["job.sbatch"] = files["job.sbatch"].replace("--partition=batch", "--partition=long").replace(
+        "--time=12:00:00", "--time=1-00:00:00")  # fmt: skip
+    made = rendered.read(files["job.sbatch"], name="job.sbatch", beside=files.get)
+    assert (made.job["slurm"]["partition"], made.job["slurm"]["time"]) == ("long", "1-00:00:00")
+    assert "written since -> slurm.time" in said(made, "carried")
+
+
+def test_a_rendered_script_alone_says_what_is_missing():
+    files = files_of(GALLERY[0])
+    assert rendered.ours(files["job.sbatch"])
+    with pytest.raises(UserError, match=r"job\.json"):
+        rendered.read(files["job.sbatch"], name="job.sbatch", beside=lambda name: None)
+    assert not any(rendered.ours(path.read_text()) for path in SCRIPTS)
+
+
+def test_what_a_rendering_carries_is_no_secret():
+    """Only names of variables stand in it, as in the job file."""
+    text = (ROOT / "slurm" / "cpu-demo" / "job.yaml").read_text() + "secrets: {HF_TOKEN: {from_env: HF_TOKEN}}\n"
+    document = spec.load(text, name="job.yaml", environ={"HF_TOKEN": "very-secret"})
+    told = slurm.render(plan.make(document.spec)).text("job.json")
+    assert json.loads(told)["secrets"] == {"HF_TOKEN": {"from_env": "HF_TOKEN"}}
+    assert "very-secret" not in told
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_prints_the_job_file_alone_on_standard_output(tmp_path):
+    path = ROOT / "tests" / "data" / "scripts" / "composer-llmfoundry.sbatch"
+    result = CliRunner().invoke(cli.cli, ["import", str(path)])
+    assert result.exit_code == 0
+    assert spec.load(result.stdout, name="job.yaml").spec.name == "mpt-7b"
+    assert "left out: --world_size 16" in result.stderr
+    assert "16 of 16 fields are typed" in result.stderr
+    out = tmp_path / "job.yaml"
+    assert CliRunner().invoke(cli.cli, ["import", str(path), "-o", str(out)]).exit_code == 0
+    assert out.read_text() == result.stdout
+
+
+def test_the_command_reads_a_run_directory(tmp_path):
+    files = files_of(ROOT / "slurm" / "cpu-demo" / "job.yaml")
+    for name in ("job.sbatch", "job.json"):
+        (tmp_path / name).write_text(files[name])
+    result = CliRunner().invoke(cli.cli, ["import", str(tmp_path / "job.sbatch")])
+    assert result.exit_code == 0, result.stderr
+    (tmp_path / "again.yaml").write_text(result.stdout)
+    assert files_of(tmp_path / "again.yaml") == files
+
+
+def test_the_command_exits_1_when_something_is_left_to_say(tmp_path):
+    (tmp_path / "x.sbatch").write_text("#SBATCH -N 2\nsrun torchrun train.py\n")
+    result = CliRunner().invoke(cli.cli, ["import", str(tmp_path / "x.sbatch")])
+    assert result.exit_code == 1
+    assert "# FILL IN:" in result.stdout
+
+
+def test_the_reader_of_shell_is_loaded_by_the_commands_that_need_it_alone():
+    code = "import sys; from launcher import cli, shell; cli.cli(['plan', '--help'], standalone_mode=False); " \
+           "sys.exit('tree_sitter' in sys.modules)"  # fmt: skip
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0

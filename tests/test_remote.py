@@ -1,0 +1,193 @@
+"""Submission over ssh: a real sshd on loopback is the login node of a real Slurm, and dslaunch is elsewhere.
+
+Scenario 77: unknown host keys, prompts and noise of login scripts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import test_slurm
+from test_slurm import Site, site  # noqa: F401 - a fixture
+
+from launcher import remote
+from launcher.errors import Unreachable
+
+SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
+HOST = "login1"
+NOISE = "Welcome to login1!\\n\\033[31mQuota: 90%\\033[0m\\n"
+PROGRAM = "import os, sys; print('rank', os.environ['RANK'], 'of', os.environ['WORLD_SIZE'], *sys.argv[1:])"
+
+
+@pytest.fixture(scope="module")
+def login(tmp_path_factory, request):
+    """A login node: sshd with a key of its own, whose shell talks before every command."""
+    if not SSHD or os.geteuid() != 0:
+        reason = "needs root and openssh-server: apt-get install openssh-server"
+        (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
+    folder = tmp_path_factory.mktemp("login")
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
+    shutil.copy(folder / "user.pub", folder / "authorized")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.makedirs("/run/sshd", exist_ok=True)
+    (folder / "sshd_config").write_text(
+        f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
+        f"StrictModes no\nUsePAM no\nPasswordAuthentication no\nPidFile none\nSetEnv SLURM_CONF=/none\n"
+        f"""ForceCommand printf '{NOISE}'; . {folder}/env; eval "$SSH_ORIGINAL_COMMAND"\n"""
+    )
+    (folder / "env").write_text("")
+    known = subprocess.run(["cut", "-d ", "-f1,2", folder / "host.pub"], capture_output=True, text=True).stdout
+    (folder / "known").write_text(f"[127.0.0.1]:{port} {known}")
+    (folder / "empty").write_text("")
+    common = (
+        f"HostName 127.0.0.1\n Port {port}\n IdentityFile {folder}/user\n User root\n GlobalKnownHostsFile none\n"
+    )
+    (folder / "config").write_text(
+        f"Host {HOST}\n {common} UserKnownHostsFile {folder}/known\n"
+        f"Host stranger\n {common} UserKnownHostsFile {folder}/empty\n"
+        f"Host locked\n {common.replace(f'{folder}/user', f'{folder}/host')} UserKnownHostsFile {folder}/known\n"
+        f" IdentitiesOnly yes\n"
+        f"Host nobody\n HostName 127.0.0.1\n Port 1\n"
+    )
+    (folder / "bin").mkdir()
+    (folder / "bin" / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/config "$@"\n')
+    (folder / "bin" / "ssh").chmod(0o755)
+    daemon = subprocess.Popen([SSHD, "-D", "-e", "-f", folder / "sshd_config"], stderr=subprocess.DEVNULL)
+    request.addfinalizer(lambda: (daemon.kill(), daemon.wait()))
+    for _ in range(100):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    return folder
+
+
+@pytest.fixture
+def reach(login, monkeypatch):
+    monkeypatch.setenv("PATH", f"{login / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
+    return login
+
+
+def test_commands_run_there_byte_for_byte_whatever_the_login_shell_says(reach):
+    odd = ["a b", "'; touch /tmp/x; '", "$(id)", "ü\n\t", "", "-v"]
+    done = remote.runner(HOST)([sys.executable, "-c", "import sys; print(ascii(sys.argv[1:])); sys.exit(3)", *odd])
+    assert (done.code, done.out) == (3, ascii(odd) + "\n")
+    assert remote.runner(HOST)(["no-such-command-here"]).err == "no-such-command-here: command not found"
+    slow = remote.runner(HOST)(["sleep", "30"], timeout=1)
+    assert (slow.code, slow.err) == (None, "sleep did not answer within 1 s")
+
+
+@pytest.mark.parametrize(
+    ("host", "says", "hint"),
+    [
+        ("stranger", "Host key verification failed", "ssh stranger"),
+        ("locked", "Permission denied", "ssh-add"),
+        ("nobody", "Connection refused", "ssh -o BatchMode=yes nobody true"),
+        ("no-such-host.invalid", "ould not resolve", "~/.ssh/config"),
+    ],
+)
+def test_scenario_77_nothing_is_asked_and_no_unknown_host_is_trusted(reach, host, says, hint):
+    begun = time.monotonic()
+    with pytest.raises(Unreachable) as caught:
+        remote.ask(host, {"op": "missing", "paths": []})
+    (problem,) = caught.value.problems
+    assert problem.message.startswith(f"ssh did not connect to {host}")
+    assert says in problem.message
+    assert hint in problem.hint
+    assert time.monotonic() - begun < 20
+
+
+def test_a_run_directory_arrives_once_and_as_a_whole(reach, tmp_path):
+    import io
+    import tarfile
+
+    def packed(text: str) -> bytes:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            member = tarfile.TarInfo("job.sbatch")
+            member.size, member.mode = len(text), 0o600
+            archive.addfile(member, io.BytesIO(text.encode()))
+        return buffer.getvalue()
+
+    request = {"op": "put", "folder": str(tmp_path / "runs" / "x"), "link": str(tmp_path)}
+    for text in ("first", "second"):
+        remote.ask(HOST, request, packed(text))
+    assert (tmp_path / "runs" / "x" / "job.sbatch").read_text() == "first"
+    assert (tmp_path / "runs" / "x").stat().st_mode & 0o777 == 0o700
+    assert os.listdir(tmp_path / "runs") == ["x"]
+
+
+@pytest.fixture
+def far(site, reach, slurm, tmp_path, monkeypatch):  # noqa: F811
+    """A laptop: no Slurm of its own is configured; the login node has it."""
+    (reach / "env").write_text("".join(f"export {name}={value}\n" for name, value in slurm.env.items()))
+    for name in slurm.env:
+        monkeypatch.delenv(name)
+    (tmp_path / "there").mkdir()
+    laptop = tmp_path / "laptop"
+    laptop.mkdir()
+    monkeypatch.chdir(laptop)
+    return Site(laptop)
+
+
+def job(tmp_path, *, venv=sys.prefix, **train):
+    train = train or {"command": ["python3", "-c", PROGRAM]}
+    train.setdefault("workdir", str(tmp_path / "there"))
+    return {
+        **test_slurm.job("far", train={"zero": 0, "steps": 10, **train}),
+        "resources": {"nodes": 2, "processes_per_node": 2},
+        "venv": venv,
+        "slurm": {"time": "10", "login": HOST, "login_dir": str(tmp_path / "there" / "runs")},
+    }
+
+
+def test_a_job_submitted_over_ssh_runs_and_is_followed_from_here(far, tmp_path):
+    run = far.submit(job(tmp_path))
+    there = tmp_path / "there" / "runs" / run
+    assert (there / "job.sbatch").is_file()
+    found = far.wait(run)
+    assert (found["state"], found["code"]) == ("completed", 0), far.log(run)
+    assert all(f"rank {rank} of 4" in far.log(run) for rank in range(4))
+    events = [entry["event"] for entry in map(json.loads, (there / "journal.jsonl").read_text().splitlines())]
+    assert events[:2] == ["rendered", "submitting"]
+    assert "finished" in events
+    assert run in far.dslaunch("runs").stdout
+
+
+def test_the_same_job_again_is_the_same_run_and_cancel_reaches_it(far, tmp_path):
+    sleeper = job(tmp_path, command=["sleep", "300"])
+    first = far.submit(sleeper)
+    assert far.submit(sleeper) == first
+    assert far.dslaunch("cancel", first).returncode == 0
+    assert far.wait(first)["state"] == "cancelled"
+
+
+def test_what_is_not_there_is_refused_before_anything_is_sent(far, tmp_path):
+    (far.folder / "job.yaml").write_text(json.dumps(job(tmp_path, script="train.py", workdir=".")))
+    done = far.dslaunch("slurm", "job.yaml")
+    assert done.returncode == 2
+    assert "workdir . is on this machine, and the job runs at login1" in done.stderr
+    absent = job(tmp_path, script="train.py", venv="/no/venv")
+    (far.folder / "job.yaml").write_text(json.dumps(absent))
+    done = far.dslaunch("slurm", "job.yaml")
+    assert f"login1 has no file {tmp_path}/there/train.py" in done.stderr
+    assert "login1 has no file /no/venv/bin/activate" in done.stderr
+    assert not (tmp_path / "there" / "runs").exists()
+
+
+def test_the_controller_there_is_asked_when_it_would_start(far, tmp_path):
+    (far.folder / "job.yaml").write_text(json.dumps(job(tmp_path)))
+    done = far.dslaunch("slurm", "job.yaml", "--test-only")
+    assert done.returncode == 0, done.stderr
+    assert "to start at" in done.stdout

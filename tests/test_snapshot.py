@@ -1,0 +1,221 @@
+"""What a run takes along of the code, in real trees and real git."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from launcher import snapshot, software, spec
+from launcher.errors import UserError
+from launcher.run import run
+
+JOB = "name: demo\nmodel: gpt-demo\n"
+
+
+def tree(folder, files):
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def git(folder, *words):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "init.defaultBranch=main"]
+    return subprocess.run(["git", "-C", folder, *who, *words], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def project(tmp_path):
+    folder = tree(
+        tmp_path / "project",
+        {
+            "train.py": "first",
+            "src/model.py": "model",
+            "jobs/job.yaml": JOB,
+            ".gitignore": "data/\n*.log\n.venv/\n",
+            "data/train.bin": "x" * 1000,
+            "a.log": "noise",
+            ".venv/pyvenv.cfg": "home = /usr/bin\n",
+        },
+    )
+    git(folder, "init")
+    git(folder, "add", ".")
+    git(folder, "commit", "-m", "all")
+    return folder
+
+
+def take(base, text, **more):
+    return snapshot.take(spec.load(JOB + text, name="job.yaml").spec, base, run, **more)
+
+
+def copied(taken, folder):
+    folder.mkdir()
+    snapshot.write(taken, folder)
+    return folder
+
+
+def says(base, text, **more):
+    with pytest.raises(UserError) as caught:
+        take(base, text, **more)
+    return [
+        f"{problem.message} | {problem.hint} | {'.'.join(map(str, problem.at))}" for problem in caught.value.problems
+    ]
+
+
+def test_nothing_is_taken_unless_it_is_asked_for(project):
+    assert take(project, "") is None
+
+
+def test_git_takes_what_is_tracked_changed_and_new_with_the_commit_and_the_difference(project, tmp_path):
+    (project / "train.py").write_text("second")
+    (project / "new.py").write_text("new")
+    (project / "src/model.py").unlink()
+    taken = take(project / "jobs", "train: {workdir: ..}\ncode: git\n")
+    assert [entry.path for entry in taken.entries] == [".gitignore", "jobs/job.yaml", "new.py", "train.py"]
+    assert taken.commit == git(project, "rev-parse", "HEAD").strip()
+    folder = copied(taken, tmp_path / "run")
+    assert (folder / "code").resolve() == folder / "snapshot" / "jobs"
+    assert (folder / "code/../train.py").resolve().read_text() == "second"
+    patch = (folder / "snapshot.patch").read_text()
+    assert "+second" in patch
+    assert "-first" in patch
+    # the difference is what makes the commit the snapshot
+    again = tmp_path / "again"
+    git(tmp_path, "clone", "-q", project, again)
+    git(again, "apply", folder / "snapshot.patch")
+    assert (again / "train.py").read_text() == "second"
+    assert not (again / "src/model.py").exists()
+
+
+def test_what_is_ignored_is_linked_so_that_data_and_checkpoints_stay_where_they_are(project, tmp_path):
+    taken = take(project, "code: git\n")
+    assert taken.linked == (".venv", "a.log", "checkpoints", "data")
+    top = copied(taken, tmp_path / "run") / "snapshot"
+    assert (top / "data/train.bin").resolve() == project / "data/train.bin"
+    (top / "checkpoints/demo").mkdir()
+    assert (project / "checkpoints/demo").is_dir()
+    modes = {oct(path.lstat().st_mode & 0o777) for path in top.rglob("*") if not path.is_symlink()}
+    assert modes <= {"0o700", "0o600"}
+
+
+def test_a_copy_takes_what_dslaunchignore_leaves(project, tmp_path):
+    tree(project, {".dslaunchignore": "*.bin\n!keep.bin\n/src/\n", "keep.bin": "k", "data/other.txt": "o"})
+    taken = take(project, "code: copy\n")
+    assert [entry.path for entry in taken.entries] == [
+        ".dslaunchignore", ".gitignore", "a.log", "data/other.txt", "jobs/job.yaml", "keep.bin", "train.py",
+    ]  # fmt: skip
+    assert set(taken.linked) == {".venv", "checkpoints", "data/train.bin", "src"}
+
+
+def test_a_copy_without_dslaunchignore_obeys_every_gitignore_of_the_tree(project):
+    tree(project, {"src/.gitignore": "*.so\n", "src/a.so": "", "b.so": ""})
+    names = [entry.path for entry in take(project, "code: copy\n").entries]
+    assert "src/a.so" not in names
+    assert {"b.so", "src/.gitignore", "src/model.py"} <= set(names)
+    assert not {"a.log", "data/train.bin"} & set(names)
+
+
+def test_a_file_of_its_own_can_name_what_is_left_out(project):
+    tree(project, {"jobs/leave": "train.py\n"})
+    taken = take(project / "jobs", "train: {workdir: ..}\ncode: {take: git, ignore: leave}\n")
+    assert "train.py" in taken.linked
+    assert says(project, "code: {take: git, ignore: nowhere}\n") == [
+        f"there is no {project}/nowhere |  | code.ignore"
+    ]
+
+
+def test_run_directories_are_no_part_of_it(project):
+    tree(project, {"dslaunch-runs/demo-1/job.yaml": "x"})
+    for how in ("git", "copy"):
+        taken = take(project, f"code: {how}\n", avoid=[project / "dslaunch-runs"])
+        assert not [entry for entry in taken.entries if entry.path.startswith("dslaunch-runs")]
+        assert "dslaunch-runs" not in taken.linked
+
+
+def test_a_later_edit_is_another_digest_and_a_file_that_changes_meanwhile_is_not_copied(project, tmp_path):
+    before = take(project, "code: git\n")
+    assert take(project, "code: git\n").digest == before.digest
+    (project / "train.py").write_text("other")
+    assert take(project, "code: git\n").digest != before.digest
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match=r"train\.py changed while it was copied"):
+        snapshot.write(before, tmp_path / "run")
+
+
+def test_links_stay_inside_or_lead_to_where_they_led(project, tmp_path):
+    (project / "inner.py").symlink_to("src/model.py")
+    (project / "whole.py").symlink_to(project / "src/model.py")
+    (project / "outer").symlink_to(tmp_path / "outside")
+    tree(tmp_path, {"outside/x": "x"})
+    for how in ("git", "copy"):
+        top = copied(take(project, f"code: {how}\n"), tmp_path / how) / "snapshot"
+        assert (top / "inner.py").resolve() == (top / "whole.py").resolve() == top / "src/model.py"
+        assert (top / "outer/x").resolve() == tmp_path / "outside/x"
+
+
+def test_too_much_is_refused_with_the_largest_named(project):
+    tree(project, {"big/a.bin": "x" * 3_000_000, "big/b.bin": "x" * 2_000_000, "c.bin": "x" * 1000})
+    (said,) = says(project, "code: {take: copy, limit: 4M}\n")
+    assert said.startswith("the code has 4.8 MiB, and code.limit is 4M: big/a.bin 2.9 MiB, big/b.bin 1.9 MiB, c.bin")
+    assert ".dslaunchignore" in said
+    assert take(project, "code: {take: copy, limit: 5M}\n").size > 4 << 20
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "at"),
+    [
+        ("key.pem", "a\n-----BEGIN " + "OPENSSH PRIVATE KEY-----\n", "key.pem:2"),
+        (".env", "A=1\nexport MY_API_KEY=abcdefgh1234\n", ".env:2"),
+        ("conf/x.py", "t = 'hf_" + "a1" * 15 + "'\n", "conf/x.py:1"),
+    ],
+)
+def test_a_secret_is_refused_by_file_and_line_and_ignoring_it_helps(project, name, text, at):
+    tree(project, {name: text})
+    for how in ("git", "copy"):
+        (said,) = says(project, f"code: {how}\n")
+        assert said.startswith(f"{at} looks like a secret")
+    tree(project, {".dslaunchignore": name + "\n"})
+    assert name.split("/")[0] in " ".join(take(project, "code: git\n").linked)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [(".env", "API_KEY=\nA_TOKEN=x\n"), ("a.md", "hf_short and PRIVATE KEY\n")]
+)
+def test_what_only_looks_a_little_like_one_is_taken(project, name, text):
+    tree(project, {name: text})
+    assert name in [entry.path for entry in take(project, "code: git\n").entries]
+
+
+def test_no_git_tree_no_common_tree_and_checkpoints_elsewhere_are_refused(tmp_path, project):
+    plain = tree(tmp_path / "plain", {"train.py": ""})
+    (said,) = says(plain, "code: git\n")
+    assert "is no git tree" in said
+    assert said.endswith("| code: copy | code")
+    (said,) = says(plain, "train: {workdir: ../project}\ncode: git\n")
+    assert f"the job file is in {plain}, and the code in {project}" in said
+    (said,) = says(plain, "train: {checkpoint: {dir: ../there}}\ncode: copy\n")
+    assert f"checkpoints would go to {tmp_path}/there" in said
+
+
+def test_an_executable_stays_one(project, tmp_path):
+    tree(project, {"run.sh": "#!/bin/sh\necho ran\n"})
+    (project / "run.sh").chmod(0o755)
+    top = copied(take(project, "code: git\n"), tmp_path / "run") / "snapshot"
+    assert subprocess.run([top / "run.sh"], capture_output=True, text=True).stdout == "ran\n"
+
+
+def test_a_package_installed_from_the_tree_is_imported_from_the_snapshot(project, tmp_path):
+    """As `pip install -e` leaves it: a path to the tree, and a note of where it came from."""
+    site = tmp_path / "site"
+    note = json.dumps({"url": f"file://{project}", "dir_info": {"editable": True}})
+    tree(site, {"p-1.dist-info/direct_url.json": note, "p-1.dist-info/METADATA": "Name: p\nVersion: 1\n"})
+    taken = take(project, "code: git\n")
+    run = copied(taken, tmp_path / "run")
+    (project / "src/model.py").write_text("print('edited')")
+    script = f'here={run}\n{software.EDITABLE}\npython3 -c "import model; print(model.__file__)"\n'
+    (run / "snapshot/src/model.py").write_text("")
+    environ = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{site}:{project}/src"}
+    done = subprocess.run(["bash", "-e", "-c", script], env=environ, capture_output=True, text=True)
+    assert done.stdout.strip() == f"{run}/snapshot/src/model.py", done.stderr
