@@ -60,7 +60,7 @@ def namespace() -> str:
 
 
 def facts(questions: Mapping[str, str], space: str | None) -> tuple[str, dict[str, Any]]:
-    """The namespace, and the JSON of each path that the API server answers; what is forbidden or not there is left out.
+    """The namespace, and the JSON of each path that the API server answers; what it does not is left out.
 
     Raises UserError without a cluster, Unreachable where it does not answer.
     """
@@ -71,8 +71,10 @@ def facts(questions: Mapping[str, str], space: str | None) -> tuple[str, dict[st
     for name, path in questions.items():
         try:
             with Answers():
-                answer = raw.call_api(path.format(space), "GET", auth_settings=["BearerToken"], response_type="object",
-                                      _return_http_data_only=True, _request_timeout=30)  # fmt: skip
+                answer = raw.call_api(
+                    path.format(space), "GET", auth_settings=["BearerToken"], response_type="object",
+                    _return_http_data_only=True, _request_timeout=30,
+                )  # fmt: skip
         except Unreachable:
             raise
         except UserError:
