@@ -16,11 +16,11 @@ from launcher.spec.machines import Environment, Preflight, Recover, Resources, S
 from launcher.spec.slurm import Slurm
 from launcher.spec.software import Code, Conda, Container, Modules, Secret, Stage, Tracking, Uv
 from launcher.spec.train import Lora, LrSchedule, Optimizer, Shape, Train
-from launcher.spec.words import FilePath, Image, Line, Module, Name, Section, Text, Variable
+from launcher.spec.words import FilePath, Image, Line, Module, Name, Section, Text, Variable, section
 from launcher.yamldoc import Help
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class JobSpec(Section):
     """One training job."""
 

@@ -1,6 +1,6 @@
 """What only Kubernetes is told."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from launcher.spec.words import (
@@ -18,11 +18,16 @@ from launcher.spec.words import (
     Token,
     Variable,
     Whole,
+    section,
 )
 from launcher.yamldoc import Help, Matches, Range
 
 Labels = Annotated[dict[LabelKey, Label], Help("labels")]
 Annotations = Annotated[dict[LabelKey, Text], Help("annotations")]
+Amount = Annotated[
+    str,
+    Matches(r"[0-9]+(\.[0-9]+)?([mkMGTPE]|[KMGTPE]i)?", "a Kubernetes quantity such as 500m (of a CPU) or 2Gi"),
+]
 PodField = Annotated[
     str,
     Matches(
@@ -33,13 +38,13 @@ PodField = Annotated[
 ]
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Nfs(Section):
     server: Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9.:-]*", "a host")]
     path: FilePath
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Csi(Section):
     driver: DnsName
     attributes: dict[str, Text] = field(default_factory=dict)
@@ -47,7 +52,7 @@ class Csi(Section):
     fs_type: Token | None = None
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Scratch(Section):
     """A volume of the pod's own: an emptyDir, or a claim made with it where a storage class is named."""
 
@@ -56,7 +61,7 @@ class Scratch(Section):
     storage_class: Annotated[DnsName | None, Help("a generic ephemeral volume: local NVMe")] = None
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Volume(Section):
     """One of claim, nfs, csi, host_path, scratch, config_map, secret."""
 
@@ -76,7 +81,7 @@ class Volume(Section):
     name: Annotated[Name | None, Help("of the volume in the pod; for sidecars and patches")] = None
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Toleration(Section):
     key: LabelKey | None = None
     operator: Literal["Exists", "Equal"] = "Exists"
@@ -85,7 +90,7 @@ class Toleration(Section):
     seconds: Annotated[Whole | None, Help("tolerationSeconds, of NoExecute")] = None
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class NodeTerm(Section):
     key: LabelKey
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"] = "In"
@@ -93,7 +98,7 @@ class NodeTerm(Section):
     weight: Annotated[Annotated[int, Range(1, 100)] | None, Help("preferred so much; absent: required")] = None
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class PodTerm(Section):
     """Pods of which kind have to be near, or away."""
 
@@ -105,14 +110,14 @@ class PodTerm(Section):
     weight: Annotated[Annotated[int, Range(1, 100)] | None, Help("preferred so much; absent: required")] = None
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Spread(Section):
     topology_key: LabelKey
     max_skew: Count = 1
     when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"] = "DoNotSchedule"
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Queueing(Section):
     """Kueue: which queue, at what priority, how close together."""
 
@@ -122,7 +127,7 @@ class Queueing(Section):
     topology_required: Annotated[bool, Help("else as close as it can be")] = True
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Gang(Section):
     """All pods start together, or none."""
 
@@ -136,7 +141,7 @@ class Gang(Section):
     scheduler: Annotated[DnsName | None, Help("schedulerName, where it is not the usual one")] = None
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Elastic(Section):
     """Between so many and so many pods; torchrun meets again at every change."""
 
@@ -149,7 +154,7 @@ class Elastic(Section):
     ] = None
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class RunPolicy(Section):
     clean_pods: Literal["Running", "All", "None"] | None = None
     ttl: Annotated[Whole | None, Help("seconds after which a finished job is removed")] = None
@@ -163,7 +168,7 @@ class RunPolicy(Section):
     restart_policy: Literal["Never", "OnFailure", "Always", "ExitCode"] | None = None
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Network(Section):
     """How pods reach the fabric. `profile: auto`: the fabric's own row brings resources, annotations, sidecars."""
 
@@ -184,7 +189,7 @@ class Network(Section):
     hugepages: Annotated[Quantity | None, Help("hugepages-2Mi")] = None
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Security(Section):
     """The default is admitted by the restricted profile; each of these goes beyond it, and is said."""
 
@@ -201,7 +206,7 @@ class Security(Section):
     seccomp: Annotated[Token | None, Help("RuntimeDefault; Unconfined; a Localhost profile's path")] = None
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Sidecar(Section):
     name: Name
     image: Image
@@ -209,12 +214,12 @@ class Sidecar(Section):
     args: tuple[Argument, ...] = ()
     env: dict[Variable, Text] = field(default_factory=dict)
     mounts: Annotated[dict[Name, FilePath], Help("by the volume's name")] = field(default_factory=dict)
-    resources: Annotated[dict[LabelKey, Quantity], Help("requests and limits alike")] = field(default_factory=dict)
+    resources: Annotated[dict[LabelKey, Amount], Help("requests and limits alike")] = field(default_factory=dict)
     init: Annotated[bool, Help("runs, and ends, before the ranks start")] = False
     privileged: bool = False
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Kubernetes(Section):
     kind: Annotated[Literal["pytorchjob", "trainjob", "jobset"], Help("which object")] = "pytorchjob"
     trainer: Annotated[

@@ -1,15 +1,15 @@
 """What only Slurm is told. Fields that name how a site wants a thing asked for belong into its site file."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Literal
 
-from launcher.spec.words import Auto, Constraint, Count, FilePath, Line, Nodes, Section, Time, Token, Whole
+from launcher.spec.words import Auto, Constraint, Count, FilePath, Line, Nodes, Section, Time, Token, Whole, section
 from launcher.yamldoc import Help, Matches, Range
 
 Option = Annotated[str, Matches(r"[A-Za-z0-9_.,:@%+/=&|*()\[\]-]+", "text without spaces or quotes")]
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Slurm(Section):
     partition: Annotated[Token | None, Help("one or several, a,b")] = None
     account: Token | None = None

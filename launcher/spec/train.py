@@ -1,13 +1,13 @@
 """What is trained, and how."""
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from launcher.spec.words import Argument, Auto, Count, FilePath, Line, Section, Token, Whole
+from launcher.spec.words import Argument, Auto, Count, FilePath, Line, Section, Token, Whole, section
 from launcher.yamldoc import Help, Matches, Range
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Shape(Section):
     """A transformer's architecture, for a model that is neither a preset nor a config.json."""
 
@@ -34,7 +34,7 @@ class Shape(Section):
     qk_norm: Annotated[bool, Help("q and k are normed per head (Qwen 3, Gemma 3)")] = False
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Optimizer(Section):
     type: Annotated[Token, Help("AdamW, Adam, Lamb, Lion, SGD, OneBitAdam, ...")] = "AdamW"
     lr: Annotated[float, Range(1e-12, 1e3), Help("learning rate at its peak")] = 1e-4
@@ -45,13 +45,13 @@ class Optimizer(Section):
     params: Annotated[dict[str, Any], Help("further parameters, passed on as they are")] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class LrSchedule(Section):
     type: Annotated[Literal["constant", "linear", "cosine"], Help("after the warm-up")] = "constant"
     warmup_steps: Annotated[Whole, Help("steps from 0 to the learning rate")] = 0
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Offload(Section):
     optimizer: Annotated[
         Literal["auto", "none", "cpu", "nvme"],
@@ -61,7 +61,7 @@ class Offload(Section):
     nvme_path: Annotated[FilePath | None, Help("a directory on every node's local NVMe")] = None
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Parallel(Section):
     """What your program implements; the plan counts on it."""
 
@@ -77,7 +77,7 @@ class Parallel(Section):
     split_hidden: Annotated[bool, Help("tensor ranks split norms too: Megatron's sequence parallelism")] = False
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Lora(Section):
     """Adapters that your program trains beside frozen weights; the plan counts on it."""
 
@@ -88,7 +88,7 @@ class Lora(Section):
     bits: Annotated[Literal[16, 8, 4], Help("of a frozen weight; 4 is QLoRA")] = 16
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Checkpoint(Section):
     dir: Annotated[FilePath | None, Help("where checkpoints go; checkpoints/NAME when absent")] = None
     every: Annotated[
@@ -98,7 +98,7 @@ class Checkpoint(Section):
     keep: Annotated[Count, Help("how many complete checkpoints stay")] = 2
 
 
-@dataclass(frozen=True, repr=False, eq=False)
+@section
 class Train(Section):
     script: Annotated[FilePath | None, Help("a Python file, run once per rank")] = None
     module: Annotated[
