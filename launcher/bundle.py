@@ -8,7 +8,6 @@ import os
 import shlex
 import stat
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from launcher import nccl, preflight, software, yamldoc
 from launcher.errors import Problem, UserError
 from launcher.plan import InBundle, Plan, launchers
 from launcher.preflight import START, Setting
+from launcher.record import record
 from launcher.spec import JobSpec
 from launcher.spec.given import given
 
@@ -28,13 +28,13 @@ LOOKS_AFTER = ("supervision", "diagnose", "checkpoints")
 TABLES = ("causes.tsv", "signatures.tsv", "progress.tsv")
 
 
-@dataclass(frozen=True)
+@record
 class File:
     path: str
     text: str
 
 
-@dataclass(frozen=True)
+@record
 class Bundle:
     """`entry` is the file handed to the scheduler."""
 
@@ -43,6 +43,15 @@ class Bundle:
 
     def text(self, path: str) -> str:
         return next(file.text for file in self.files if file.path == path)
+
+
+@record
+class Tree:
+    """Code that travels as it was: a compressed tar file, and the job file's place in it, "." at the top."""
+
+    data: bytes
+    job: str
+    digest: str  # of the files: compressors differ
 
 
 def quote(text: str) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 from launcher import yamldoc
 from launcher.errors import Problem, UserError
+from launcher.record import record
 from launcher.spec import Shape
 
 DATA = Path(__file__).parent / "data"
@@ -24,7 +25,7 @@ DTYPES: dict[str, str] = {
 WARM = 0.2
 
 
-@dataclass(frozen=True)
+@record
 class Gpu:
     name: str
     memory: float  # GiB
@@ -43,7 +44,7 @@ class Gpu:
     pcie: float = 12.0  # GB/s to the host, one direction
 
 
-@dataclass(frozen=True)
+@record
 class Model:
     name: str
     shape: Shape
@@ -52,7 +53,7 @@ class Model:
     active: float = 0.0  # the same of what one token passes through, in a mixture of experts
 
 
-@dataclass(frozen=True)
+@record
 class Correction:
     """What a guide's configuration gets wrong, what DeepSpeed does about it, and what the job file says instead."""
 
@@ -62,7 +63,7 @@ class Correction:
     at: str = ""  # the key of the job file, train.optimizer; empty where the mistake is in a claim
 
 
-@dataclass(frozen=True)
+@record
 class Variant:
     says: str
     world: int
@@ -71,7 +72,7 @@ class Variant:
     ignored: list[str] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
+@record
 class Preset:
     """A configuration as a guide prints it, what DeepSpeed does with it, and the job that keeps its intent."""
 
@@ -89,7 +90,7 @@ class Preset:
     remarks: dict[str, str] = field(default_factory=dict)  # by key of the job file
 
 
-@dataclass(frozen=True)
+@record
 class OptimizerRow:
     name: str
     state: int  # bytes per parameter
@@ -101,7 +102,7 @@ class OptimizerRow:
     before: str = ""
 
 
-@dataclass(frozen=True)
+@record
 class Expected:
     """A row of bus bandwidth, GB/s: who has to match, what passes, what excludes, and who measured it."""
 
@@ -130,7 +131,7 @@ class Expected:
         )
 
 
-@dataclass(frozen=True)
+@record
 class Fabric:
     name: str
     title: str

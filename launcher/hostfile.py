@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import chain, groupby, product
 
 from launcher.errors import Problem, UserError
+from launcher.record import record
 
 MOST_HOSTS = 200_000
 
@@ -34,7 +35,7 @@ _Flaw = tuple[int, str, str]  # how far into the text, what is wrong there, what
 _Order = tuple[str, tuple[tuple[int, str], ...]]
 
 
-@dataclass(frozen=True)
+@record
 class Host:
     """One line of a hostfile: Host("gpu001", slots=8) runs 8 ranks."""
 

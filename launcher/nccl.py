@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from launcher import facts
 from launcher.errors import Problem, UserError
+from launcher.record import record
 from launcher.spec import JobSpec
 
 
-@dataclass(frozen=True)
+@record
 class Variable:
     name: str
     value: str
     why: str
 
 
-@dataclass(frozen=True)
+@record
 class Line:
     """Shell that runs on a node before the exports."""
 
@@ -24,7 +23,7 @@ class Line:
     why: str
 
 
-@dataclass(frozen=True)
+@record
 class Variables:
     rows: tuple[Variable, ...]
     notes: tuple[str, ...]

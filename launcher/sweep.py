@@ -5,19 +5,20 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from launcher import yamldoc
 from launcher.errors import Path, Problem, UserError
 from launcher.plan import Plan
+from launcher.record import record
 from launcher.spec import Document, JobSpec, Sweep
 
 MOST = 1001  # tasks of an array: Slurm's MaxArraySize, where a site does not change it
 FOLDER = "points"  # of a sweep's run directory: one run directory for each point
 
 
-@dataclass(frozen=True)
+@record
 class Point:
     """One combination: `values` by field, and where in the job file each of them stands."""
 
@@ -35,7 +36,7 @@ class Point:
         return tuple(f"{name}={json.dumps(value)}" for name, value in self.values.items())
 
 
-@dataclass(frozen=True)
+@record
 class Chosen:
     """A point with its job and its plan."""
 

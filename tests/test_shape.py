@@ -17,7 +17,7 @@ PACKAGE = Path(launcher.__file__).parent
 
 # A module imports from the lines above its own, never from its own line or below.
 LAYERS = [
-    ["launcher", "launcher.errors"],
+    ["launcher", "launcher.errors", "launcher.record"],
     ["launcher.yamldoc", "launcher.jsondoc"],
     ["launcher.spec.words", "launcher.spec.given"],
     ["launcher.spec.train", "launcher.spec.software", "launcher.spec.slurm", "launcher.spec.kubernetes"],
@@ -77,7 +77,8 @@ LAYERS = [
     ["launcher.sarif"],
     ["launcher.imports"],
     ["launcher.imports.programs", "launcher.imports.deepspeed", "launcher.imports.write"],
-    ["launcher.imports.sbatch"],
+    ["launcher.imports.sbatch", "launcher.imports.pods"],
+    ["launcher.imports.manifests"],
     ["launcher.imports.rendered"],
     ["launcher.probe"],
     ["launcher.screen"],

@@ -21,8 +21,9 @@ from __future__ import annotations
 
 import enum
 import importlib
-from dataclasses import dataclass
 from types import ModuleType
+
+from launcher.record import record
 
 NAMES = ("local", "slurm", "kubernetes")
 
@@ -42,7 +43,7 @@ class State(enum.Enum):
         return self in (State.COMPLETED, State.FAILED, State.CANCELLED)
 
 
-@dataclass(frozen=True)
+@record
 class Status:
     state: State
     detail: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from launcher import facts, nccl
@@ -12,6 +12,7 @@ from launcher.plan import batch as batches
 from launcher.plan import checkpoint, dsconfig, launchers, memory, rules, search, step_time, unnamed
 from launcher.plan import shape as shapes
 from launcher.plan.setup import Alternative, Device, Estimate, Machine, Recompute, Setup, StepTime, Verdict
+from launcher.record import record
 from launcher.spec import JobSpec, Shape
 
 
@@ -19,14 +20,14 @@ class InBundle(str):
     """A path inside the bundle: node.sh writes it relative to itself."""
 
 
-@dataclass(frozen=True)
+@record
 class Decision:
     name: str
     value: str
     why: str
 
 
-@dataclass(frozen=True)
+@record
 class Plan:
     spec: JobSpec
     model: facts.Model | None  # None where nobody named it: then the next three are what the job file gives
@@ -81,13 +82,14 @@ POOR = 0.5  # a goodput that deserves a word
 LOSS = 0.02  # of the goodput: less is not worth a word
 
 
-def make(spec: JobSpec, *, config_json: str | None = None, others: bool = True) -> Plan:
+def make(spec: JobSpec, *, config_json: str | None = None, others: bool = True, backend: str | None = None) -> Plan:
     """Decide what the job file leaves open. Raises UserError with everything that cannot run.
 
     `config_json` is the text of the file that `model:` names, read by the caller. Without `others` the ways not
-    taken are weighed only as far as the choice needs them.
+    taken are weighed only as far as the choice needs them. `backend` is where the job goes, where the site does not
+    say it.
     """
-    return _Maker(spec, config_json, others).plan()
+    return _Maker(spec, config_json, others, backend or spec.site.backend).plan()
 
 
 def uses_reference_trainer(spec: JobSpec) -> bool:
@@ -113,7 +115,7 @@ def _differences(asked: Shape) -> list[str]:
     return [text for differs, text in rows if differs]
 
 
-@dataclass(frozen=True)
+@record
 class _Chosen:
     setup: Setup
     optimizer: str
@@ -141,8 +143,9 @@ def powers(most: int) -> tuple[int, ...]:
 
 
 class _Maker:
-    def __init__(self, spec: JobSpec, config_json: str | None, others: bool) -> None:
+    def __init__(self, spec: JobSpec, config_json: str | None, others: bool, backend: str | None) -> None:
         self.spec, self.train, self.resources = spec, spec.train, spec.resources
+        self.backend = backend
         self.config_json, self.others = config_json, others
         self.problems: list[Problem] = []
         self.decisions: list[Decision] = []
@@ -786,7 +789,8 @@ class _Maker:
             write_gb_per_s=resources.storage,
             node_mttf_days=resources.node_mttf,
             step_seconds=chosen.time.seconds,
-            warn_before_end=self.spec.slurm.warn_before_end,
+            # pods get as long as saving takes: kubernetes.grace
+            warn_before_end=None if self.backend == "kubernetes" else self.spec.slurm.warn_before_end,
         )
         self.problems += [advice.problem] if advice.problem else []
         self.notes += advice.notes

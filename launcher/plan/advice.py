@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from typing import Any, TypeGuard
 
@@ -19,11 +19,12 @@ from launcher.plan import dsconfig, memory
 from launcher.plan.rules import Finding, Found, Row, Situation, at_every_stage, converted
 from launcher.plan.rules import rows as rules_rows
 from launcher.plan.setup import Device, Estimate, Recompute, Setup
+from launcher.record import record
 
 SEQ_LEN = 2048  # tokens per sample where nobody says
 
 
-@dataclass(frozen=True)
+@record
 class Saved:
     """A checkpoint by its file names. Nothing of it is opened."""
 
@@ -36,7 +37,7 @@ class Saved:
     latest: bool = True
 
 
-@dataclass(frozen=True)
+@record
 class Case:
     """A situation, and what only advice asks for."""
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal
 
 from launcher.errors import Path, Problem, UserError
+from launcher.record import record
 
 Given = int | Literal["auto"]
 
 
-@dataclass(frozen=True)
+@record
 class Batch:
     """`total` samples per step: `micro` per replica and pass, `accumulation` passes, `replicas` copies."""
 

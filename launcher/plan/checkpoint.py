@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import exp, expm1, log2
 
 from launcher.errors import Problem
 from launcher.plan import shape as shapes
 from launcher.plan.setup import Setup
+from launcher.record import record
 
 # Failures of a node: 6.5 in 1,000 node-days on Meta's RSC-1 (2.3 on RSC-2; arXiv 2410.21680).
 NODE_MTTF_DAYS = 1000 / 6.5
@@ -20,7 +20,7 @@ SLACK_SECONDS = 60
 SLOWEST_WRITE = 1.5
 
 
-@dataclass(frozen=True)
+@record
 class Advice:
     seconds: float  # of training between two checkpoints
     steps: int | None  # the same in steps, when a step's time is known

@@ -9,19 +9,20 @@ bf16_optimizer.py, fp16/fused_optimizer.py. Activations follow Korthikanti et al
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from launcher.facts import Gpu
 from launcher.plan import shape as shapes
 from launcher.plan.setup import Estimate, Part, Setup, Verdict
+from launcher.record import record
 from launcher.spec import Shape
 
 Rung = Callable[[Setup], Iterator[tuple[str, Setup]]]
 GIB = 1 << 30
 
 
-@dataclass(frozen=True)
+@record
 class Constants:
     """What no formula gives: fitted on measured runs, see tests/accuracy/memory.py."""
 
@@ -102,7 +103,7 @@ def host_gib(size: str) -> float:
 # --- what a rank of the pipeline holds --------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
+@record
 class Rank:
     """Elements of one tensor-parallel slice, its layers, and the micro-batches whose activations it holds at once."""
 

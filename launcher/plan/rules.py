@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import cache
 from typing import Any, Literal
 
 from launcher import facts, yamldoc
 from launcher.errors import Path
+from launcher.record import record
 from launcher.spec import Shape
 from launcher.yamldoc import suggest
 
@@ -22,7 +23,7 @@ NEWEST_ONEBIT = "0.19.6"
 REMOVE: Any = object()  # in an edit: take the key out
 
 
-@dataclass(frozen=True)
+@record
 class Row:
     """A row of data/rules.yaml. `outcome` is what DeepSpeed does about it."""
 
@@ -39,7 +40,7 @@ class Row:
     proof: str = "cpu"  # or why a CPU cannot show it: "needs gpu: ..."
 
 
-@dataclass(frozen=True)
+@record
 class Finding:
     """One row of the table, found in one config."""
 
@@ -64,7 +65,7 @@ def rows() -> dict[str, Row]:
     return {id: Row(id, **row) for id, row in yamldoc.load_tables(facts.DATA / "rules.yaml").items()}
 
 
-@dataclass(frozen=True)
+@record
 class Situation:
     """A config with what is known around it; None and "" mean that nobody said."""
 
@@ -903,7 +904,7 @@ def values_have_their_type(s: Situation) -> Found:
             yield Finding("DSL009", message, "leave it out, or write the keys below it", (name, "params"))
 
 
-@dataclass(frozen=True)
+@record
 class Section:
     """A section of a DeepSpeed config: a row of data/keys.yaml."""
 
@@ -937,7 +938,7 @@ def _present(config: dict[str, Any]) -> Iterator[tuple[Section, dict[str, Any]]]
             yield section, found
 
 
-@dataclass(frozen=True)
+@record
 class Kind:
     """What a value may be, what else is taken for one, and how to say it."""
 

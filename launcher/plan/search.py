@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from launcher.errors import UserError
 from launcher.plan import batch as batches
 from launcher.plan import memory, step_time
 from launcher.plan.setup import Alternative, Device, Estimate, Machine, Recompute, Setup, StepTime, Verdict
+from launcher.record import record
 from launcher.spec import Shape
 
 LARGEST_MICRO = 64
@@ -22,7 +23,7 @@ PLACES: tuple[Device, ...] = ("none", "cpu", "nvme")
 WORDS = {"none": "", "selective": "selective recomputation", "full": "recomputation", "cpu": "recomputation, on CPU"}
 
 
-@dataclass(frozen=True)
+@record
 class Space:
     """What may be chosen from; one value where the job file says it."""
 
@@ -36,14 +37,14 @@ class Space:
     accumulation: batches.Given = "auto"
 
 
-@dataclass(frozen=True)
+@record
 class Weighed:
     setup: Setup
     estimate: Estimate
     verdict: Verdict
 
 
-@dataclass(frozen=True)
+@record
 class Timed(Weighed):
     time: StepTime
 
@@ -310,7 +311,7 @@ def changed(setup: Setup, taken: Setup, space: Space) -> tuple[str, ...]:
 RECOMPUTE_VALUES = {"none": "false", "selective": "selective", "full": "true", "cpu": "cpu"}
 
 
-@dataclass(frozen=True)
+@record
 class Compressed:
     """One kind of compression, at its best: `gain` over the fastest that sends everything, `flip` in GB/s."""
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from launcher.facts import Gpu
+from launcher.record import record
 from launcher.spec import Lora, Shape
 
 Recompute = Literal["none", "selective", "full", "cpu"]  # cpu: full, with the checkpoints in host memory
@@ -13,7 +14,7 @@ Device = Literal["none", "cpu", "nvme"]
 Verdict = Literal["fits", "tight", "does not fit"]
 
 
-@dataclass(frozen=True)
+@record
 class Setup:
     """Everything that memory and step time depend on. Batch numbers count samples, buckets count elements."""
 
@@ -68,7 +69,7 @@ class Setup:
         return self.micro * self.accumulation * self.replicas
 
 
-@dataclass(frozen=True)
+@record
 class Machine:
     """What the ranks run on. Bandwidths in GB/s (10^9 bytes), one direction."""
 
@@ -81,7 +82,7 @@ class Machine:
     latency: float = 8e-6  # seconds for one hop between nodes inside a collective
 
 
-@dataclass(frozen=True)
+@record
 class Part:
     """One item of a sum, with its reason: GiB in a memory breakdown, seconds in a step."""
 
@@ -90,7 +91,7 @@ class Part:
     why: str
 
 
-@dataclass(frozen=True)
+@record
 class Estimate:
     """Memory in GiB. `error` is the relative half-width of the band around the GPU's total.
 
@@ -125,7 +126,7 @@ class Estimate:
         return sum(part.value for part in self.nvme)
 
 
-@dataclass(frozen=True)
+@record
 class StepTime:
     """One optimizer step. `parts` add up to `seconds`; what is hidden behind compute is not in them."""
 
@@ -156,7 +157,7 @@ class StepTime:
         return self.model_flops / (self.seconds * self.world * self.peak)
 
 
-@dataclass(frozen=True)
+@record
 class Alternative:
     """A way that was weighed: what it is, what it costs, and why it is not the one taken."""
 

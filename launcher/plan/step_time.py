@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from math import log2
 
 from launcher import facts
 from launcher.plan import shape as shapes
 from launcher.plan.setup import Machine, Part, Setup, StepTime
+from launcher.record import record
 from launcher.spec import Resources, Shape
 
 
-@dataclass(frozen=True)
+@record
 class Constants:
     """Fitted on 204 published runs (tests/accuracy/data/throughput.tsv), each within physical bounds."""
 
@@ -51,7 +52,7 @@ COMPRESS = 40  # bytes of traffic per element to pack a 1-bit message with its e
 QUANTIZE = 6  # bytes of traffic per element to quantize and restore a ZeRO++ message
 
 
-@dataclass(frozen=True)
+@record
 class Volume:
     """Bytes that one GPU sends in a step, bus-bandwidth convention: a ring's, so an all-reduce counts twice."""
 
@@ -122,7 +123,7 @@ def volume(setup: Setup) -> Volume:
     return Volume(gather * ring * element, gather_node * element, reduce * ring * travels, tensor, sequence, pipeline)
 
 
-@dataclass(frozen=True)
+@record
 class Work:
     """What one token meets in all layers: widths of matrices, traffic between them. Counts over the whole model."""
 
@@ -539,7 +540,7 @@ def bandwidth(resources: Resources, gpu: facts.Gpu, fabric: facts.Fabric | None)
 GAIN = 1.15  # compression that wins less is not worth what it costs in trust
 
 
-@dataclass(frozen=True)
+@record
 class Candidate:
     name: str
     setup: Setup

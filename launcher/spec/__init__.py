@@ -10,17 +10,18 @@ from typing import Annotated, Literal, Union
 
 from launcher import yamldoc
 from launcher.errors import Path, Problem, UserError
+from launcher.record import record
 from launcher.spec.check import NOT_YOUR_PREFIXES, NOT_YOURS, SECRET_NAME, SECRET_VALUE, contradictions
 from launcher.spec.kubernetes import Kubernetes
 from launcher.spec.machines import Environment, Preflight, Recover, Resources, Service, Site, Sweep
 from launcher.spec.slurm import Slurm
 from launcher.spec.software import Code, Conda, Container, Modules, Secret, Stage, Tracking, Uv
 from launcher.spec.train import Lora, LrSchedule, Optimizer, Shape, Train
-from launcher.spec.words import FilePath, Image, Line, Module, Name, Section, Text, Variable, section
+from launcher.spec.words import FilePath, Image, Line, Module, Name, Section, Text, Variable
 from launcher.yamldoc import Help
 
 
-@section
+@record
 class JobSpec(Section):
     """One training job."""
 

@@ -3,6 +3,7 @@
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
+from launcher.record import record
 from launcher.spec.words import (
     Argument,
     Count,
@@ -18,7 +19,6 @@ from launcher.spec.words import (
     Token,
     Variable,
     Whole,
-    section,
 )
 from launcher.yamldoc import Help, Matches, Range
 
@@ -38,13 +38,13 @@ PodField = Annotated[
 ]
 
 
-@section
+@record
 class Nfs(Section):
     server: Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9.:-]*", "a host")]
     path: FilePath
 
 
-@section
+@record
 class Csi(Section):
     driver: DnsName
     attributes: dict[str, Text] = field(default_factory=dict)
@@ -52,7 +52,7 @@ class Csi(Section):
     fs_type: Token | None = None
 
 
-@section
+@record
 class Scratch(Section):
     """A volume of the pod's own: an emptyDir, or a claim made with it where a storage class is named."""
 
@@ -61,7 +61,7 @@ class Scratch(Section):
     storage_class: Annotated[DnsName | None, Help("a generic ephemeral volume: local NVMe")] = None
 
 
-@section
+@record
 class Volume(Section):
     """One of claim, nfs, csi, host_path, scratch, config_map, secret."""
 
@@ -81,7 +81,7 @@ class Volume(Section):
     name: Annotated[Name | None, Help("of the volume in the pod; for sidecars and patches")] = None
 
 
-@section
+@record
 class Toleration(Section):
     key: LabelKey | None = None
     operator: Literal["Exists", "Equal"] = "Exists"
@@ -90,7 +90,7 @@ class Toleration(Section):
     seconds: Annotated[Whole | None, Help("tolerationSeconds, of NoExecute")] = None
 
 
-@section
+@record
 class NodeTerm(Section):
     key: LabelKey
     operator: Literal["In", "NotIn", "Exists", "DoesNotExist", "Gt", "Lt"] = "In"
@@ -98,7 +98,7 @@ class NodeTerm(Section):
     weight: Annotated[Annotated[int, Range(1, 100)] | None, Help("preferred so much; absent: required")] = None
 
 
-@section
+@record
 class PodTerm(Section):
     """Pods of which kind have to be near, or away."""
 
@@ -110,14 +110,14 @@ class PodTerm(Section):
     weight: Annotated[Annotated[int, Range(1, 100)] | None, Help("preferred so much; absent: required")] = None
 
 
-@section
+@record
 class Spread(Section):
     topology_key: LabelKey
     max_skew: Count = 1
     when_unsatisfiable: Literal["DoNotSchedule", "ScheduleAnyway"] = "DoNotSchedule"
 
 
-@section
+@record
 class Queueing(Section):
     """Kueue: which queue, at what priority, how close together."""
 
@@ -127,7 +127,7 @@ class Queueing(Section):
     topology_required: Annotated[bool, Help("else as close as it can be")] = True
 
 
-@section
+@record
 class Gang(Section):
     """All pods start together, or none."""
 
@@ -141,7 +141,7 @@ class Gang(Section):
     scheduler: Annotated[DnsName | None, Help("schedulerName, where it is not the usual one")] = None
 
 
-@section
+@record
 class Elastic(Section):
     """Between so many and so many pods; torchrun meets again at every change."""
 
@@ -154,7 +154,7 @@ class Elastic(Section):
     ] = None
 
 
-@section
+@record
 class RunPolicy(Section):
     clean_pods: Literal["Running", "All", "None"] | None = None
     ttl: Annotated[Whole | None, Help("seconds after which a finished job is removed")] = None
@@ -168,7 +168,7 @@ class RunPolicy(Section):
     restart_policy: Literal["Never", "OnFailure", "Always", "ExitCode"] | None = None
 
 
-@section
+@record
 class Network(Section):
     """How pods reach the fabric. `profile: auto`: the fabric's own row brings resources, annotations, sidecars."""
 
@@ -189,7 +189,7 @@ class Network(Section):
     hugepages: Annotated[Quantity | None, Help("hugepages-2Mi")] = None
 
 
-@section
+@record
 class Security(Section):
     """The default is admitted by the restricted profile; each of these goes beyond it, and is said."""
 
@@ -206,7 +206,7 @@ class Security(Section):
     seccomp: Annotated[Token | None, Help("RuntimeDefault; Unconfined; a Localhost profile's path")] = None
 
 
-@section
+@record
 class Sidecar(Section):
     name: Name
     image: Image
@@ -219,7 +219,7 @@ class Sidecar(Section):
     privileged: bool = False
 
 
-@section
+@record
 class Kubernetes(Section):
     kind: Annotated[Literal["pytorchjob", "trainjob", "jobset"], Help("which object")] = "pytorchjob"
     trainer: Annotated[

@@ -3,6 +3,7 @@
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
+from launcher.record import record
 from launcher.spec.software import Container
 from launcher.spec.words import (
     Argument,
@@ -18,12 +19,11 @@ from launcher.spec.words import (
     Token,
     Variable,
     Version,
-    section,
 )
 from launcher.yamldoc import Help, Matches, Range
 
 
-@section
+@record
 class Resources(Section):
     nodes: Annotated[int, Range(1, 100_000), Help("machines that train")] = 1
     gpus_per_node: Annotated[int, Range(0, 64), Help("0 trains on CPU, with gloo")] = 0
@@ -52,7 +52,7 @@ class Resources(Section):
     spares: Annotated[int, Range(0, 1000), Help("extra nodes, for those that are unfit or go away")] = 0
 
 
-@section
+@record
 class Preflight(Section):
     """What is checked in the allocation before training starts."""
 
@@ -71,7 +71,7 @@ class Preflight(Section):
     nccl_tests: Annotated[FilePath | None, Help("directory of nccl-tests binaries to run too, on every node")] = None
 
 
-@section
+@record
 class Recover(Section):
     """What happens when a job that trains fails or stands still."""
 
@@ -88,14 +88,14 @@ class Recover(Section):
     ] = 1800.0
 
 
-@section
+@record
 class Environment(Section):
     """Versions on the nodes, where they are not this machine's."""
 
     deepspeed: Annotated[Version | None, Help("rules differ by version: 1-bit needs < 0.19.7")] = None
 
 
-@section
+@record
 class Ready(Section):
     """How one knows that a service answers; everything given has to hold."""
 
@@ -112,7 +112,7 @@ class Ready(Section):
     timeout: Annotated[float, Range(1, 86_400), Help("seconds; then the job fails")] = 900.0
 
 
-@section
+@record
 class Component(Section):
     """A heterogeneous component of its own, for a service that needs other nodes than training does."""
 
@@ -124,7 +124,7 @@ class Component(Section):
     exclusive: bool = False
 
 
-@section
+@record
 class Service(Section):
     """A program beside the training: an inference or reward server, a Ray head. It ends with the trainer."""
 
@@ -150,7 +150,7 @@ class Service(Section):
     component: Annotated[Component | None, Help("Slurm: nodes of another kind, as a heterogeneous job")] = None
 
 
-@section
+@record
 class Sweep(Section):
     """The same job for several values: an array of Slurm's, or as many objects on Kubernetes."""
 
@@ -165,7 +165,7 @@ class Sweep(Section):
     parallel: Annotated[Count | None, Help("how many run at the same time")] = None
 
 
-@section
+@record
 class Site(Section):
     """What a site file says of itself."""
 

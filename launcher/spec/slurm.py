@@ -3,13 +3,14 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
-from launcher.spec.words import Auto, Constraint, Count, FilePath, Line, Nodes, Section, Time, Token, Whole, section
+from launcher.record import record
+from launcher.spec.words import Auto, Constraint, Count, FilePath, Line, Nodes, Section, Time, Token, Whole
 from launcher.yamldoc import Help, Matches, Range
 
 Option = Annotated[str, Matches(r"[A-Za-z0-9_.,:@%+/=&|*()\[\]-]+", "text without spaces or quotes")]
 
 
-@section
+@record
 class Slurm(Section):
     partition: Annotated[Token | None, Help("one or several, a,b")] = None
     account: Token | None = None

@@ -3,6 +3,7 @@
 from dataclasses import field
 from typing import Annotated, Literal
 
+from launcher.record import record
 from launcher.spec.words import (
     DnsName,
     FilePath,
@@ -14,12 +15,11 @@ from launcher.spec.words import (
     Section,
     Token,
     Variable,
-    section,
 )
 from launcher.yamldoc import Help, Matches
 
 
-@section
+@record
 class Modules(Section):
     """Environment modules, in this order: purge, use, unload, swap, load."""
 
@@ -30,14 +30,14 @@ class Modules(Section):
     load: Annotated[tuple[Module, ...], Help("with versions: cuda/12.4")] = ()
 
 
-@section
+@record
 class Conda(Section):
     env: Annotated[FilePath, Help("by name or path")]
     tool: Literal["conda", "mamba", "micromamba"] = "conda"
     root: Annotated[FilePath | None, Help("where it is installed, when it is not on PATH")] = None
 
 
-@section
+@record
 class Uv(Section):
     project: Annotated[FilePath, Help("the directory of its pyproject.toml, relative to the job file")] = "."
     sync: Annotated[bool, Help("`uv sync --frozen` on every node, into its local disk; else its .venv is used")] = (
@@ -46,7 +46,7 @@ class Uv(Section):
     extras: tuple[Token, ...] = ()
 
 
-@section
+@record
 class Stage(Section):
     """Copied to every node's local disk before anything else: an environment, an image, data."""
 
@@ -58,7 +58,7 @@ class Stage(Section):
     ] = "none"
 
 
-@section
+@record
 class Container(Section):
     image: Annotated[Image | None, Help("an image reference, or a .sif or .sqsh file")] = None
     runtime: Annotated[
@@ -80,7 +80,7 @@ class Container(Section):
     args: Annotated[tuple[Line, ...], Help("further arguments of that runtime")] = ()
 
 
-@section
+@record
 class Secret(Section):
     """Where a secret comes from; the value itself never stands in a job file."""
 
@@ -93,7 +93,7 @@ class Secret(Section):
     ] = None
 
 
-@section
+@record
 class Code(Section):
     """The code as it is when the job is submitted; later edits change nothing of it."""
 
@@ -116,7 +116,7 @@ class Code(Section):
     image: Annotated[Image, Help("with git in it, for that init container")] = "alpine/git:2.49.1"
 
 
-@section
+@record
 class Wandb(Section):
     project: Line | None = None
     entity: Line | None = None
@@ -126,21 +126,21 @@ class Wandb(Section):
     key: Annotated[Secret | None, Help("WANDB_API_KEY, by reference")] = None
 
 
-@section
+@record
 class Mlflow(Section):
     uri: Annotated[Line, Help("of the tracking server")]
     experiment: Line | None = None
     token: Annotated[Secret | None, Help("MLFLOW_TRACKING_TOKEN, by reference")] = None
 
 
-@section
+@record
 class Comet(Section):
     project: Line | None = None
     workspace: Line | None = None
     key: Annotated[Secret | None, Help("COMET_API_KEY, by reference")] = None
 
 
-@section
+@record
 class Tracking(Section):
     """Variables of experiment trackers; keys by reference."""
 

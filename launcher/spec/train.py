@@ -3,11 +3,12 @@
 from dataclasses import field
 from typing import Annotated, Any, Literal
 
-from launcher.spec.words import Argument, Auto, Count, FilePath, Line, Section, Token, Whole, section
+from launcher.record import record
+from launcher.spec.words import Argument, Auto, Count, FilePath, Line, Section, Token, Whole
 from launcher.yamldoc import Help, Matches, Range
 
 
-@section
+@record
 class Shape(Section):
     """A transformer's architecture, for a model that is neither a preset nor a config.json."""
 
@@ -34,7 +35,7 @@ class Shape(Section):
     qk_norm: Annotated[bool, Help("q and k are normed per head (Qwen 3, Gemma 3)")] = False
 
 
-@section
+@record
 class Optimizer(Section):
     type: Annotated[Token, Help("AdamW, Adam, Lamb, Lion, SGD, OneBitAdam, ...")] = "AdamW"
     lr: Annotated[float, Range(1e-12, 1e3), Help("learning rate at its peak")] = 1e-4
@@ -45,13 +46,13 @@ class Optimizer(Section):
     params: Annotated[dict[str, Any], Help("further parameters, passed on as they are")] = field(default_factory=dict)
 
 
-@section
+@record
 class LrSchedule(Section):
     type: Annotated[Literal["constant", "linear", "cosine"], Help("after the warm-up")] = "constant"
     warmup_steps: Annotated[Whole, Help("steps from 0 to the learning rate")] = 0
 
 
-@section
+@record
 class Offload(Section):
     optimizer: Annotated[
         Literal["auto", "none", "cpu", "nvme"],
@@ -61,7 +62,7 @@ class Offload(Section):
     nvme_path: Annotated[FilePath | None, Help("a directory on every node's local NVMe")] = None
 
 
-@section
+@record
 class Parallel(Section):
     """What your program implements; the plan counts on it."""
 
@@ -77,7 +78,7 @@ class Parallel(Section):
     split_hidden: Annotated[bool, Help("tensor ranks split norms too: Megatron's sequence parallelism")] = False
 
 
-@section
+@record
 class Lora(Section):
     """Adapters that your program trains beside frozen weights; the plan counts on it."""
 
@@ -88,7 +89,7 @@ class Lora(Section):
     bits: Annotated[Literal[16, 8, 4], Help("of a frozen weight; 4 is QLoRA")] = 16
 
 
-@section
+@record
 class Checkpoint(Section):
     dir: Annotated[FilePath | None, Help("where checkpoints go; checkpoints/NAME when absent")] = None
     every: Annotated[
@@ -98,7 +99,7 @@ class Checkpoint(Section):
     keep: Annotated[Count, Help("how many complete checkpoints stay")] = 2
 
 
-@section
+@record
 class Train(Section):
     script: Annotated[FilePath | None, Help("a Python file, run once per rank")] = None
     module: Annotated[

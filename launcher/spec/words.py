@@ -1,8 +1,6 @@
 """The vocabulary of a job file: what may stand in which kind of field."""
 
-from collections.abc import Callable
-from dataclasses import MISSING, FrozenInstanceError, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from launcher.yamldoc import Matches, Range
 
@@ -63,64 +61,10 @@ Count = Annotated[int, Range(1, 10**9)]
 Whole = Annotated[int, Range(0, 10**9)]
 Argument = Text
 
-F = TypeVar("F")
-T = TypeVar("T")
 _STRICT: dict[str, Any] = {"extra": "forbid"}
 
 
-if TYPE_CHECKING:
-    from typing_extensions import dataclass_transform
-else:
-
-    def dataclass_transform(**_: Any) -> Callable[[F], F]:
-        return lambda function: function
-
-
 class Section:
-    """Unknown keys are refused, by the reader and by the editor's schema alike.
-
-    What a dataclass writes anew for each class is said once here: it took half of the time to import this package.
-    """
+    """Unknown keys are refused, by the reader and by the editor's schema alike."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
-
-    def __init__(self, *given: Any, **values: Any) -> None:
-        """As a frozen dataclass: every field given or its default. Raises TypeError for one too many or missing."""
-        rows = self.__dataclass_fields__  # type: ignore[attr-defined]
-        values.update(zip(rows, given, strict=False))
-        if len(given) > len(rows) or not rows.keys() >= values.keys():
-            raise TypeError(
-                f"{type(self).__name__} has no field {', '.join(values.keys() - rows.keys()) or len(given)}"
-            )
-        own = self.__dict__
-        for name, row in rows.items():
-            if name in values:
-                own[name] = values[name]
-            elif row.default is not MISSING:
-                own[name] = row.default
-            elif row.default_factory is not MISSING:
-                own[name] = row.default_factory()
-            else:
-                raise TypeError(f"{type(self).__name__} needs {name}")
-
-    def __setattr__(self, name: str, _: Any) -> None:
-        raise FrozenInstanceError(f"cannot assign to field {name!r}")
-
-    def __delattr__(self, name: str) -> None:
-        raise FrozenInstanceError(f"cannot delete field {name!r}")
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self.__dict__ == other.__dict__
-
-    def __hash__(self) -> int:
-        return hash((type(self), *self.__dict__.values()))
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.__dict__.items())})"
-
-
-@dataclass_transform(frozen_default=True)
-def section(kind: type[T]) -> type[T]:
-    """A frozen dataclass of keys."""
-    kind.__doc__ = kind.__doc__ or kind.__name__  # else it is made from a signature, which takes longest of all
-    return dataclass(init=False, repr=False, eq=False)(kind)
