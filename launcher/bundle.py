@@ -18,6 +18,7 @@ from launcher.preflight import START, Setting
 from launcher.record import record
 from launcher.spec import JobSpec
 from launcher.spec.given import given
+from launcher.spec.words import AT_RUN, at_run, shown
 
 HERE = Path(__file__).parent
 NODE = HERE / "node"
@@ -55,15 +56,17 @@ class Tree:
 
 
 def quote(text: str) -> str:
-    """One shell word, byte for byte; a path inside the bundle begins at $here."""
+    """One shell word, byte for byte; a path inside the bundle begins at $here, {job: id} is a variable."""
     if isinstance(text, InBundle):
         return f'"$here/{text}"'
-    return shlex.quote(text)
+    parts = AT_RUN.split(text)  # every other one is the name of a variable
+    words = (f'"${part}"' if index % 2 else shlex.quote(part) for index, part in enumerate(parts))
+    return "".join(word for index, word in enumerate(words) if parts[index] or len(parts) == 1)
 
 
 def comment(text: str) -> str:
     """Text that stays behind a `#`, whatever it holds."""
-    return " ".join(text.split())
+    return " ".join(shown(text).split())
 
 
 def config_json(config: dict[str, Any]) -> str:
@@ -251,13 +254,27 @@ def prelude(
     lines += software.environments(spec, submitted_from=submitted_from)
     lines += software.taken(spec) if submitted_from else []
     if spec.setup:
-        lines += ["", "# --- setup, from the job file", *spec.setup]
-    if variables.rows:
-        lines += ["", "# --- environment", *exports(variables)]
+        lines += ["", "# --- setup, from the job file"]
+        if submitted_from or spec.train.workdir != ".":
+            lines.append(f"cd -P -- {software.workdir(spec, submitted_from=submitted_from)}")
+        lines += spec.setup
+    said = repr(spec)
+    told = [line for variable, line in _knows(spec, submitted_from).items() if ascii(at_run(variable))[1:-1] in said]
+    if variables.rows or told:
+        lines += ["", "# --- environment", *told, *exports(variables)]
     lines += software.trackers(spec, submitted_from=submitted_from)
     if spec.credentials and submitted_from:
         lines += ["", "# --- secrets", SECRETS, *(f"secret {name}" for name in spec.credentials)]
     return lines
+
+
+def _knows(spec: JobSpec, submitted_from: bool) -> dict[str, str]:
+    """What a node knows of itself, for those who ask: {job: id}, {node: name}. Pods have the job's name alone."""
+    run = "${here##*/}" if submitted_from else spec.name
+    return {
+        "DSLAUNCH_JOB_ID": f'export DSLAUNCH_JOB_ID="${{SLURM_JOB_ID:-{run}}}"',
+        "DSLAUNCH_NODE_NAME": "DSLAUNCH_NODE_NAME=$(hostname -s)\nexport DSLAUNCH_NODE_NAME",
+    }
 
 
 def host_script(spec: JobSpec) -> str:

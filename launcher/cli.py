@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from launcher import launch, runs
-    from launcher.bundle import Bundle
+    from launcher.bundle import Bundle, Tree
     from launcher.errors import Problem
     from launcher.facts import Model
     from launcher.lint import Known, Report
@@ -112,11 +112,17 @@ set_option = click.option(
 
 
 def load(
-    job: str, site: str | None, overrides: tuple[str, ...], *, text: str | None = None, others: bool = False
+    job: str,
+    site: str | None,
+    overrides: tuple[str, ...],
+    *,
+    text: str | None = None,
+    others: bool = False,
+    backend: str | None = None,
 ) -> tuple[Document, Plan]:
     """The job file with its plan; problems leave with their file:line:column.
 
-    `text` when it is read already; `others` weighs the ways not taken too.
+    `text` when it is read already; `others` weighs the ways not taken too; `backend` is where it goes.
     """
     from launcher import plan
     from launcher.errors import UserError
@@ -127,13 +133,29 @@ def load(
 
         sweep.refuse(document, "this command")
     try:
-        return document, plan.make(document.spec, config_json=_model_file(document, job), others=others)
+        config = _model_file(document, job)
+        place = backend or _leads_to(document)
+        return document, plan.make(document.spec, config_json=config, others=others, backend=place)
     except UserError as error:
         raise placed(document, error) from None
 
 
+def _leads_to(document: Document) -> str | None:
+    """The backend that a job file is written for, as far as its sections say so."""
+    from launcher.yamldoc import Table
+
+    given = document.root.entries if isinstance(document.root, Table) else {}
+    return "kubernetes" if "kubernetes" in given and "slurm" not in given else None
+
+
 def swept(
-    job: str, site: str | None, overrides: tuple[str, ...], *, suffixed: bool = False, text: str | None = None
+    job: str,
+    site: str | None,
+    overrides: tuple[str, ...],
+    *,
+    suffixed: bool = False,
+    text: str | None = None,
+    backend: str | None = None,
 ) -> list[Chosen]:
     """The points of a sweep, each with its plan; none where the job file is one job."""
     from launcher import plan, sweep
@@ -146,7 +168,7 @@ def swept(
         return sweep.expand(
             document,
             lambda more: read(job, site, (*overrides, *more), text=text),
-            lambda one: plan.make(one.spec, config_json=_model_file(one, job)),
+            lambda one: plan.make(one.spec, config_json=_model_file(one, job), backend=backend),
             suffixed=suffixed,
         )
     except UserError as error:
@@ -219,10 +241,19 @@ def _patched(document: Document, job: str) -> Document:
     return replace(document, spec=replace(document.spec, kubernetes=options), root=root)
 
 
+STDIN = "launcher.cli.stdin"
+
+
 def _text(path: str) -> str:
     from launcher import yamldoc
 
-    return yamldoc.decode(yamldoc.read_bytes(path), name=_name(path))
+    context = click.get_current_context(silent=True)
+    if path != "-" or context is None:
+        return yamldoc.decode(yamldoc.read_bytes(path), name=_name(path))
+    told: dict[str, Any] = context.find_root().meta  # standard input is there once, and a sweep is looked for first
+    if STDIN not in told:
+        told[STDIN] = yamldoc.decode(yamldoc.read_bytes(path), name=_name(path))
+    return str(told[STDIN])
 
 
 def _name(path: str) -> str:
@@ -247,15 +278,45 @@ def tell(notes: Any) -> None:
         click.echo(f"note: {show.plain(note)}", err=True)
 
 
-def render(backend: Any, document: Document, made: Plan) -> Bundle:
+def carried(backend: Any, document: Document, base: Path, runs_dir: str | None) -> dict[str, Tree]:
+    """What pods unpack: the code as it is now, where the job file asks for it."""
+    from launcher import runs, snapshot, software
+    from launcher.backends.kubernetes import pod
+    from launcher.errors import UserError
+    from launcher.run import run
+
+    if backend.__name__.rpartition(".")[2] != "kubernetes" or not pod.taken(document.spec):
+        return {}
+    try:
+        if problems := software.problems(document.spec, "kubernetes"):
+            raise UserError(*problems)
+        found = snapshot.take(document.spec, base, run, avoid=[runs.root(runs_dir, os.environ)], elsewhere=True)
+        tree = snapshot.packed(found) if found else None
+    except UserError as error:
+        raise placed(document, error) from None
+    tell(found.notes() if found else [])
+    return {"code": tree} if tree else {}
+
+
+FILL_IN = "FILL_IN_"  # what `dslaunch import` writes where only a person knows
+
+
+def render(backend: Any, document: Document, made: Plan, **code: Tree) -> Bundle:
     from launcher.errors import Problem, UserError
 
     ours, theirs = backend.__name__.rpartition(".")[2], made.spec.site.backend
+    open_still = [
+        Problem(f"{'.'.join(map(str, path))} is still to be filled in", "what import could not know", path)
+        for path, value in document.leaves()
+        if FILL_IN in str(value)
+    ]
     try:
+        if open_still:
+            raise UserError(*open_still)
         if theirs not in (None, ours):
             hint = "dslaunch submit goes where the site says; --site names another one"
             raise UserError(Problem(f"the site is {theirs}, and this is for {ours}", hint, ("site", "backend")))
-        bundle: Bundle = backend.render(made)
+        bundle: Bundle = backend.render(made, **code)
     except UserError as error:
         raise placed(document, error) from None
     return bundle
@@ -721,7 +782,7 @@ def init(
     if preset == "list":
         click.echo("\n".join(f"{row.name:26}{row.says}" for row in facts.presets().values() if row.job))
     elif example == "list":
-        click.echo("\n".join(f"{row.name:36}{row.says}" for row in examples.shipped()))
+        click.echo("\n".join(f"{row.name:43}{row.says}" for row in examples.shipped()))
     elif example:
         click.echo(examples.text(example), nl=False)
     elif preset:
@@ -743,11 +804,11 @@ def init(
         )
 
 
-@cli.command("import", short_help="Make a job file of an sbatch script.")
+@cli.command("import", short_help="Make a job file of an sbatch script or a manifest.")
 @click.argument("file", metavar="FILE")
 @click.option("-o", "--output", metavar="FILE", help="Write it there instead of to standard output.")
 def import_(file: str, output: str | None) -> None:
-    """Make a job file of an sbatch script, or of one that dslaunch rendered.
+    """Make a job file of an sbatch script or of Kubernetes manifests, or of what dslaunch rendered; - reads stdin.
 
     On standard error: what became of every line. Exit 1 when something is left for you to say, marked FILL IN.
     """
@@ -755,7 +816,7 @@ def import_(file: str, output: str | None) -> None:
 
     from launcher import show
     from launcher.bundle import write_text
-    from launcher.imports import rendered, sbatch, write
+    from launcher.imports import manifests, rendered, sbatch, write
 
     text = _text(file)
 
@@ -763,11 +824,14 @@ def import_(file: str, output: str | None) -> None:
         path = Path(file).parent / name
         return _text(str(path)) if path.is_file() else None
 
-    if rendered.ours(text) and file != "-":
+    backend: Literal["slurm", "kubernetes"] = "slurm"
+    if manifests.recognised(text, name=file):
+        made, backend = manifests.read(text, name=_name(file), environ=os.environ), "kubernetes"
+    elif rendered.ours(text) and file != "-":
         made = rendered.read(text, name=file, beside=beside)
     else:
         made = sbatch.read(text, name=_name(file), environ=os.environ)
-    body, problems, variables = write.checked(made, name=_name(file))
+    body, problems, variables = write.checked(made, name=_name(file), backend=backend)
     if output:
         write_text(Path(output), body)
     else:
@@ -926,11 +990,11 @@ def slurm(
     from launcher.backends import slurm as backend
     from launcher.errors import UserError
 
-    points = swept(job, site, overrides)
+    points = swept(job, site, overrides, backend="slurm")
     if points:
         document, made, bundle = array(points, job, site, overrides)
     else:
-        document, made = load(job, site, overrides)
+        document, made = load(job, site, overrides, backend="slurm")
         bundle = render(backend, document, made)
     tell([*made.notes, *backend.notes(made, os.environ)])
     if dry_run:  # an exact script, also where the job's files are not: on a laptop
@@ -989,13 +1053,15 @@ def k8s(
     """Print the Kubernetes manifests: the job, behind the ConfigMaps with its scripts."""
     from launcher.backends import kubernetes as backend
 
-    points = swept(job, site, overrides, suffixed=True)
+    points = swept(job, site, overrides, suffixed=True, backend="kubernetes")
     if points:
         from launcher import sweep
 
         sweep.unbounded(read(job, site, overrides))
-    jobs = [(one.document, one.plan) for one in points] or [load(job, site, overrides)]
-    bundles = [render(backend, document, made) for document, made in jobs]
+    jobs = [(one.document, one.plan) for one in points] or [load(job, site, overrides, backend="kubernetes")]
+    bundles = [
+        render(backend, document, made, **carried(backend, document, _base(job), runs)) for document, made in jobs
+    ]
     tell({note: None for _, made in jobs for note in (*made.notes, *backend.notes(made))})
     if validate and apply:
         raise click.UsageError("--validate asks, and --apply creates: one of them")
@@ -1004,7 +1070,7 @@ def k8s(
             taken(document, bundle, by=validate)
         return
     if not apply:
-        click.echo("---\n".join(bundle.text(bundle.entry) for bundle in bundles), nl=False)
+        click.echo("".join(bundle.text(bundle.entry) for bundle in bundles), nl=False)  # each begins with ---
         return
     for (document, made), bundle in zip(jobs, bundles, strict=True):
         told_started(start("kubernetes", job, document, made, bundle, runs), runs, backend.kind(made.spec))
@@ -1126,12 +1192,17 @@ def resume(run: str, runs: str | None, nodes: int | None, fresh: bool, overrides
     more = [f"resources.nodes={nodes}"] if nodes else []
     document = spec.load(_text(str(saved)), name=str(saved), overrides=[*overrides, *more], environ=os.environ)
     try:
-        made = plan.make(document.spec, config_json=_model_file(document, job))
+        config = _model_file(document, job)
+        made = plan.make(document.spec, config_json=config, backend=record.backend)
     except UserError as error:
         raise placed(document, error) from None
-    bundle = render(backend, document, made)
+    bundle = render(backend, document, made, **carried(backend, document, _base(job), runs))
     tell(made.notes)
     place = str(record.extra.get("checkpoints", ""))
+    far = record.extra.get("login") or ("the cluster" if record.backend == "kubernetes" else "")
+    if fresh and far:
+        message = f"its checkpoints are on {far}, out of reach of --fresh: {place or 'on a volume'}"
+        raise UserError(Problem(message, "--set train.checkpoint.dir=... begins in another place"))
     if fresh and os.path.isdir(place):  # noqa: PTH112
         aside = f"{place}.before-{records.new_id('fresh')}"
         os.rename(place, aside)  # noqa: PTH104
@@ -1207,12 +1278,12 @@ def preflight(
     document, made = checked(job, nodes, site, overrides, given)
     name = {"k8s": "kubernetes"}.get(on, on)
     backend = backends.load(name)
+    base = _base(job) if job else Path.cwd()
     try:
-        bundle = backend.preflight(document.spec, made)
+        bundle = backend.preflight(document.spec, made, **carried(backend, document, base, runs))
     except UserError as error:
         raise placed(document, error) from None
     told = types.from_json(types.Setting, json.loads(bundle.text("preflight.json")))
-    base = _base(job) if job else Path.cwd()
     values = {} if name == "kubernetes" else bundles.secret_values(document.spec, os.environ, base)
     where = {"entry": bundle.entry} if here else {}  # the batch script itself, as a process of this shell
     checking = "local" if here else name
@@ -1317,13 +1388,17 @@ def begin(
     code = None
     if backend_name != "kubernetes":
         try:
-            code = snapshot.take(spec, base, run, avoid=[runs.root(runs_dir, os.environ)])
+            code = snapshot.take(
+                spec, base, run, avoid=[runs.root(runs_dir, os.environ)],
+                elsewhere=backend_name == "slurm" and bool(spec.slurm.login),
+            )  # fmt: skip
         except UserError as error:
             raise placed(document, error) from None
         tell(code.notes() if code else [])
     extra = {"per_node": spec.per_node, **({"checkpoints": checkpoints} if checkpoints else {})}
     if backend_name == "slurm" and spec.slurm.login:
         extra |= {"login": spec.slurm.login, "login_dir": spec.slurm.login_dir or ""}
+        extra |= {"saves": snapshot.kept(code)} if code and snapshot.kept(code) else {}
     if points:
         extra["points"] = len(points)
     facts: dict[str, Any] = {"extra": extra if alone else {**extra, "checks": True}}
@@ -1452,7 +1527,8 @@ def start(
     values = {} if pods else present(document, made, base, host=far)
     place = "" if pods else os.path.realpath(base / made.spec.train.workdir / made.checkpoint_dir)
     if far:
-        place = f"{far}:{made.checkpoint_dir}"
+        below = os.path.join(made.spec.slurm.login_dir or "", made.spec.train.workdir, made.checkpoint_dir)  # noqa: PTH118
+        place = f"{far}:{os.path.normpath(below)}"
     elif points:  # each of them has its own
         place = os.path.dirname(place)  # noqa: PTH120
     elif place and made.saving:
@@ -1544,11 +1620,11 @@ def _programs_exist(made: Plan, base: Path) -> None:
 
 def _programs_exist_on(host: str, made: Plan) -> None:
     """What the job runs, on the login node that it is submitted from."""
-    from launcher import remote
+    from launcher import remote, software
     from launcher.errors import Problem, UserError
 
     spec, problems = made.spec, []
-    taken = spec.code != "none"
+    taken = software.snapshot(spec) != "none"
     rows: list[tuple[str, str, tuple[str, ...]]] = []  # path, kind, field
     train = spec.train
     if not taken and not made.reference_trainer:

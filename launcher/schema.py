@@ -2,24 +2,39 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 from launcher.spec import JobSpec
+from launcher.spec.words import OF_SERVICES, VARIABLES, Text
 
+AROUND = {side: {"type": ["string", "number", "boolean"]} for side in ("prepend", "append")}
+FROM_JOB = {
+    "type": "object",
+    "description": "what a job knows only while it runs, and what stands around it",
+    "properties": {
+        "job": {"enum": list(VARIABLES["job"])},
+        "node": {"enum": list(VARIABLES["node"])},
+        **{key: {"type": "string", "description": f"the {key} of a service"} for key in OF_SERVICES},
+        **AROUND,
+    },
+    "anyOf": [{"required": [key]} for key in (*VARIABLES, *OF_SERVICES)],
+    "additionalProperties": False,
+}
 FROM_ENVIRONMENT = {
     "type": "object",
     "description": "the text of a variable where dslaunch runs, and what follows it",
-    "properties": {"env": {"type": "string"}, "append": {"type": ["string", "number", "boolean"]}},
+    "properties": {"env": {"type": "string"}, **AROUND},
     "required": ["env"],
     "additionalProperties": False,
 }
 FROM_PATHS = {
     "type": "object",
     "description": "one of the job's `paths`, and what follows it",
-    "properties": {"path": {"type": "string"}, "append": {"type": ["string", "number", "boolean"]}},
+    "properties": {"path": {"type": "string"}, **AROUND},
     "required": ["path"],
     "additionalProperties": False,
 }
+TEXT = get_args(Text)[1].__get_pydantic_json_schema__({}, dict)["pattern"]  # the fields that take it
 SCALARS = ("string", "number", "integer", "boolean")
 
 
@@ -29,6 +44,7 @@ def job() -> dict[str, Any]:
     schema = _soften(TypeAdapter(JobSpec).json_schema())
     schema["$defs"]["FromEnvironment"] = FROM_ENVIRONMENT
     schema["$defs"]["FromPaths"] = FROM_PATHS
+    schema["$defs"]["FromJob"] = FROM_JOB
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "dslaunch job file", **schema}
 
 
@@ -56,7 +72,8 @@ def _soften(node: dict[str, Any]) -> dict[str, Any]:
         if node.get("type") == "string" and "enum" not in node and "const" not in node:
             node["type"] = ["string", "number", "boolean"]  # 1.10 and true are text where text is asked for
         kept: dict[str, Any] = {key: node.pop(key) for key in ("description", "default") if key in node}
-        return {"anyOf": [node, *({"$ref": f"#/$defs/{name}"} for name in ("FromEnvironment", "FromPaths"))], **kept}
+        names = ["FromEnvironment", "FromPaths", *(["FromJob"] if node.get("pattern") == TEXT else [])]
+        return {"anyOf": [node, *({"$ref": f"#/$defs/{name}"} for name in names)], **kept}
     return node
 
 

@@ -85,11 +85,17 @@ def plan(made: Plan, document: Document, *, others: bool = False, tokens: float 
         parts += ["", "  compression", *(f"    {line}" for line in made.compression)]
     if others and made.alternatives:
         parts += ["", alternatives(made)]
-    runs = "each node runs, and that starts its ranks" if spec.train.launcher == "node" else "one rank runs"
+    starts = {
+        "node": "each node runs, and that starts its ranks",
+        "job": "the first node runs, and that starts the ranks of all",
+    }
+    runs = starts.get(spec.train.launcher, "one rank runs")
     parts += ["", f"  {runs}", "    " + shlex.join(made.command)]
     files = sorted({where.split(":")[0] for _, where in document.origins()})
     parts += ["", f"  read from {', '.join(files)}"]
-    return "\n".join(parts)
+    from launcher.spec.words import shown
+
+    return shown("\n".join(parts))
 
 
 def breakdown(parts: Iterable[Part], unit: str) -> str:

@@ -90,6 +90,7 @@ class Scalar:
     raw: str
     plain: bool
     mark: Mark
+    written: Table | None = None  # what stands there, where `raw` was put in its place
 
     @property
     def empty(self) -> bool:
@@ -330,6 +331,7 @@ class Lookup:
     missing: str  # "the environment has no variable {}"
     hint: str
     secret: re.Pattern[str] | None = None
+    only: Any = None  # the kind of field that takes it; absent: any
 
 
 def looked_up(node: Node, lookups: Iterable[Lookup], problems: list[Problem], *, kind: Any) -> Node:
@@ -349,7 +351,17 @@ def looked_up(node: Node, lookups: Iterable[Lookup], problems: list[Problem], *,
     own = next((get_args(kind)[1] for kind in kinds if get_origin(kind) is dict), None)
     for lookup in lookups:
         key = lookup.key
-        if own is None and key not in known and key in node.entries and set(node.entries) <= {key, "append"}:
+        if lookup.only is not None and kind != lookup.only:
+            continue
+        if (
+            own is None
+            and key not in known
+            and key in node.entries
+            and set(node.entries) <= {key, "prepend", "append"}
+        ):
+            said = node.entries[key]
+            if Any in kinds and key == "path" and not (isinstance(said, Scalar) and said.raw in lookup.values):
+                continue  # hostPath: {path: /data} of somebody else's schema
             return _replaced(node, lookup, problems)
     entries = {
         key: looked_up(child, lookups, problems, kind=own or known.get(key, Any))
@@ -359,10 +371,14 @@ def looked_up(node: Node, lookups: Iterable[Lookup], problems: list[Problem], *,
 
 
 def _replaced(node: Table, lookup: Lookup, problems: list[Problem]) -> Scalar:
-    name, tail = node.entries[lookup.key], node.entries.get("append", Scalar("", False, node.mark))
+    none = Scalar("", False, node.mark)
+    name, before, behind = (node.entries.get(key, none) for key in (lookup.key, "prepend", "append"))
     hint = ""
-    if not isinstance(name, Scalar) or not isinstance(tail, Scalar) or name.empty:
-        problem, hint = f"{lookup.key} is one name, append is one text", f"{{{lookup.key}: NAME, append: /runs}}"
+    if not isinstance(name, Scalar) or not isinstance(before, Scalar) or not isinstance(behind, Scalar) or name.empty:
+        problem, hint = (
+            f"{lookup.key} is one name, prepend and append are one text each",
+            f"{{{lookup.key}: NAME, append: /runs}}",
+        )
     elif lookup.secret and lookup.secret.fullmatch(name.raw):
         problem = f"{_short(name.raw)} looks like a secret, and this value is written to files"
         hint = f"secrets: {{{_short(name.raw)}: {{from_env: {_short(name.raw)}}}}}"
@@ -371,8 +387,11 @@ def _replaced(node: Table, lookup: Lookup, problems: list[Problem]) -> Scalar:
     elif _not_text(lookup.values[name.raw]):
         problem = f"the variable {_short(name.raw)} is not UTF-8"
     else:
-        text = lookup.values[name.raw] + ("" if tail.empty else tail.raw)
-        return Scalar(text, text not in NULLS, node.mark)  # plain: a number stays a number
+        text = "".join(
+            ["" if before.empty else before.raw, lookup.values[name.raw], "" if behind.empty else behind.raw]
+        )
+        # plain: a number stays a number
+        return Scalar(text, text not in NULLS, node.mark, node if lookup.only is not None else None)
     problems.append(Problem(problem, hint=hint, where=str(name.mark)))
     return Scalar("", False, name.mark)  # what the reader says of this place is said already
 
@@ -410,6 +429,8 @@ def place(root: Node, at: Path) -> Mark:
 
 def plain(node: Node) -> Any:
     """Nodes as dict, list and scalar, for sections that are passed on as they are."""
+    if isinstance(node, Scalar) and node.written is not None:
+        return plain(node.written)
     if isinstance(node, Scalar):
         return node.value()
     if isinstance(node, Sequence):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -89,7 +90,26 @@ def make(spec: JobSpec, *, config_json: str | None = None, others: bool = True, 
     taken are weighed only as far as the choice needs them. `backend` is where the job goes, where the site does not
     say it.
     """
-    return _Maker(spec, config_json, others, backend or spec.site.backend).plan()
+    made = _Maker(spec, config_json, others, backend or spec.site.backend).plan()
+    return replace(made, notes=(*made.notes, *literals(spec)))
+
+
+def literals(spec: JobSpec) -> list[str]:
+    """Dollars that look as if somebody expected a shell: ["env.CACHE holds $USER as it is written: ..."]."""
+    rows = [(f"env.{name}", [value]) for name, value in spec.env.items()]
+    command = spec.train.command or ()
+    if command[:1] not in (("bash",), ("sh",)):
+        rows.append(("train.command", list(command)))
+    rows.append(("train.args", list(spec.train.args)))
+    found = [(where, match[0]) for where, words in rows for word in words if (match := DOLLAR.search(word))]
+    return [
+        f"{where} holds {what} as it is written, as nothing is expanded: {{env: NAME}} reads a variable where you "
+        "submit, {job: id} and {node: rank} one of the job"
+        for where, what in found
+    ]
+
+
+DOLLAR = re.compile(r"\$([A-Za-z_]\w*|\{[^}]*\}?|\()")
 
 
 def uses_reference_trainer(spec: JobSpec) -> bool:
@@ -169,7 +189,7 @@ class _Maker:
         model = self.gather(self._model)
         gpu = self.gather(facts.gpu, self.resources.gpu) if self.resources.gpu else None
         whole = self.gather(self._divides_the_world)
-        variables = self.gather(nccl.variables, spec)
+        variables = self.gather(nccl.variables, spec, pods=self.backend == "kubernetes")
         self._fields()
         count = shapes.parameters(model.shape) if model else 0
         self._say_ranks()
@@ -241,7 +261,7 @@ class _Maker:
         spec, train = self.spec, self.train
         gpu = self.gather(facts.gpu, self.resources.gpu) if self.resources.gpu else None
         whole = self.gather(self._divides_the_world)
-        variables = self.gather(nccl.variables, spec)
+        variables = self.gather(nccl.variables, spec, pods=self.backend == "kubernetes")
         self._fields()
         self.problems += unnamed.problems(spec)
         self._say_ranks()

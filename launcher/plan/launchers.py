@@ -46,7 +46,8 @@ COMPOSER = {
     **dict.fromkeys(["--module-mode", "-m", "--command-mode", "-c"], PROGRAM),
 }
 OURS = {"torchrun": TORCHRUN, "deepspeed": DEEPSPEED, "accelerate": ACCELERATE, "composer": COMPOSER}
-WITHOUT = {"srun": "slurm.srun", "node": "train.command: it is your program that starts the ranks"}
+ITSELF = ("node", "job")  # a program that starts ranks
+WITHOUT = {"srun": "slurm.srun", **dict.fromkeys(ITSELF, "train.command: it is your program that starts the ranks")}
 
 # What binds ranks to cores already, beside `train.numa`.
 BINDS = {
@@ -56,6 +57,7 @@ BINDS = {
 }
 # Told to every program that starts its ranks itself.
 TOLD = ("NNODES", "NPROC_PER_NODE")
+HOSTFILES = ("DSLAUNCH_HOSTFILE", "DLTS_HOSTFILE")  # and to one that starts those of the whole job
 
 
 def option(word: str) -> str:
@@ -99,20 +101,39 @@ def problems(spec: JobSpec) -> list[Problem]:
     if launcher == "accelerate" and not spec.resources.gpus_per_node and spec.world > 1:
         message = f"accelerate starts one rank on a node without GPUs, and this job has {spec.per_node}"
         found.append(Problem(message, "launcher: torchrun, with ACCELERATE_USE_CPU: 'true' under env", AT))
-    if launcher == "node":
+    if launcher in ITSELF:
         found += [
             Problem(f"{name} stands in env, and dslaunch tells every node its own", "remove it", ("env", name))
-            for name in TOLD
+            for name in (*TOLD, *(HOSTFILES if launcher == "job" else ()))
             if name in spec.env
         ]
         if not (train.script or train.module or train.command):
-            message = "launcher node is for programs that start their ranks, which the reference trainer does not"
+            message = (
+                f"launcher {launcher} is for programs that start their ranks, which the reference trainer does not"
+            )
             found.append(Problem(message, "launcher: torchrun, or train.command", AT))
+    if launcher == "job":
+        found += _on_the_first(spec)
+    return found
+
+
+def _on_the_first(spec: JobSpec) -> list[Problem]:
+    """What each node does for its own ranks, which no other node does where the program runs on the first alone."""
+    found = []
+    if spec.box:
+        message = "launcher job: the program runs in the container, and what it starts on other nodes does not"
+        hint = "leave it out, and let the command enter it: mpirun ... apptainer exec IMAGE ..."
+        found.append(Problem(message, hint, ("container",)))
+    if spec.stage and spec.resources.nodes > 1:
+        message = "launcher job: stage would unpack on the first node alone"
+        found.append(Problem(message, "slurm.bcast brings files to every node", ("stage",)))
     return found
 
 
 def notes(spec: JobSpec) -> list[str]:
     logs = [word for word in spec.train.launcher_args if option(word) in LOGS]
+    if spec.train.launcher == "job" and spec.resources.nodes > 1:
+        return list(UNSEEN)
     if not logs:
         return []
     return [
@@ -121,6 +142,12 @@ def notes(spec: JobSpec) -> list[str]:
 
 
 AT = ("train", "launcher")
+UNSEEN = (
+    "launcher job: dslaunch watches your program on the first node, and not the ranks it starts on others: a hang is "
+    "seen by that program's own steps alone, and a rank elsewhere that dies by what the program says of it",
+    "launcher job: what the program starts over ssh is no step of the job, and outlives it where the site has no "
+    "pam_slurm_adopt; it has neither the env nor the setup of this file, which srun hands on",
+)
 # Where a launcher keeps what its ranks print.
 LOGS = ("--tee", "-t", "--redirects", "-r", "--log-dir", "--enable-each-rank-log", "--stdout", "--stderr")
 
@@ -129,14 +156,14 @@ def _binding(spec: JobSpec) -> list[Problem]:
     train, per_node = spec.train, spec.per_node
     found = []
     for field, given in (("visible_gpus", train.visible_gpus == "own"), ("numa", train.numa != "none")):
-        if given and train.launcher == "node":
-            message = f"{field} is for ranks, and with launcher node it is your program that starts them"
+        if given and train.launcher in ITSELF:
+            message = f"{field} is for ranks, and with launcher {train.launcher} it is your program that starts them"
             found.append(Problem(message, "leave it out, and let that program bind them", ("train", field)))
         elif given and train.numa in ("auto", "none") and not spec.resources.gpus_per_node:
             message = f"{field} {getattr(train, field)} without GPUs"
             hint = "leave it out" + (", or give a NUMA node for each local rank" if field == "numa" else "")
             found.append(Problem(message, hint, ("train", field)))
-    if isinstance(train.numa, tuple) and len(train.numa) != per_node and train.launcher != "node":
+    if isinstance(train.numa, tuple) and len(train.numa) != per_node and train.launcher not in ITSELF:
         message = f"numa names {len(train.numa)} NUMA nodes, and a node has {per_node} ranks"
         found.append(Problem(message, f"one for each local rank, {per_node} in all", ("train", "numa")))
     twice = [word for word in train.launcher_args if option(word) in BINDS.get(train.launcher, ())]

@@ -17,6 +17,7 @@ from launcher.plan import shape as shapes
 from launcher.plan.setup import Estimate, Part, Setup, Verdict
 from launcher.record import record
 from launcher.spec import Shape
+from launcher.spec.words import mebibytes
 
 Rung = Callable[[Setup], Iterator[tuple[str, Setup]]]
 GIB = 1 << 30
@@ -96,8 +97,7 @@ def verdict(estimate: Estimate, gpu: Gpu, *, host_gib: float = 0, nvme_gib: floa
 
 def host_gib(size: str) -> float:
     """What Slurm's --mem says, in GiB: 500G is 500, and a number alone counts MiB."""
-    scale = {"K": 1 / (1 << 20), "M": 1 / (1 << 10), "G": 1.0, "T": 1024.0}
-    return float(size.rstrip("KMGT")) * scale.get(size[-1], scale["M"])
+    return mebibytes(size) / 1024
 
 
 # --- what a rank of the pipeline holds --------------------------------------------------------------------

@@ -17,7 +17,20 @@ from launcher.spec.machines import Environment, Preflight, Recover, Resources, S
 from launcher.spec.slurm import Slurm
 from launcher.spec.software import Code, Conda, Container, Modules, Secret, Stage, Tracking, Uv
 from launcher.spec.train import Lora, LrSchedule, Optimizer, Shape, Train
-from launcher.spec.words import FilePath, Image, Line, Module, Name, Section, Text, Variable
+from launcher.spec.words import (
+    OF_SERVICES,
+    VARIABLES,
+    FilePath,
+    Image,
+    Line,
+    Module,
+    Name,
+    Section,
+    Text,
+    Variable,
+    at_run,
+    of_service,
+)
 from launcher.yamldoc import Help
 
 
@@ -133,6 +146,23 @@ class Document:
             return problem
         return Problem(problem.message, problem.hint, problem.at, str(yamldoc.place(self.root, problem.at)))
 
+    def leaves(self) -> list[tuple[Path, str]]:
+        """Each text or number that was given, as it is written: (("train", "args", 0), "--lr")."""
+        found: list[tuple[Path, str]] = []
+
+        def visit(node: yamldoc.Node, path: Path) -> None:
+            if isinstance(node, yamldoc.Table):
+                for key, child in node.entries.items():
+                    visit(child, (*path, key))
+            elif isinstance(node, yamldoc.Sequence):
+                for index, child in enumerate(node.items):
+                    visit(child, (*path, index))
+            else:
+                found.append((path, node.raw))
+
+        visit(self.root, ())
+        return found
+
     def origins(self) -> list[tuple[Path, str]]:
         """Where each value that was given stands: (("train", "steps"), "job.yaml:7:3")."""
         found: list[tuple[Path, str]] = []
@@ -192,6 +222,24 @@ def _paths(root: yamldoc.Node) -> dict[str, str]:
     return {name: node.raw for name, node in rows.items() if isinstance(node, yamldoc.Scalar) and not node.empty}
 
 
+def _while_it_runs(root: yamldoc.Node) -> list[yamldoc.Lookup]:
+    """What arguments and variables may take from the job: its id, the node, where a service is."""
+    known = {key: {name: at_run(variable) for name, variable in row.items()} for key, row in VARIABLES.items()}
+    listed = root.entries.get("services") if isinstance(root, yamldoc.Table) else None
+    rows = listed.items if isinstance(listed, yamldoc.Sequence) else []
+    found = [row.entries.get("name") for row in rows if isinstance(row, yamldoc.Table)]
+    names = [node.raw for node in found if isinstance(node, yamldoc.Scalar)]
+    known |= {key: {name: at_run(of_service(key, name)) for name in names} for key in OF_SERVICES}
+    hints = {
+        **{key: " or ".join(row) for key, row in VARIABLES.items()},
+        **dict.fromkeys(OF_SERVICES, ", ".join(names)),
+    }
+    return [
+        yamldoc.Lookup(key, row, f"{key} has no {{}}", f"known: {hints[key] or 'no services are named'}", only=Text)
+        for key, row in known.items()
+    ]
+
+
 def load(
     text: str,
     *,
@@ -229,6 +277,7 @@ def load(
         "path", _paths(root), "no path is called {}", "paths: {{{}: /where/it/is}} in the site file"
     )
     root = yamldoc.looked_up(root, [places], problems, kind=JobSpec)
+    root = yamldoc.looked_up(root, _while_it_runs(root), problems, kind=JobSpec)
     try:
         spec = yamldoc.read(root, JobSpec)
     except UserError as error:

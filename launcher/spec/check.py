@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from launcher.errors import Path, Problem
 from launcher.spec import services
+from launcher.spec.words import AT_RUN, shown
 from launcher.yamldoc import Matches
 
 if TYPE_CHECKING:
@@ -95,7 +96,15 @@ def contradictions(spec: JobSpec) -> list[Problem]:
             found.append(Problem(f"secret {key} has two sources", hint="keep from_env or from_file", at=at))
         if bool(secret.secret) != bool(secret.key):
             found.append(Problem(f"secret {key} needs both secret and key for Kubernetes", at=at))
+        if secret.optional and not secret.secret:
+            message = f"secret {key} is optional without a Kubernetes Secret, and elsewhere none is"
+            found.append(Problem(message, hint="secret and key, or leave optional out", at=at))
         found += [Problem(p.message, p.hint, at) for p in _env_problems(key, "")]
+    for kind in ("annotations", "pod_annotations"):
+        for key, value in getattr(spec.kubernetes, kind).items():
+            if AT_RUN.search(value):
+                message = f"{shown(value)} is known to a job that runs, and an annotation is written before"
+                found.append(Problem(message, "a text", ("kubernetes", kind, key)))
     return found
 
 

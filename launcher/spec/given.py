@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
+from launcher.spec.words import written
+
 
 def given(section: Any) -> dict[str, Any]:
     """JobSpec(name="a", train=Train(steps=5)) is {"name": "a", "train": {"steps": 5}}."""
@@ -26,4 +28,4 @@ def plain(value: Any) -> Any:
         return {key: plain(child) for key, child in value.items()}
     if isinstance(value, (list, tuple)):
         return [plain(child) for child in value]
-    return value
+    return written(value) if isinstance(value, str) else value

@@ -4,6 +4,7 @@ from dataclasses import field
 from typing import Annotated, Any, Literal
 
 from launcher.record import record
+from launcher.spec.software import Secret
 from launcher.spec.words import (
     Argument,
     Count,
@@ -32,9 +33,19 @@ PodField = Annotated[
     str,
     Matches(
         r"metadata\.(name|namespace|uid)|spec\.(nodeName|serviceAccountName)|status\.(hostIPs?|podIPs?)"
-        r"|metadata\.(labels|annotations)\['[^'\x00-\x1f]+'\]",
-        "a field that a pod can be told, such as status.podIP or metadata.labels['team']",
+        r"|metadata\.(labels|annotations)\['[^'\x00-\x1f]+'\]|(limits|requests)\.(cpu|memory|ephemeral-storage)",
+        "a field that a pod can be told, such as status.podIP, metadata.labels['team'] or limits.cpu",
     ),
+]
+Limit = Annotated[
+    str,
+    Matches(
+        r"none|[0-9]+(\.[0-9]+)?([mKMGTPE]|[KMGTPE]i)?", "a Kubernetes quantity such as 16 or 960Gi, or none"
+    ),
+]
+MapKey = Annotated[str, Matches(r"[-._a-zA-Z0-9]{1,253}", "a key of a ConfigMap or Secret")]
+PodVariable = Annotated[
+    str, Matches(r"[A-Za-z_.-][A-Za-z0-9_.-]*", "a variable's name as Kubernetes takes it: letters, digits and _.-")
 ]
 
 
@@ -76,6 +87,13 @@ class Volume(Section):
     scratch: Scratch | None = None
     config_map: DnsName | None = None
     secret: DnsName | None = None
+    items: Annotated[
+        dict[MapKey, FilePath], Help("of config_map or secret: these keys alone, at these paths below the mount")
+    ] = field(default_factory=dict)
+    default_mode: Annotated[
+        Annotated[str, Matches(r"0?[0-7]{3}", "a file's mode in octal, such as 0755")] | None,
+        Help("of config_map's or secret's files; absent: 0644, and 0440"),
+    ] = None
     sub_path: FilePath | None = None
     read_only: bool = False
     name: Annotated[Name | None, Help("of the volume in the pod; for sidecars and patches")] = None
@@ -132,10 +150,10 @@ class Gang(Section):
     """All pods start together, or none."""
 
     by: Annotated[
-        Literal["operator", "volcano", "coscheduling"],
+        Literal["operator", "volcano", "coscheduling", "kai"],
         Help("operator: whichever the training operator was given; else a PodGroup of that scheduler's"),
     ] = "operator"
-    queue: Annotated[Label | None, Help("Volcano's queue")] = None
+    queue: Annotated[Label | None, Help("Volcano's queue, or KAI's")] = None
     min_available: Annotated[Count | None, Help("absent: all pods")] = None
     timeout: Annotated[Count | None, Help("seconds to wait for all of them")] = None
     scheduler: Annotated[DnsName | None, Help("schedulerName, where it is not the usual one")] = None
@@ -183,6 +201,9 @@ class Network(Section):
         tuple[Token, ...], Help("networks to attach: [default/rdma-0, default/rdma-1]; on GKE the profile's own")
     ] = ()
     claim_template: Annotated[DnsName | None, Help("DRA: a ResourceClaimTemplate, of a ComputeDomain say")] = None
+    claims: Annotated[
+        tuple[DnsName, ...], Help("DRA: further ResourceClaimTemplates, of DRANET's network interfaces say")
+    ] = ()
     host_network: Annotated[
         bool, Help("the node's own: beyond Pod Security's baseline; brings DNS policy and a port of the job's own")
     ] = False
@@ -198,6 +219,7 @@ class Security(Section):
     ] = None
     run_as_group: Whole | None = None
     fs_group: Whole | None = None
+    supplemental_groups: Annotated[tuple[Whole, ...], Help("further groups, of a shared file system say")] = ()
     root: Annotated[bool, Help("the image's user may be root: beyond the restricted profile")] = False
     allow_ipc_lock: Annotated[bool, Help("IPC_LOCK for RDMA: violates baseline and restricted")] = False
     capabilities: Annotated[tuple[Token, ...], Help("further ones, such as SYS_PTRACE")] = ()
@@ -217,6 +239,20 @@ class Sidecar(Section):
     resources: Annotated[dict[LabelKey, Amount], Help("requests and limits alike")] = field(default_factory=dict)
     init: Annotated[bool, Help("runs, and ends, before the ranks start")] = False
     privileged: bool = False
+    env_fields: Annotated[dict[Variable, PodField], Help("as kubernetes.env_fields")] = field(default_factory=dict)
+    secrets: Annotated[dict[Variable, Secret], Help("as secrets: {secret: NAME, key: KEY}")] = field(
+        default_factory=dict
+    )
+    capabilities: Annotated[tuple[Token, ...], Help("added, such as NET_ADMIN; they reach root alone")] = ()
+    run_as_user: Annotated[Whole | None, Help("absent: the pod's; 0 is root, beyond the restricted profile")] = None
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+
+
+@record
+class MapValue(Section):
+    config_map: DnsName
+    key: MapKey
+    optional: Annotated[bool, Help("pods start without it")] = False
 
 
 @record
@@ -239,12 +275,22 @@ class Kubernetes(Section):
     image_pull_secrets: tuple[DnsName, ...] = ()
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
     runtime_class: DnsName | None = None
-    gpu_resource: Annotated[LabelKey, Help("the resource that a GPU is")] = "nvidia.com/gpu"
+    gpu_resource: Annotated[
+        LabelKey | None, Help("the resource that a GPU is; absent: nvidia.com/gpu, amd.com/gpu for AMD's")
+    ] = None
     network: Network = field(default_factory=Network)
     shm: Annotated[Quantity, Help("size of /dev/shm, in memory")] = "16Gi"
     ephemeral_storage: Quantity | None = None
+    cpu_limit: Annotated[
+        Limit | None, Help("absent: as requested (resources.cpus_per_node); none: no limit, so that none throttles")
+    ] = None
+    memory_limit: Annotated[Limit | None, Help("absent: as requested (resources.memory); none: no limit")] = None
     node_selector: dict[LabelKey, Label] = field(default_factory=dict)
     node_affinity: tuple[NodeTerm, ...] = ()
+    node_affinity_any: Annotated[
+        tuple[tuple[NodeTerm, ...], ...],
+        Help("lists of which one has to hold, beside node_affinity: [[{key: a, values: [b]}], [{key: c}]]"),
+    ] = ()
     pod_affinity: tuple[PodTerm, ...] = ()
     spread: tuple[Spread, ...] = ()
     exclude: Annotated[tuple[DnsName, ...], Help("never these nodes, by name")] = ()
@@ -256,12 +302,22 @@ class Kubernetes(Section):
     env_fields: Annotated[dict[Variable, PodField], Help("the pod's own fields: {POD_IP: status.podIP}")] = field(
         default_factory=dict
     )
+    env_keys: Annotated[
+        dict[Variable, MapValue], Help("keys of ConfigMaps: {A: {config_map: settings, key: a}}")
+    ] = field(default_factory=dict)
+    pod_env: Annotated[
+        dict[PodVariable, Text], Help("variables whose names no shell can export: {a.b: c}; others belong in env")
+    ] = field(default_factory=dict)
     security: Security = field(default_factory=Security)
-    grace: Annotated[Count | None, Help("seconds between SIGTERM and the end; absent: what saving takes")] = None
+    grace: Annotated[Whole | None, Help("seconds between SIGTERM and the end; absent: what saving takes")] = None
     labels: Annotated[dict[LabelKey, Label], Help("of the job and its pods")] = field(default_factory=dict)
     annotations: Annotated[dict[LabelKey, Text], Help("of the job")] = field(default_factory=dict)
     pod_labels: dict[LabelKey, Label] = field(default_factory=dict)
     pod_annotations: dict[LabelKey, Text] = field(default_factory=dict)
+    pod_patch: Annotated[
+        dict[str, Any] | None,
+        Help("laid over the template of every pod, by strategic merge: {spec: {dnsConfig: {...}}}"),
+    ] = None
     patch: Annotated[
         dict[str, Any] | FilePath | None,
         Help("laid over the job object last, by Kubernetes' strategic merge: a section, or a YAML file"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from launcher.errors import Path, Problem
+from launcher.spec.words import mebibytes
 
 if TYPE_CHECKING:
     from launcher.spec import JobSpec
@@ -66,14 +67,9 @@ def _of(service: Service, spec: JobSpec) -> list[Problem]:
     return found
 
 
-def _size(memory: str | None) -> int | None:
-    """Megabytes, as Slurm reads a number alone; None where nothing is said, and for all there is."""
-    if not memory or memory == "0":
-        return None
-    if memory.isdigit():
-        return int(memory)
-    number, unit = int(memory[:-1]), "KMGT".index(memory[-1])
-    return number << 10 * (unit - 1) if unit else number >> 10
+def _size(memory: str | None) -> float | None:
+    """Mebibytes; None where nothing is said, and for all there is."""
+    return None if memory in (None, "0") else mebibytes(memory)
 
 
 def _circle(after: dict[str, tuple[str, ...]]) -> list[str]:

@@ -91,6 +91,7 @@ class Secret(Section):
         Annotated[str, Matches(r"[-._a-zA-Z0-9]{1,253}", "a Secret's key")] | None,
         Help("Kubernetes: key in that Secret"),
     ] = None
+    optional: Annotated[bool, Help("Kubernetes: pods start without it")] = False
 
 
 @record

@@ -106,7 +106,8 @@ class Train(Section):
         Annotated[str, Matches(r"[A-Za-z_][A-Za-z0-9_.]*", "a Python module")] | None, Help("python -m ...")
     ] = None
     command: Annotated[
-        tuple[Argument, ...] | None, Help("any program, run once per rank; with launcher node once per node")
+        tuple[Argument, ...] | None,
+        Help("any program, run once per rank; with launcher node once per node, with job once"),
     ] = None
     args: Annotated[tuple[Argument, ...], Help("arguments, passed byte for byte")] = ()
     config_flag: Annotated[
@@ -143,8 +144,11 @@ class Train(Section):
         default_factory=dict
     )
     launcher: Annotated[
-        Literal["torchrun", "deepspeed", "srun", "accelerate", "composer", "node"],
-        Help("what starts the ranks on a node; srun: one Slurm task per rank; node: your command, once per node"),
+        Literal["torchrun", "deepspeed", "srun", "accelerate", "composer", "node", "job"],
+        Help(
+            "what starts the ranks on a node; srun: one Slurm task per rank; node: your command, once per node; "
+            "job: your command, once, on the first node; it reaches the others itself"
+        ),
     ] = "torchrun"
     launcher_args: Annotated[tuple[Argument, ...], Help("further arguments of that launcher")] = ()
     visible_gpus: Annotated[Literal["all", "own"], Help("own: a rank sees its own GPU alone, as number 0")] = "all"

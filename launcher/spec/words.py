@@ -1,5 +1,6 @@
 """The vocabulary of a job file: what may stand in which kind of field."""
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from launcher.yamldoc import Matches, Range
@@ -56,6 +57,49 @@ Mount = Annotated[
 Image = Annotated[str, Matches(r"[A-Za-z0-9./][A-Za-z0-9._/:@#+-]*", "an image reference without spaces")]
 Module = Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9_.+/=-]*", "a module name such as cuda/12.4")]
 
+# What a job knows only while it runs: `{job: id}` in a text stands for "$DSLAUNCH_JOB_ID" in the script. Between two
+# characters that no text has, so that whoever quotes a word sees where the variable is.
+AT_RUN = re.compile("\ue000([A-Z][A-Z0-9_]*)\ue001")
+VARIABLES = {
+    "job": {"id": "DSLAUNCH_JOB_ID"},
+    "node": {"rank": "NODE_RANK", "name": "DSLAUNCH_NODE_NAME"},
+}
+OF_SERVICES = {"host": "DSLAUNCH_HOST_", "port": "DSLAUNCH_PORT_"}
+
+
+def at_run(variable: str) -> str:
+    return f"\ue000{variable}\ue001"
+
+
+def of_service(key: str, service: str) -> str:
+    """The host of `ray-head` is DSLAUNCH_HOST_RAY_HEAD."""
+    return OF_SERVICES[key] + service.upper().replace("-", "_")
+
+
+def shown(text: str) -> str:
+    """For a person: run-$DSLAUNCH_JOB_ID."""
+    return AT_RUN.sub(r"$\1", text)
+
+
+def written(text: str) -> str | dict[str, str]:
+    """As it stands in a job file: {"job": "id", "prepend": "/runs/"}."""
+    found = AT_RUN.search(text)
+    if not found:
+        return text
+    key, name = _meant(found[1])
+    around = {"prepend": text[: found.start()], "append": text[found.end() :]}
+    return {key: name, **{side: part for side, part in around.items() if part}}
+
+
+def _meant(variable: str) -> tuple[str, str]:
+    for key, names in VARIABLES.items():
+        for name, known in names.items():
+            if known == variable:
+                return key, name
+    key = next(key for key, prefix in OF_SERVICES.items() if variable.startswith(prefix))
+    return key, variable.removeprefix(OF_SERVICES[key]).lower().replace("_", "-")
+
+
 Auto = Literal["auto"]
 Count = Annotated[int, Range(1, 10**9)]
 Whole = Annotated[int, Range(0, 10**9)]
@@ -68,3 +112,28 @@ class Section:
     """Unknown keys are refused, by the reader and by the editor's schema alike."""
 
     __pydantic_config__: ClassVar[Any] = _STRICT
+
+
+def seconds(text: str) -> int | None:
+    """seconds("2-00:30:00") is 174600; "90" is minutes, "90:30" minutes and seconds, "1-12" days and hours."""
+    days, dash, rest = text.rpartition("-")
+    parts = rest.split(":")
+    if (
+        not all(re.fullmatch(r"[0-9]{1,6}", part) for part in parts)
+        or len(parts) > 3
+        or (dash and not days.isdigit())
+    ):
+        return None
+    numbers = [int(part) for part in parts]
+    if dash:
+        hours, minutes, secs = (*numbers, 0, 0)[:3]
+        return int(days) * 86400 + hours * 3600 + minutes * 60 + secs
+    if len(numbers) == 1:
+        return numbers[0] * 60
+    return sum(number * unit for number, unit in zip(reversed(numbers), (1, 60, 3600), strict=False))
+
+
+def mebibytes(text: str) -> float:
+    """Slurm's memory: "500G" is 512000, and so is "512000"; "64K" is 0.0625."""
+    scale = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
+    return int(text[:-1]) * scale[text[-1]] if text[-1] in scale else int(text)

@@ -52,7 +52,8 @@ export TORCH_NCCL_ASYNC_ERROR_HANDLING=3  # a dead peer ends this rank instead o
 export TORCH_FR_BUFFER_SIZE=2000  # flight recorder on: a time-out says which rank never came
 export TORCH_NCCL_DUMP_ON_TIMEOUT=1  # the flight recorder is written when a collective times out
 export NCCL_IB_HCA=mlx5  # every mlx5 port; list them exactly (=mlx5_0,mlx5_1) where some serve storage
-export HF_HOME=/lustre/fsmisc/dataset/HuggingFace_Models  # from the job file
+export HF_HUB_OFFLINE=1  # from the job file
+export TRANSFORMERS_OFFLINE=1  # from the job file
 
 python3 - <<'EOF'  # without this a node with no usable GPU would train on its CPU, or hang the others
 import sys, torch
@@ -73,4 +74,5 @@ exec python3 -u "$here/node/supervise.py" \
   --launcher srun --nodes 8 --per-node 4 \
   --hang 300 --first-step 1800 --steps 4000 --stage 2 --model-parallel 1 --vouch \
   --logs "$logs" --shared-logs -- \
-  python3 -u finetune.py --deepspeed_config "$here/ds_config.json"
+  python3 -u finetune.py --model /lustre/fsmisc/dataset/HuggingFace_Models/bigscience/bloomz-7b1 \
+  --deepspeed_config "$here/ds_config.json"

@@ -51,7 +51,8 @@ export TORCH_NCCL_ASYNC_ERROR_HANDLING=3  # a dead peer ends this rank instead o
 export TORCH_FR_BUFFER_SIZE=2000  # flight recorder on: a time-out says which rank never came
 export TORCH_NCCL_DUMP_ON_TIMEOUT=1  # the flight recorder is written when a collective times out
 export NCCL_IB_HCA=mlx5  # every mlx5 port; list them exactly (=mlx5_0,mlx5_1) where some serve storage
-export HF_HOME=/lustre/fsmisc/dataset/HuggingFace_Models  # from the job file
+export HF_HUB_OFFLINE=1  # from the job file
+export TRANSFORMERS_OFFLINE=1  # from the job file
 
 # --- preflight
 cd -P -- "$here/submitted-from"

@@ -44,6 +44,7 @@ modules() {  # COMMAND WORD... NAME; Tcl modules before 5 answer 0 whatever come
 modules load PrgEnv-gnu/8.6.0
 modules load rocm/6.2.4
 modules load craype-accel-amd-gfx90a
+modules load rccl-net-plugin/1.0
 
 # --- local disk
 value=/mnt/bb/elvis
@@ -108,5 +109,6 @@ exec python3 -u "$here/node/supervise.py" \
   --launcher srun --nodes 128 --per-node 8 \
   --hang 300 --first-step 1800 --steps 0 --stage 1 --model-parallel 8 --vouch \
   --logs "$logs" --shared-logs -- \
-  python3 -u pretrain_gpt.py --num-layers 48 --hidden-size 6144 --num-attention-heads 64 \
-  --tensor-model-parallel-size 8 --deepspeed_config "$here/ds_config.json"
+  python3 -u pretrain_gpt.py --deepspeed --num-layers 48 --hidden-size 6144 --num-attention-heads 64 \
+  --tensor-model-parallel-size 8 --micro-batch-size 2 --global-batch-size 1024 --deepspeed_config \
+  "$here/ds_config.json"

@@ -44,6 +44,7 @@ modules() {  # COMMAND WORD... NAME; Tcl modules before 5 answer 0 whatever come
 modules load PrgEnv-gnu/8.6.0
 modules load rocm/6.2.4
 modules load craype-accel-amd-gfx90a
+modules load rccl-net-plugin/1.0
 
 # --- local disk
 value=/mnt/bb/elvis

@@ -55,7 +55,7 @@ EOF
 
 # --- training
 cd -P -- "$here/submitted-from"
-export DSLAUNCH_CHECKPOINT_DIR=checkpoints/mpt-coreweave-8x8
+export DSLAUNCH_CHECKPOINT_DIR=/mnt/data/mpt-7b
 export DSLAUNCH_CHECKPOINT_EVERY=0
 export DSLAUNCH_CHECKPOINT_KEEP=2
 exec python3 -u "$here/node/supervise.py" \

@@ -18,6 +18,33 @@ failed() {
 }
 trap 'failed "$BASH_COMMAND"' ERR EXIT
 
+# --- modules
+why="no environment modules: none of the usual places has their init script"
+if ! type module >/dev/null 2>&1; then  # a batch shell is no login shell
+  for init in "${LMOD_PKG:-}/init/bash" "${MODULESHOME:-}/init/bash" \
+    /etc/profile.d/{modules,lmod,z00_lmod,zz00_lmod}.sh /usr/share/{lmod/lmod,modules,Modules}/init/bash \
+    /opt/cray/pe/lmod/lmod/init/bash /opt/apps/lmod/lmod/init/bash; do
+    # shellcheck disable=SC1090  # whichever this site has
+    if [ -r "$init" ]; then . "$init" || true; fi
+    if type module >/dev/null 2>&1; then break; fi  # a script may be left of a package that is gone
+  done
+fi
+type module >/dev/null 2>&1 || exit 69
+why=
+modules() {  # COMMAND WORD... NAME; Tcl modules before 5 answer 0 whatever comes of a load
+  local before=${LOADEDMODULES-} name=${!#} rc=0
+  module "$@" || rc=$?
+  if [ "$rc" = 0 ] && [ -n "${LOADEDMODULES+x}" ] && [ "$LOADEDMODULES" = "$before" ]; then
+    case :$before: in *":$name:"* | *":$name/"*) ;; *) rc=78 ;; esac
+  fi
+  [ "$rc" = 0 ] || why="module $* failed; module avail ${name%%/*} shows what this site has"
+  return "$rc"
+}
+module purge
+module use /appl/local/training/modules/AI-20241126
+modules load singularity-userfilesystems
+modules load singularity-CPEbits
+
 # --- container
 why="there is no singularity: a module may bring it"
 command -v singularity >/dev/null || exit 69
@@ -33,10 +60,6 @@ origin=$(readlink -f -- "$here/submitted-from")
 exec singularity exec \
   --bind "$here:$here" \
   --bind "$origin:$origin" \
-  --bind "/var/spool/slurmd:/var/spool/slurmd" \
-  --bind "/opt/cray:/opt/cray" \
-  --bind "/usr/lib64/libcxi.so.1:/usr/lib64/libcxi.so.1" \
-  --bind "/scratch/project_465000999:/scratch/project_465000999" \
-  --bind "/flash/project_465000999:/flash/project_465000999" \
+  --bind "$(mkdir -p -- /scratch/project_465000999/checkpoints/olmo-7b && echo /scratch/project_465000999/checkpoints/olmo-7b):/scratch/project_465000999/checkpoints/olmo-7b" \
   --pwd "$here" \
   /appl/local/containers/sif-images/lumi-pytorch-rocm-6.2.4-python-3.12-pytorch-v2.7.1.sif "$@"

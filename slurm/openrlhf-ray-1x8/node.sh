@@ -38,7 +38,7 @@ EOF
 
 # --- training
 cd -P -- "$here/submitted-from"
-export DSLAUNCH_CHECKPOINT_DIR=checkpoints/openrlhf-ray-1x8
+export DSLAUNCH_CHECKPOINT_DIR=/lustre/rlhf/llama3-8b
 export DSLAUNCH_CHECKPOINT_EVERY=0
 export DSLAUNCH_CHECKPOINT_KEEP=2
 # shellcheck disable=SC2016  # the program expands it for itself

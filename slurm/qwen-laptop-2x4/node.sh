@@ -28,7 +28,27 @@ activate() {  # such scripts use variables that are not set, and end with codes 
   . "$1" || true
   why=
 }
-activate /work/ws/ada/sft/.venv/bin/activate
+activate /work/ws/ada/venvs/sft/bin/activate
+
+# --- code, as it was when submitted
+why="cannot tell which packages are installed from the tree itself"
+value=$(python3 - "$here" <<'EOF'  # `pip install -e` leads to the tree as it is then: the snapshot comes first
+import importlib.metadata, json, os, sys, urllib.parse
+here = sys.argv[1]
+with open(os.path.join(here, "snapshot.root"), encoding="utf-8", errors="surrogateescape") as file:
+    root = file.read()
+found = []
+for row in importlib.metadata.distributions():
+    told = json.loads(row.read_text("direct_url.json") or "{}")
+    place = os.path.realpath(urllib.parse.unquote(urllib.parse.urlsplit(told.get("url", "")).path))
+    if told.get("dir_info", {}).get("editable") and os.path.commonpath([root, place]) == root:
+        taken = os.path.join(here, "snapshot", os.path.relpath(place, root))
+        found += [os.path.normpath(os.path.join(taken, name)) for name in ("src", ".")]
+print(":".join(name for name in dict.fromkeys(found) if os.path.isdir(name)))
+EOF
+)
+why=
+[ -z "$value" ] || export PYTHONPATH="$value${PYTHONPATH:+:$PYTHONPATH}"
 
 # --- environment
 export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale
@@ -54,7 +74,7 @@ if found < 4:
 EOF
 
 # --- training
-cd -P -- /work/ws/ada/sft
+cd -P -- "$here/code"
 export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no flag
 export DSLAUNCH_CHECKPOINT_DIR=/work/ws/ada/checkpoints/qwen-7b
 export DSLAUNCH_CHECKPOINT_EVERY=250
@@ -65,4 +85,5 @@ exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 2 --per-node 4 \
   --hang 300 --first-step 1800 --steps 1500 --stage 1 --model-parallel 1 --vouch \
   --logs "$logs" --shared-logs -- \
-  python3 -u sft.py --deepspeed_config "$here/ds_config.json"
+  python3 -u sft.py --data /work/ws/ada/data/instructions.jsonl --deepspeed_config \
+  "$here/ds_config.json"

@@ -27,7 +27,27 @@ activate() {  # such scripts use variables that are not set, and end with codes 
   . "$1" || true
   why=
 }
-activate /work/ws/ada/sft/.venv/bin/activate
+activate /work/ws/ada/venvs/sft/bin/activate
+
+# --- code, as it was when submitted
+why="cannot tell which packages are installed from the tree itself"
+value=$(python3 - "$here" <<'EOF'  # `pip install -e` leads to the tree as it is then: the snapshot comes first
+import importlib.metadata, json, os, sys, urllib.parse
+here = sys.argv[1]
+with open(os.path.join(here, "snapshot.root"), encoding="utf-8", errors="surrogateescape") as file:
+    root = file.read()
+found = []
+for row in importlib.metadata.distributions():
+    told = json.loads(row.read_text("direct_url.json") or "{}")
+    place = os.path.realpath(urllib.parse.unquote(urllib.parse.urlsplit(told.get("url", "")).path))
+    if told.get("dir_info", {}).get("editable") and os.path.commonpath([root, place]) == root:
+        taken = os.path.join(here, "snapshot", os.path.relpath(place, root))
+        found += [os.path.normpath(os.path.join(taken, name)) for name in ("src", ".")]
+print(":".join(name for name in dict.fromkeys(found) if os.path.isdir(name)))
+EOF
+)
+why=
+[ -z "$value" ] || export PYTHONPATH="$value${PYTHONPATH:+:$PYTHONPATH}"
 
 # --- environment
 export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale
@@ -46,7 +66,7 @@ secret() {  # NAME: its value lies in a file that only you can read, and in no s
 secret HF_TOKEN
 
 # --- preflight
-cd -P -- /work/ws/ada/sft
+cd -P -- "$here/code"
 start='import runpy, sys; sys.path[0] = sys.argv.pop(1); runpy.run_module('"'"'launcher.'"'"' + sys.argv.pop(1), run_name='"'"'__main__'"'"', alter_sys=True)'
 code=$here/node/code
 [ -d "$code" ] || code=$code.zip  # in a pod

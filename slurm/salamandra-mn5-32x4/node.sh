@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # salamandra-mn5-32x4: runs once on every node, with NODE_RANK, MASTER_ADDR and MASTER_PORT set.
-# torchtune.cli: 32 x 4 ranks, of a model that its own configuration names.
+# recipes/full_finetune_distributed.py: 32 x 4 ranks, of a model that its own configuration names.
 set -eo pipefail
 trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -57,4 +57,4 @@ exec python3 -u "$here/node/supervise.py" \
   --launcher torchrun --nodes 32 --per-node 4 \
   --hang 300 --first-step 1800 --steps 0 --model-parallel 1 --vouch \
   --logs "$logs" --shared-logs -- \
-  python3 -u -m torchtune.cli run full_finetune_distributed --config configs/salamandra_7b.yaml
+  python3 -u recipes/full_finetune_distributed.py --config configs/salamandra_7b.yaml

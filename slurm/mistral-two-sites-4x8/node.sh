@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# mistral-two-sites-4x8: runs once on every node, with NODE_RANK, MASTER_ADDR and MASTER_PORT set.
+# mistral-7b: 7,241,732,096 parameters, ZeRO-2, bf16, 4 x 8 ranks,
+# batch 512 = 1 x 16 x 32.
+set -eo pipefail
+trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+logs=${DSLAUNCH_LOGS:-"$here/logs"}
+mkdir -p -- "$logs"
+# shellcheck disable=SC2329  # the trap calls it; ERR alone does not hear of an `activate` that is missing
+failed() {
+  local rc=$? said
+  trap - ERR EXIT
+  if [ "$rc" != 0 ]; then
+    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: ${why:-$1}"
+    echo "$said" >&2
+    (set -C; echo "$said" >"$logs/failed-before-ranks") 2>/dev/null || true
+  fi
+  exit "$rc"
+}
+trap 'failed "$BASH_COMMAND"' ERR EXIT
+
+# --- modules
+why="no environment modules: none of the usual places has their init script"
+if ! type module >/dev/null 2>&1; then  # a batch shell is no login shell
+  for init in "${LMOD_PKG:-}/init/bash" "${MODULESHOME:-}/init/bash" \
+    /etc/profile.d/{modules,lmod,z00_lmod,zz00_lmod}.sh /usr/share/{lmod/lmod,modules,Modules}/init/bash \
+    /opt/cray/pe/lmod/lmod/init/bash /opt/apps/lmod/lmod/init/bash; do
+    # shellcheck disable=SC1090  # whichever this site has
+    if [ -r "$init" ]; then . "$init" || true; fi
+    if type module >/dev/null 2>&1; then break; fi  # a script may be left of a package that is gone
+  done
+fi
+type module >/dev/null 2>&1 || exit 69
+why=
+modules() {  # COMMAND WORD... NAME; Tcl modules before 5 answer 0 whatever comes of a load
+  local before=${LOADEDMODULES-} name=${!#} rc=0
+  module "$@" || rc=$?
+  if [ "$rc" = 0 ] && [ -n "${LOADEDMODULES+x}" ] && [ "$LOADEDMODULES" = "$before" ]; then
+    case :$before: in *":$name:"* | *":$name/"*) ;; *) rc=78 ;; esac
+  fi
+  [ "$rc" = 0 ] || why="module $* failed; module avail ${name%%/*} shows what this site has"
+  return "$rc"
+}
+module purge
+modules load gcc/13.2
+modules load cuda/12.6
+modules load nccl/2.23
+
+# --- Python environment
+activate() {  # such scripts use variables that are not set, and end with codes that mean nothing
+  why="$1 is not there"
+  [ -r "$1" ] || exit 66
+  # shellcheck disable=SC1090  # of the environment
+  . "$1" || true
+  why=
+}
+activate /home/ada/mistral/.venv/bin/activate
+
+# --- environment
+export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=3  # a dead peer ends this rank instead of leaving it to hang
+export TORCH_FR_BUFFER_SIZE=2000  # flight recorder on: a time-out says which rank never came
+export TORCH_NCCL_DUMP_ON_TIMEOUT=1  # the flight recorder is written when a collective times out
+export NCCL_IB_HCA=mlx5  # every mlx5 port; list them exactly (=mlx5_0,mlx5_1) where some serve storage
+
+# --- trackers
+export WANDB_PROJECT=mistral
+export WANDB_RUN_GROUP="${here##*/}"
+export WANDB_MODE=online
+
+# --- secrets
+secret() {  # NAME: its value lies in a file that only you can read, and in no script
+  [ -r "$here/secrets/$1" ] || { echo "dslaunch: the secret $1 is missing: $here/secrets/$1" >&2; exit 78; }
+  value=$(cat -- "$here/secrets/$1"; printf x)
+  export "$1=${value%x}"
+  unset value
+}
+secret WANDB_API_KEY
+
+python3 - <<'EOF'  # without this a node with no usable GPU would train on its CPU, or hang the others
+import sys, torch
+found = torch.cuda.device_count()
+if found < 8:
+    sys.exit(f"dslaunch: torch sees {found} GPUs on this node and the job was planned for 8")
+EOF
+
+# --- training
+cd -P -- /home/ada/mistral
+export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no flag
+export DSLAUNCH_CHECKPOINT_DIR=/scratch/ada/mistral-two-sites
+export DSLAUNCH_CHECKPOINT_EVERY=182
+export DSLAUNCH_CHECKPOINT_KEEP=2
+export DSLAUNCH_STEPS=12000
+export DSLAUNCH_SEQ_LEN=4096
+exec python3 -u "$here/node/supervise.py" \
+  --launcher torchrun --nodes 4 --per-node 8 \
+  --hang 300 --first-step 1800 --steps 12000 --stage 2 --model-parallel 1 --vouch \
+  --logs "$logs" --shared-logs -- \
+  python3 -u /home/ada/mistral/train.py --data /data/public/fineweb-edu --deepspeed_config \
+  "$here/ds_config.json"

@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+# mistral-two-sites-4x8: checks this node before anything trains, with NODE_RANK and DSLAUNCH_COORDINATOR set.
+set -eo pipefail
+trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+logs=${DSLAUNCH_LOGS:-"$here/logs"}
+out=${DSLAUNCH_PREFLIGHT_OUT:-"$logs/preflight"}
+mkdir -p -- "$logs" "$out"
+# shellcheck disable=SC2329  # the trap calls it; ERR alone does not hear of an `activate` that is missing
+failed() {
+  local rc=$? said
+  trap - ERR EXIT
+  if [ "$rc" != 0 ]; then
+    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: ${why:-$1}"
+    echo "$said" >&2
+    (set -C; echo "$said" >"$out/failed-${DSLAUNCH_NODE:-$(hostname)}") 2>/dev/null || true
+  fi
+  exit "$rc"
+}
+trap 'failed "$BASH_COMMAND"' ERR EXIT
+
+# --- modules
+why="no environment modules: none of the usual places has their init script"
+if ! type module >/dev/null 2>&1; then  # a batch shell is no login shell
+  for init in "${LMOD_PKG:-}/init/bash" "${MODULESHOME:-}/init/bash" \
+    /etc/profile.d/{modules,lmod,z00_lmod,zz00_lmod}.sh /usr/share/{lmod/lmod,modules,Modules}/init/bash \
+    /opt/cray/pe/lmod/lmod/init/bash /opt/apps/lmod/lmod/init/bash; do
+    # shellcheck disable=SC1090  # whichever this site has
+    if [ -r "$init" ]; then . "$init" || true; fi
+    if type module >/dev/null 2>&1; then break; fi  # a script may be left of a package that is gone
+  done
+fi
+type module >/dev/null 2>&1 || exit 69
+why=
+modules() {  # COMMAND WORD... NAME; Tcl modules before 5 answer 0 whatever comes of a load
+  local before=${LOADEDMODULES-} name=${!#} rc=0
+  module "$@" || rc=$?
+  if [ "$rc" = 0 ] && [ -n "${LOADEDMODULES+x}" ] && [ "$LOADEDMODULES" = "$before" ]; then
+    case :$before: in *":$name:"* | *":$name/"*) ;; *) rc=78 ;; esac
+  fi
+  [ "$rc" = 0 ] || why="module $* failed; module avail ${name%%/*} shows what this site has"
+  return "$rc"
+}
+module purge
+modules load gcc/13.2
+modules load cuda/12.6
+modules load nccl/2.23
+
+# --- Python environment
+activate() {  # such scripts use variables that are not set, and end with codes that mean nothing
+  why="$1 is not there"
+  [ -r "$1" ] || exit 66
+  # shellcheck disable=SC1090  # of the environment
+  . "$1" || true
+  why=
+}
+activate /home/ada/mistral/.venv/bin/activate
+
+# --- environment
+export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=3  # a dead peer ends this rank instead of leaving it to hang
+export TORCH_FR_BUFFER_SIZE=2000  # flight recorder on: a time-out says which rank never came
+export TORCH_NCCL_DUMP_ON_TIMEOUT=1  # the flight recorder is written when a collective times out
+export NCCL_IB_HCA=mlx5  # every mlx5 port; list them exactly (=mlx5_0,mlx5_1) where some serve storage
+
+# --- trackers
+export WANDB_PROJECT=mistral
+export WANDB_RUN_GROUP="${here##*/}"
+export WANDB_MODE=online
+
+# --- secrets
+secret() {  # NAME: its value lies in a file that only you can read, and in no script
+  [ -r "$here/secrets/$1" ] || { echo "dslaunch: the secret $1 is missing: $here/secrets/$1" >&2; exit 78; }
+  value=$(cat -- "$here/secrets/$1"; printf x)
+  export "$1=${value%x}"
+  unset value
+}
+secret WANDB_API_KEY
+
+# --- preflight
+cd -P -- /home/ada/mistral
+start='import runpy, sys; sys.path[0] = sys.argv.pop(1); runpy.run_module('"'"'launcher.'"'"' + sys.argv.pop(1), run_name='"'"'__main__'"'"', alter_sys=True)'
+code=$here/node/code
+[ -d "$code" ] || code=$code.zip  # in a pod
+trap - ERR EXIT
+if [ "$NODE_RANK" = 0 ]; then
+  python3 -c "$start" "$code" preflight.coordinator --setting "$here/preflight.json" --out "$out" \
+    --port "${DSLAUNCH_COORDINATOR##*:}" --names "${DSLAUNCH_NODES:-}" &
+fi
+rc=0
+python3 -c "$start" "$code" preflight.agent --setting "$here/preflight.json" --connect "$DSLAUNCH_COORDINATOR" \
+  --name "${DSLAUNCH_NODE:-$(hostname)}" --index "$NODE_RANK" --logs "$logs/preflight" || rc=$?
+wait
+[ "$rc" != 10 ] || rc=0  # ready, without a node that is not needed
+exit "$rc"
