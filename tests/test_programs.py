@@ -14,7 +14,7 @@ import pytest
 from test_node import Node, until
 
 from launcher import bundle, plan, show, spec
-from launcher.backends import local
+from launcher.backends import local, slurm
 from launcher.errors import UserError
 from launcher.node import rank, supervise
 
@@ -679,3 +679,11 @@ def test_the_binding_reaches_a_rank(tmp_path):
     node = Node(tmp_path, per_node=2, rank=0, flags=("--numa", "999,0"))
     assert node.run("true") == 78
     assert "NUMA node 999 has no CPUs" in node.err
+
+
+def test_a_prefix_starts_the_program_of_every_rank():
+    for more in ({}, {"model": {"layers": 2, "hidden": 64, "heads": 2, "vocab": 256}}):
+        job = {"name": "x", "train": {"script": "t.py", "prefix": ["nsys", "profile"], "config_flag": "none"}, **more}
+        made = plan.make(spec.load(json.dumps(job), name="job.yaml").spec)
+        assert made.command[:4] == ("nsys", "profile", "python3", "-u")
+        assert "  nsys profile python3 -u t.py" in slurm.render(made).text("node.sh")

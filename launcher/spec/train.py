@@ -109,6 +109,9 @@ class Train(Section):
         tuple[Argument, ...] | None,
         Help("any program, run once per rank; with launcher node once per node, with job once"),
     ] = None
+    prefix: Annotated[
+        tuple[Argument, ...], Help("what each rank's program is started by: [numactl, --membind=0], [nsys, profile]")
+    ] = ()
     args: Annotated[tuple[Argument, ...], Help("arguments, passed byte for byte")] = ()
     config_flag: Annotated[
         Line | None, Help("the flag that receives the DeepSpeed config's path; none leaves it out")
