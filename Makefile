@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 PYTHON ?= python3
 READY := $(VENV)/.ready
 JOBS ?= 2
+# Without bytecode every worker compiles every test anew, 5 s each, and every command of a test what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test quick lint bench accuracy detector trials signatures chaos conformance bless clean
 

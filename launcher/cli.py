@@ -317,9 +317,38 @@ def render(backend: Any, document: Document, made: Plan, **code: Tree) -> Bundle
             hint = "dslaunch submit goes where the site says; --site names another one"
             raise UserError(Problem(f"the site is {theirs}, and this is for {ours}", hint, ("site", "backend")))
         bundle: Bundle = backend.render(made, **code)
+        if ours == "kubernetes":
+            tell(_of_patches(backend, made, bundle, **code))
     except UserError as error:
         raise placed(document, error) from None
     return bundle
+
+
+def _of_patches(backend: Any, made: Plan, bundle: Bundle, **code: Tree) -> list[str]:
+    """What lint finds in the patched objects and not in dslaunch's own: warnings. Raises UserError for errors."""
+    from dataclasses import replace
+
+    from launcher import lint
+    from launcher.errors import Problem, UserError
+
+    options = made.spec.kubernetes
+    patches = [name for name in ("patch", "pod_patch") if getattr(options, name)]
+    if not patches:
+        return []
+
+    def found(text: str) -> dict[tuple[str, str], lint.Result]:
+        # of variables of its own manifests lint leaves the judgement to `plan`, which has not seen the patch
+        text = text.replace("app.kubernetes.io/managed-by: dslaunch", "app.kubernetes.io/managed-by: patch")
+        return {(one.rule, one.message): one for one in lint.manifest(text, name=bundle.entry).results}
+
+    bare = replace(options, patch=None, pod_patch=None)
+    before = found(backend.render(replace(made, spec=replace(made.spec, kubernetes=bare)), **code).text(bundle.entry))
+    new = [one for key, one in found(bundle.text(bundle.entry)).items() if key not in before]
+    at = ("kubernetes", patches[0])
+    problems = [Problem(f"{one.message} [{one.rule}]", one.fix, at) for one in new if one.severity == "error"]
+    if problems:
+        raise UserError(*problems)
+    return [f"{'.'.join(at)}: {one.message} [{one.rule}]" for one in new]
 
 
 # --- looking --------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ class Assignment:
     column: int = 0
     expanded: bool = False  # a shell has replaced ~ in it
     kept: str | None = None  # what Slurm leaves of a value with commas
+    pod: bool = False  # with a network of its own: the manifest says what its interfaces are called
+    used: bool = False  # the program beside it reads it
 
     @property
     def text(self) -> str:
@@ -59,8 +61,11 @@ def judge(
     fabric: facts.Fabric | None = None,
     gpu: facts.Gpu | None = None,
     given: Mapping[str, str] | None = None,
+    zero: bool = True,
 ) -> list[Finding]:
-    """Findings in the order of the assignments. `given` is what stands beside them and is not judged."""
+    """Findings in the order of the assignments. `given` is what stands beside them and is not judged; `zero` is
+    whether what trains may shard with ZeRO.
+    """
     rows = list(assignments)
     emitted = {name: value for name, (value, _) in fabric.emits(gpu).items()} if fabric else {}
     if "NCCL_SOCKET_IFNAME" in emitted:  # gloo may use the interface that the fabric has for NCCL
@@ -75,7 +80,7 @@ def judge(
             continue  # the fabric's own row says so
         found += list(_value(one))
         on_fabric = list(_on_fabric(one, fabric)) if fabric else []
-        found += on_fabric or list(_matched(one))
+        found += on_fabric or list(_matched(one, zero=zero))
     theirs = {one.name: one for one in rows}  # the last of a name holds
     last = {**{name: Assignment(name, value) for name, value in (given or {}).items()}, **theirs}
     for rule, message, about in _together(last):
@@ -115,7 +120,7 @@ def _name(one: Assignment) -> Iterator[Finding]:
         bare = name.removeprefix("TORCH_")
         if name.startswith("TORCH_") and bare in known:
             yield Finding("ENV005", f"{one.text}: torch has no such variable; NCCL reads {bare}", one, bare)
-        else:
+        elif not one.used:
             everything = [*known, *(other for other, row in others.items() if row["reader"] != "nobody")]
             close = difflib.get_close_matches(name.upper(), everything, n=1, cutoff=0.8)
             hint = f"did you mean {close[0]}?" if close else ""
@@ -199,12 +204,13 @@ def _same(value: str | None, other: str) -> bool:
     return value is not None and value.strip().lower() == other.lower()
 
 
-def _matched(one: Assignment) -> Iterator[Finding]:
+def _matched(one: Assignment, *, zero: bool) -> Iterator[Finding]:
     spoken = set()
     for rule, row in _matches().get(one.name, ()):
         pattern = row.get("value")
         fits = pattern is None or (one.value is not None and re.fullmatch(pattern, one.value.strip(), re.IGNORECASE))
-        if fits and rule not in spoken:
+        elsewhere = (one.pod and row.get("host")) or (row.get("zero") and not zero)
+        if fits and rule not in spoken and not elsewhere:
             spoken.add(rule)
             yield Finding(rule, f"{one.text}: {row['says']}", one, row.get("fix", ""))
 
@@ -249,7 +255,9 @@ def _together(rows: Mapping[str, Assignment]) -> Iterator[tuple[str, str, tuple[
         message = f"{text('NCCL_CUMEM_ENABLE')}: NCCL_MNNVL_ENABLE=1 needs cuMem"
         yield "ENV031", message, ("NCCL_CUMEM_ENABLE", "NCCL_MNNVL_ENABLE")
     interface = rows.get("NCCL_SOCKET_IFNAME")
-    if interface and interface.value and "GLOO_SOCKET_IFNAME" not in rows and interface.value[0] != "^":
+    # a pod's own name is its address in /etc/hosts, so gloo finds it there by itself
+    own = interface is not None and interface.pod
+    if interface and interface.value and "GLOO_SOCKET_IFNAME" not in rows and interface.value[0] != "^" and not own:
         message = f"{interface.text}: gloo does not read it, and GLOO_SOCKET_IFNAME is not set"
         yield "ENV032", message, (interface.name,)
 

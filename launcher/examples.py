@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import textwrap
 from collections.abc import Iterator
@@ -22,17 +23,32 @@ class Example:
     name: str
     says: str
     path: Path
+    site: Path | None = None  # a file that the job needs beside it: `--site`
 
 
 def shipped() -> list[Example]:
-    """The gallery's job files: beside the package in a checkout, inside it when installed."""
+    """The gallery's job files: beside the package in a checkout, inside it when installed.
+
+    A site file that lies beside one is an example too: slurm/NAME/site.yaml.
+    """
     base = HERE / "gallery" if (HERE / "gallery").is_dir() else HERE.parent
     found = []
     for path in (*sorted(base.glob("slurm/*/job.yaml")), *sorted(base.glob("manifests/*/job.yaml"))):
-        with path.open(encoding="utf-8") as file:
-            says = file.readline().removeprefix("# ").strip()
-        found.append(Example("/".join(path.parts[-3:-1]), says, path))
+        name, site = "/".join(path.parts[-3:-1]), path.with_name("site.yaml")
+        if site.is_file():
+            found.append(Example(name, _first_sentence(path), path, site))
+            found.append(Example(f"{name}/{site.name}", _first_sentence(site), site))
+        else:
+            found.append(Example(name, _first_sentence(path), path))
     return found
+
+
+def _first_sentence(path: Path) -> str:
+    """Of the comment that a file begins with, which may go on over several lines."""
+    with path.open(encoding="utf-8") as file:
+        comment = itertools.takewhile(lambda line: line.startswith("#"), file)
+        text = " ".join(line.lstrip("#").strip() for line in comment)
+    return re.split(r"(?<=[a-z0-9)]\.) ", text)[0]
 
 
 def text(name: str) -> str:

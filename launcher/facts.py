@@ -173,6 +173,39 @@ class Fabric:
         return [(row["line"], row["why"]) for row in self.setup if "gpus" not in row or chosen & set(row["gpus"])]
 
 
+@record
+class SlurmOption:
+    """An option of sbatch or srun, or a value of one: "exclusive=topo"."""
+
+    name: str
+    of: str  # b: sbatch, s: srun, p: a plugin at some sites
+    short: str = ""
+    value: str = ""  # =: it needs one, [=]: it may have one, s=: with srun alone
+    since: str = ""
+    until: str = ""
+    field: str = ""  # of the job file, which says the same
+    why: str = ""  # nothing does
+    source: str = ""
+
+
+@cache
+def slurm_options() -> dict[str, SlurmOption]:
+    lines = [line for line in (DATA / "slurm.tsv").read_text("utf-8").splitlines() if not line.startswith("#")]
+    return {row.name: row for row in (SlurmOption(*line.split("\t")) for line in lines[1:])}
+
+
+@cache
+def options_of(program: str) -> dict[str, SlurmOption]:
+    """Of sbatch (b) or srun (s), by their long names; values of options are left out."""
+    return {name: row for name, row in slurm_options().items() if program in row.of and "=" not in name}
+
+
+@cache
+def letters_of(program: str) -> dict[str, str]:
+    """letters_of("b")["J"] is job-name."""
+    return {row.short: name for name, row in options_of(program).items() if row.short}
+
+
 @cache
 def gpus() -> dict[str, Gpu]:
     return {name: Gpu(name, **row) for name, row in yamldoc.load_tables(DATA / "gpus.yaml").items()}

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
-from launcher import envlint, facts, jsondoc, launchers, manifestlint, scriptlint, show, yamldoc
+from launcher import envlint, facts, jsondoc, launchlint, manifestlint, scriptlint, show, yamldoc
 from launcher.errors import Path, Problem, UserError
 from launcher.plan import advice, rules
 from launcher.plan.rules import REMOVE, Finding, Row
@@ -487,7 +487,7 @@ def _moved(one: Result, line: int, column: int) -> Result:
     return replace(place, end_line=one.end_line + line, end_column=one.end_column + column)
 
 
-def _as_result(found: launchers.Found, name: str) -> Result:
+def _as_result(found: launchlint.Found, name: str) -> Result:
     row = rows()[found.rule]
     line, column, end = found.line, found.column, max(found.end, found.column)
     severity, fix = found.severity or row.severity, found.fix or row.fix

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from launcher import envlint, facts, launchers, scriptlint, yamldoc
+from launcher import envlint, facts, launchlint, scriptlint, shell, yamldoc
+from launcher.backends.kubernetes import network
 from launcher.errors import Problem, UserError
-from launcher.launchers import Around, Found, Word
+from launcher.launchlint import Around, Found, Word
 
 MAX_DEPTH = 64
 GPU = re.compile(r"(nvidia\.com/(gpu|mig-.*)|amd\.com/gpu|gpu\.intel\.com/.*|habana\.ai/gaudi)")
@@ -34,6 +35,7 @@ class Node:
     raw: str | None = None
     plain: bool = True
     block: bool = False  # | or >: the text begins on the next line
+    folded: bool = False  # by >, which leaves no lines
     indent: int = 0  # of that text
     entries: dict[str, Node] = field(default_factory=dict)
     keys: dict[str, Node] = field(default_factory=dict)
@@ -113,7 +115,15 @@ def _node(event: Any, events: Iterator[Any], anchors: dict[str, Node], lines: li
         block = event.style in ("|", ">")
         row = lines[line] if block and line < len(lines) else ""
         indent = len(row) - len(row.lstrip())
-        node = Node(line, column, raw=event.value, plain=not event.style, block=block, indent=indent)
+        node = Node(
+            line,
+            column,
+            raw=event.value,
+            plain=not event.style,
+            block=block,
+            folded=event.style == ">",
+            indent=indent,
+        )
     elif isinstance(event, yaml.SequenceStartEvent):
         items = []
         for child in events:
@@ -264,10 +274,10 @@ def judge(text: str, *, name: str = "<stdin>") -> list[Found]:
             found += _config(job)
             continue
         members = groups(job)
-        for part in (_operator, _trainjob, _gang):
+        for part in (_operator, _trainjob, _volcano, _gang, _job, _addresses, _roles, _suspended):
             found += part(job, members)
         for group in members:
-            for judged in (_pod, _network, _containers, _commands):
+            for judged in (_pod, _network, _containers, _commands, _beside, _references):
                 found += judged(group, members)
     seen: dict[tuple[str, int, int], Found] = {}
     for one in found:
@@ -283,23 +293,31 @@ def _readable(text: str, name: str) -> list[Node]:
 
 
 def variables(text: str, *, name: str = "<stdin>") -> list[envlint.Assignment]:
-    """The environments of all containers, for envlint."""
-    found = []
+    """The environments of all containers, for envlint; what aliases repeat, once."""
+    found: dict[tuple[int, int], envlint.Assignment] = {}
     for job in _readable(text, name):
-        for container in [] if ours(job) else _all_containers(job):
+        for container, pod in [] if ours(job) else _all_containers(job):
+            said_there = " ".join(item.raw or "" for words in ("command", "args") for item in container.list(words))
+            read = set(re.findall(r"\$\{?([A-Za-z_]\w*)", said_there))
             for one in container.list("env"):
                 value = one.get("value")
                 if one.text("name") and value is not None and value.raw is not None:
                     said = None if HOLE.search(value.raw) else value.raw
                     place = one.entries["name"]
-                    found.append(envlint.Assignment(one.text("name"), said, place.line, place.column))
-    return found
+                    assigned = envlint.Assignment(one.text("name"), said, place.line, place.column, pod=pod)
+                    found[place.line, place.column] = replace(assigned, used=assigned.name in read)
+    return list(found.values())
 
 
-def _all_containers(job: Node) -> list[Node]:
-    found = [one for group in groups(job) for one in (*group.containers, *group.pod.list("initContainers"))]
+def _all_containers(job: Node) -> list[tuple[Node, bool]]:
+    """Each with whether it has a network of its own, whose first interface is eth0."""
+    found = [
+        (one, group.pod.text("hostNetwork") != "true")
+        for group in groups(job)
+        for one in (*group.containers, *group.pod.list("initContainers"))
+    ]
     trainer = job.get("spec", "trainer")
-    return [*found, trainer] if _kind(job) == "TrainJob" and trainer else found
+    return [*found, (trainer, True)] if _kind(job) == "TrainJob" and trainer else found
 
 
 def _at(node: Node, rule: str, message: str, fix: str = "", severity: str = "") -> Found:
@@ -476,6 +494,147 @@ def _policies(job: Node, spec: Node, members: list[Group]) -> Iterator[Found]:
         )
 
 
+def _volcano(job: Node, members: list[Group]) -> Iterator[Found]:
+    """OnFailure restarts a container within its pod, so the pod never fails and no policy hears of it."""
+    if _kind(job) != "VolcanoJob" or sum(group.count or 0 for group in members) < 2:
+        return
+    sections = [job.get("spec"), *job.list("spec", "tasks")]
+    policies = [policy for section in sections if section for policy in section.list("policies")]
+    heard = [policy.text("event") or " ".join(one.raw or "" for one in policy.list("events")) for policy in policies]
+    waiting = any("PodFailed" in event for event in heard)
+    for group in members:
+        place = group.pod.get("restartPolicy")
+        said = " ".join(
+            item.raw or "" for one in group.containers for item in (*one.list("command"), *one.list("args"))
+        )
+        if place is None or group.restart != "OnFailure" or not (group.trainer and _gpus(group.trainer)):
+            continue
+        if waiting:
+            message = "OnFailure restarts a container in its pod, so the pod never fails and PodFailed never comes"
+            yield _at(place, "K8S013", message, "restartPolicy: Never")
+        elif not re.search(r"rdzv|elastic", said):  # ranks that meet anew let one of them come back
+            message = "OnFailure restarts one pod alone"
+            yield _at(place, "K8S013", message, "restartPolicy: Never, and PodFailed: RestartJob in policies", "note")
+
+
+def _part_of_a_gang(job: Node, members: list[Group]) -> Iterator[Found]:
+    """Volcano waits for minAvailable pods. Its webhook makes all of them of 0 and of none."""
+    said_there = " ".join(word.raw or "" for group in members for word in _words(group.trainer))
+    if not all(group.count for group in members) or re.search(r"nnodes[= ]\S*[0-9}]:|elastic", said_there):
+        return  # what takes fewer nodes may start with fewer
+    total = sum(group.count or 0 for group in members if group.trainer and _gpus(group.trainer))
+    least = job.number("spec", "minAvailable")
+    if least and least < total:
+        place, said = job.entries["spec"].keys["minAvailable"], f"minAvailable {least} of {total} pods"
+        yield _at(place, "K8S023", f"{said}: the others may never come", f"minAvailable: {total}")
+    for task in [] if least else job.list("spec", "tasks"):
+        some, count = task.number("minAvailable"), task.number("replicas")
+        if some is not None and count and some < count:
+            said = f"minAvailable {some} of {count} pods of {task.text('name')}"
+            yield _at(task.keys["minAvailable"], "K8S023", f"{said}: the others may never come", f"{count}")
+
+
+def _job(job: Node, members: list[Group]) -> Iterator[Found]:
+    """What the API server refuses in a Job, also in the ones that a JobSet makes; and one that starts fewer pods."""
+    kind = _kind(job)
+    if kind not in ("Job", "JobSet"):
+        return
+    for group in members:
+        if group.restart == "Always":
+            place = group.pod.entries["restartPolicy"]
+            yield _at(place, "K8S004", "a Job's pods restart Never or OnFailure, not Always", "restartPolicy: Never")
+    rows = (
+        [job.get("spec")]
+        if kind == "Job"
+        else [one.get("template", "spec") for one in job.list("spec", "replicatedJobs")]
+    )
+    for spec in rows:
+        wanted, least = (spec.number("parallelism"), spec.number("completions")) if spec else (None, None)
+        if spec and wanted and least is not None and least < wanted:
+            message = f"completions {least}: of {wanted} pods {least} start, and ranks that are counted on do not"
+            yield _at(spec.entries["completions"], "K8S025", message, f"completions: {wanted}")
+
+
+def _addresses(job: Node, members: list[Group]) -> Iterator[Found]:
+    """Pods of a JobSet are called JOBSET-REPLICATEDJOB-JOB-POD."""
+    name = job.text("metadata", "name")
+    if _kind(job) != "JobSet" or not name:
+        return
+    sizes: dict[str, tuple[int | None, int | None]] = {}
+    for one in job.list("spec", "replicatedJobs"):
+        inner = one.get("template", "spec")
+        each = inner.number("parallelism") if inner and inner.get("parallelism") else 1
+        sizes[one.text("name")] = (one.number("replicas") if one.get("replicas") else 1, each)
+    if "" in sizes:
+        return
+    pod = rf"{re.escape(name)}-([a-z0-9-]+)-([0-9]{{1,6}})-([0-9]{{1,6}})(\.[a-z0-9.-]*)?"
+    meeting = re.compile(
+        rf"(?i)(?:master[-_]addr|rdzv[-_]endpoint|main_process_ip)(?:=|\s)[\"']?({pod})(?![a-z0-9-])"
+    )
+    for group in members:
+        for container in group.containers:
+            env = [one for one in container.list("env") if one.text("name") == "MASTER_ADDR"]
+            hosts = [(value, value.raw or "", 0) for one in env if (value := one.get("value"))]
+            words = _words(container)
+            for before, word in zip([None, *words], words, strict=False):
+                option = (before.raw or "") if before else ""
+                text = word.raw or ""
+                if re.fullmatch(r"--(master[-_]addr|rdzv[-_]endpoint|main_process_ip)", option):
+                    hosts.append((word, text.partition(":")[0], 0))
+                hosts += [(word, m[1], m.start(1)) for m in meeting.finditer(text)]
+            for value, host, at in hosts:
+                m = re.fullmatch(pod, host)
+                if not m:
+                    continue
+                jobs, each = sizes.get(m[1], (0, 0))
+                said = f"{host[:80]} is the name of no pod"
+                if m[1] not in sizes:
+                    found = _at(value, "K8S026", f"there is no replicatedJob {m[1]}, and {said}")
+                elif (jobs and int(m[2]) >= jobs) or (each and int(m[3]) >= each):
+                    found = _at(value, "K8S026", f"{m[1]} has {jobs} jobs of {each} pods, counted from 0, and {said}")
+                else:
+                    continue
+                fix = f"{name}-{m[1] if m[1] in sizes else group.role}-0-0{m[4] or ''}"
+                yield _within(replace(found, fix=fix), value, at, at + len(host))
+
+
+FABRIC = re.compile(r"vpc\.amazonaws\.com/efa|rdma/.*|.*/(hca|roce|ib|hostdev|rdma-vf)[a-z0-9_-]*")
+
+
+def _roles(job: Node, members: list[Group]) -> Iterator[Found]:
+    """Master and Worker run one program: a rank without the others' network hangs or drags all of them to TCP."""
+    pair = {group.role.lower(): group for group in members if group.role.lower() in ("master", "worker")}
+    limits = [one.get("resources", "limits") for group in pair.values() if (one := group.trainer) and _gpus(one)]
+    asked = [one for one in limits if one]
+    if len(pair) != 2 or len(asked) != 2:
+        return
+    for name in sorted(name for name in {*asked[0].entries, *asked[1].entries} if FABRIC.fullmatch(name)):
+        said = [one.entries[name].raw or "" if name in one.entries else "none" for one in asked]
+        if said[0] != said[1] and not HOLE.search(" ".join(said)):
+            roles = ", ".join(f"{role} {count}" for role, count in zip(pair, said, strict=True))
+            less = min(zip(asked, said, strict=True), key=lambda one: int(one[1]) if one[1].isdigit() else 0)[0]
+            yield _at(less.keys.get(name) or _key(less, ""), "K8S027", f"{name}: {roles}", "the same for both")
+
+
+def _suspended(job: Node, members: list[Group]) -> Iterator[Found]:
+    spec = job.get("spec")
+    holder = spec.get("runPolicy") if spec and _kind(job) in ("PyTorchJob", "MPIJob") else spec
+    if holder is None or holder.text("suspend") != "true" or ours(job):
+        return
+    if _kind(job) not in ("PyTorchJob", "MPIJob", "TrainJob", "JobSet", "Job") or _queued(job):
+        return
+    yield _at(holder.keys["suspend"], "K8S028", "suspended, and no queue is named that would let it go")
+
+
+def _words(container: Node | None) -> list[Node]:
+    return [item for name in ("command", "args") for item in (container.list(name) if container else ())]
+
+
+def _queued(job: Node) -> bool:
+    labels = job.get("metadata", "labels")
+    return labels is not None and "kueue.x-k8s.io/queue-name" in labels.entries
+
+
 def _trainjob(job: Node, members: list[Group]) -> Iterator[Found]:
     if _kind(job) != "TrainJob":
         return
@@ -507,14 +666,14 @@ def _trainjob(job: Node, members: list[Group]) -> Iterator[Found]:
             trainer.entries["numProcPerNode"], "K8S022", f"{each} ranks on pods of {gpus} GPUs", f"{gpus}", severity
         )
     yield from _image(trainer)
-    yield from _variables(trainer, "TrainJob")
+    yield from _variables(trainer)
     around = Around(trainer.number("numNodes") or 1, gpus, given=True)
     yield from _command(trainer, around, {})
 
 
 def _gang(job: Node, members: list[Group]) -> Iterator[Found]:
     kind = _kind(job)
-    if kind not in ("PyTorchJob", "JobSet", "MPIJob", "Job", "TrainJob"):
+    if kind not in ("PyTorchJob", "JobSet", "MPIJob", "Job", "TrainJob", "VolcanoJob"):
         return
     with_gpus = sum(group.count or 0 for group in members if group.trainer and _gpus(group.trainer))
     if kind == "TrainJob":
@@ -523,11 +682,15 @@ def _gang(job: Node, members: list[Group]) -> Iterator[Found]:
             return
     if with_gpus < 2 or ours(job):
         return  # the preflight of ours gives pods up that wait for others too long
-    labels = job.get("metadata", "labels")
-    queued = labels is not None and "kueue.x-k8s.io/queue-name" in labels.entries
+    if kind == "VolcanoJob":
+        yield from _part_of_a_gang(job, members)
+        return
+    queued = _queued(job)
     policy = job.get("spec", "runPolicy", "schedulingPolicy")
     scheduler = any(group.pod.get("schedulerName") for group in members)
-    groups_of = any("pod-group" in key or "group-name" in key for group in members for key in _labels(group))
+    # a provisioning request brings all of its nodes or none
+    words = ("pod-group", "group-name", "consume-provisioning-request")
+    groups_of = any(word in key for group in members for key in _labels(group) for word in words)
     exclusive = job.get("metadata", "annotations")
     topology = exclusive is not None and any("exclusive-topology" in key for key in exclusive.entries)
     if not (queued or policy or scheduler or groups_of or topology) and not _annotated(job):
@@ -551,11 +714,20 @@ def _annotated(job: Node) -> bool:
 
 
 def _labels(group: Group) -> list[str]:
+    """Names of the labels and annotations of a group's pods, wherever in the job their template stands."""
     found: list[str] = []
-    for section in (group.job.get("spec", "pytorchReplicaSpecs", group.role, "template", "metadata"),):
-        for name in ("labels", "annotations"):
-            inner = section.get(name) if section else None
-            found += inner.entries if inner else ()
+    seen: set[int] = set()
+    left = [group.job]
+    while left:
+        node = left.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if node.entries.get("spec") is group.pod:
+            for name in ("labels", "annotations"):
+                inner = node.get("metadata", name)
+                found += inner.entries if inner else ()
+        left += [*node.entries.values(), *node.items]
     return found
 
 
@@ -563,6 +735,15 @@ def _labels(group: Group) -> list[str]:
 
 SHM = "/dev/shm"  # noqa: S108 - of a container
 RESTART = {"Always", "OnFailure", "Never"}
+
+
+PLATFORM = ("/home/kubernetes/bin/", "/run/tcpx")  # where GKE's installers put drivers, plugins and sockets
+NO_STORAGE = (  # paths of a node that no volume of a storage class replaces
+    ("/dev/shm/", "emptyDir: {medium: Memory}"),  # noqa: S108 - of a container
+    ("/dev/", "the resource of a device plugin, where there is one for it"),
+    ("/sys/", "leave it out: a pod has a /sys of its own; or mount only what is read, with readOnly"),
+    ("/proc/", "leave it out: a pod has a /proc of its own; or mount only what is read, with readOnly"),
+)
 
 
 def _pod(group: Group, members: list[Group]) -> Iterator[Found]:
@@ -583,11 +764,25 @@ def _pod(group: Group, members: list[Group]) -> Iterator[Found]:
     if trainer and gpus and (gpus > 1 or sum(one.count or 1 for one in members) > 1) and gpus > 1:
         yield from _shm(group, trainer, volumes, gpus)
     for name, volume in volumes.items():
-        path = volume.text("hostPath", "path")
-        if path:
-            yield _at(
-                volume.keys["hostPath"], "K8S032", f"volume {name} is {path} of whichever node the pod comes to"
-            )
+        path = volume.text("hostPath", "path").rstrip("/")
+        if path and path not in _of_the_platform() and not path.startswith(PLATFORM):
+            message = f"volume {name} is {path} of whichever node the pod comes to"
+            fix = next((fix for start, fix in NO_STORAGE if f"{path}/".startswith(start)), "")
+            yield _at(volume.keys["hostPath"], "K8S032", message, fix)
+
+
+@cache
+def _of_the_platform() -> frozenset[str]:
+    """What a cloud's own recipe has pods take from a node: libraries and devices of its network."""
+    rows = network.profiles().values()
+    return frozenset(one["host_path"] for row in rows for one in row.volumes.values())
+
+
+def _alone(pod: Node) -> bool:
+    """Whether no two pods of a kind may share a node."""
+    terms = pod.get("affinity", "podAntiAffinity")
+    required = terms.list("requiredDuringSchedulingIgnoredDuringExecution") if terms else ()
+    return any(one.text("topologyKey") == "kubernetes.io/hostname" for one in required)
 
 
 def _shm(group: Group, trainer: Node, volumes: dict[str, Node], gpus: int) -> Iterator[Found]:
@@ -617,7 +812,7 @@ def _network(group: Group, members: list[Group]) -> Iterator[Found]:
     if host and policy in ("", "ClusterFirst") and group.kind in ("PyTorchJob", "JobSet", "MPIJob", "VolcanoJob"):
         message = "on the host's network names of Services do not resolve, and MASTER_ADDR is one"
         yield _at(pod.keys["hostNetwork"], "K8S033", message, "dnsPolicy: ClusterFirstWithHostNet")
-    if host and trainer:
+    if host and trainer and not _alone(pod):
         for port in trainer.list("ports"):
             number = port.number("containerPort")
             if number:
@@ -631,6 +826,7 @@ def _network(group: Group, members: list[Group]) -> Iterator[Found]:
         if (
             rdma
             and limits
+            and _pins(rdma[0], limits.text(rdma[0]))
             and not chosen
             and not {"IPC_LOCK", "ALL", "SYS_ADMIN"} & set(added)
             and one.text("securityContext", "privileged") != "true"
@@ -651,13 +847,20 @@ def _network(group: Group, members: list[Group]) -> Iterator[Found]:
             )
 
 
+def _pins(resource: str, count: str) -> bool:
+    """Whether a resource wants IPC_LOCK: one rdma/ib is CoreWeave's, who ask for none, 8 are Azure's, who do."""
+    rows = [row for row in network.profiles().values() if row.resource.get("name") == resource]
+    rows = [row for row in rows if str(row.resource.get("other")) == count] or rows
+    return all("allow_ipc_lock" in {**row.needs, **row.advice} for row in rows)
+
+
 QUANTITY = re.compile(r"[+-]?([0-9]+|[0-9]+\.[0-9]*|\.[0-9]+)(([KMGTPE]i)|[numkMGTPE]|([eE][+-]?[0-9]+))?")
 
 
 def _containers(group: Group, members: list[Group]) -> Iterator[Found]:
     for one in (*group.containers, *group.pod.list("initContainers")):
         yield from _image(one)
-        yield from _variables(one, group.kind)
+        yield from _variables(one, mastered=group.job.get("spec", "pytorchReplicaSpecs", "Master") is not None)
         yield from _resources(one)
     trainer = group.trainer
     if (
@@ -695,7 +898,8 @@ def _image(one: Node) -> Iterator[Found]:
         yield _at(image, "K8S043", f"{image.raw[:80]} is whatever was pushed last, perhaps another on each pod")
 
 
-def _variables(one: Node, kind: str) -> Iterator[Found]:
+def _variables(one: Node, *, mastered: bool = False) -> Iterator[Found]:
+    """`mastered`: of a PyTorchJob with a Master; where all are Workers the operator names none."""
     seen: dict[str, Node] = {}
     for item in one.list("env"):
         name, value = item.text("name"), item.get("value")
@@ -711,14 +915,14 @@ def _variables(one: Node, kind: str) -> Iterator[Found]:
             and value.raw
         ):
             yield _at(value, "K8S003", f"{name}: {value.raw} is no text for Kubernetes", f'"{value.raw}"')
-        if value is not None and launchers.assigned_secret(name, value.raw) and not HOLE.search(value.raw or ""):
+        if value is not None and launchlint.assigned_secret(name, value.raw) and not HOLE.search(value.raw or ""):
             yield _at(
                 place,
                 "K8S041",
                 f"{name} is a secret in plain text",
                 "valueFrom: {secretKeyRef: {name: ..., key: ...}}",
             )
-        if kind == "PyTorchJob" and name in STATIC and (value is None or value.raw is not None):
+        if mastered and name in STATIC and (value is None or value.raw is not None):
             yield _at(place, "K8S020", f"the operator appends its own {name}, which wins")
     for words in ("command", "args"):
         for item in one.list(words):
@@ -736,10 +940,14 @@ def _resources(one: Node) -> Iterator[Found]:
             if not QUANTITY.fullmatch(value.raw) or (GPU.fullmatch(name) and not value.raw.isdigit()):
                 message = f"{name}: {value.raw[:40]} is no {'whole number' if whole else 'quantity'}"
                 yield _at(value, "K8S004", message)
+    named = {name: key for section in (requests, limits) if section for name, key in section.keys.items()}
+    huge = next((name for name in named if name.startswith("hugepages-")), None)
+    if huge and not {"cpu", "memory"} & set(named):
+        yield _at(named[huge], "K8S046", f"{huge} without cpu or memory: no such pod is taken")
     if requests is None:
         return
     for name, value in requests.entries.items():
-        if not (GPU.fullmatch(name) or name.startswith(("rdma/", "vpc.amazonaws.com/"))):
+        if not (GPU.fullmatch(name) or name.startswith(("rdma/", "vpc.amazonaws.com/", "hugepages-"))):
             continue
         limit = limits.get(name) if limits else None
         if limit is None or (limit.raw != value.raw and not HOLE.search(f"{limit.raw}{value.raw}")):
@@ -751,7 +959,104 @@ def _resources(one: Node) -> Iterator[Found]:
             )
 
 
+# -- what runs beside the ranks
+
+DAEMON = re.compile(
+    r"(tcpgpudmarxd|rxdm)\b|sshd\b.* -D\b|\bsleep\s+(infinity|inf)\b|\btail\s+-f\s+/dev/null"
+    r"|\b(dcgm-exporter|node_exporter|tensorboard|fluent-bit|nvidia-cuda-mps-control -f)\b"
+)
+ENDS = re.compile(r"\b(while|until)\b.*(-[efs]\s|kill|pgrep|wait)|\bpkill\b|\btimeout\b", re.DOTALL)
+
+
+def _beside(group: Group, members: list[Group]) -> Iterator[Found]:
+    """A pod has succeeded when all of its containers have, and a daemon never ends."""
+    trainer = group.trainer
+    if group.kind not in ("Job", "JobSet", "VolcanoJob") or trainer is None or not _gpus(trainer):
+        return
+    if group.pod.text("shareProcessNamespace") == "true":
+        return  # the ranks may end it
+    for one in group.containers:
+        words = [one.text("image"), *(item.raw or "" for name in ("command", "args") for item in one.list(name))]
+        said = " ".join(words)
+        called = re.search(r"(^|-)(daemon|rxdm)$", one.text("name"))
+        if one is trainer or _gpus(one) or not (called or DAEMON.search(said)) or ENDS.search(said):
+            continue
+        place = one.get("name") or one
+        message = f"{one.text('name') or 'a container'} never ends, so the pod and its Job never complete"
+        yield _at(place, "K8S037", message, "an init container with restartPolicy: Always")
+
+
+KNOWN = {"PyTorchJob", "MPIJob", "JobSet", "VolcanoJob", "Job", "Pod"}
+REFERENCE = re.compile(r"(?<!\$)\$\(([A-Z][A-Z0-9_]*)\)")
+GIVEN = re.compile(  # what controllers, Volcano's plugins and Services put there
+    r"JOB_COMPLETION_INDEX|MASTER_(ADDR|PORT)|WORLD_SIZE|RANK|(PET|V[CK]|JOBSET|JAX|OMPI|NODE|KUBERNETES)_\w+|TF_CONFIG"
+    r"|\w+_SERVICE_(HOST|PORT)\w*|\w+_PORT(_\w+)?|\w+_(HOSTS|NUM)|PWD|RANDOM|UID"
+)
+
+
+def _references(group: Group, members: list[Group]) -> Iterator[Found]:
+    """$(NAME) is Kubernetes' own, and stays as it is where the container has no such variable."""
+    for one in (*group.containers, *group.pod.list("initContainers")):
+        names = {item.text("name") for item in one.list("env")}
+        if "" in names or one.get("envFrom") or group.kind not in KNOWN:
+            continue  # somebody else's controller may add variables
+        words = [item for name in ("command", "args") for item in one.list(name)]
+        at = scriptlint.script_in([item.raw or "" for item in words])
+        values = [value for item in one.list("env") if (value := item.get("value"))]
+        for item in (*words, *values):
+            for m in REFERENCE.finditer(item.raw or ""):
+                if m[1] in names or GIVEN.fullmatch(m[1]):
+                    continue
+                runs = at is not None and item is words[at]
+                then = "and the shell runs it as a command" if runs else "and is taken as it stands"
+                message = f"{m[0]} stays: the container has no variable {m[1]}, {then}"
+                fix = f"env: [{{name: {m[1]}, valueFrom: ...}}]" + (
+                    f", or ${{{m[1]}}} for a shell's own" if runs else ""
+                )
+                yield _within(_at(item, "K8S047", message, fix), item, m.start(), m.end())
+
+
+def _within(found: Found, node: Node, start: int, end: int) -> Found:
+    """About a piece of a text: its own place in a block; the text's where YAML has moved its lines."""
+    if not node.block or node.folded:
+        return found
+    before = (node.raw or "")[:start]
+    column = node.indent + start - before.rfind("\n")
+    return replace(found, line=node.line + 1 + before.count("\n"), column=column, end=column + end - start)
+
+
 # -- commands
+
+TRAINS = re.compile(r"train|tune|sft|dpo|ddp|fsdp|run_[cm]lm", re.IGNORECASE)
+STARTS = re.compile(
+    r"--?(devices|gpus?|num[-_](gpus|processes)|n?proc\w*|world[-_]size)\b|spawn|launch|jax|maxtext|\bray\b",
+    re.IGNORECASE,
+)
+
+
+def _one_rank(one: Node, gpus: int, severity: str) -> Iterator[Found]:
+    """`python train.py` in a pod of 8 GPUs: one rank, unless the program starts others by itself."""
+    words = [item for name in ("command", "args") for item in one.list(name) if item.raw is not None]
+    at = scriptlint.script_in([item.raw or "" for item in words])
+    env = " ".join(item.text("name") for item in one.list("env"))
+    if STARTS.search(" ".join([*(item.raw or "" for item in words), one.text("image")])) or "JAX" in env:
+        return
+    if at is None:
+        argv, place = [item.raw or "" for item in words], words[0] if words else one
+    else:
+        case = scriptlint.Case(words[at].raw or "", "pod")
+        plain = [command for command, _ in case.commands if not command.inside and not command.background]
+        if case.launches or not plain or len(plain) != len(case.commands):
+            return
+        last = next((command for command in reversed(plain) if command.name not in TELLS), plain[-1])
+        argv, place = [word.partial for word in last.argv], words[at]
+    argv = argv[1:] if argv[:1] == ["exec"] else argv
+    program = next((word for word in argv[1:] if not word.startswith("-")), "")
+    if not argv or not re.fullmatch(r"(.*/)?python[0-9.]*", argv[0]) or not program.endswith(".py"):
+        return
+    if TRAINS.search(program.rpartition("/")[2]):
+        message = f"python starts one rank on a pod of {gpus} GPUs"
+        yield _at(place, "K8S048", message, f"torchrun --nproc-per-node {gpus}", severity)
 
 
 def _commands(group: Group, members: list[Group]) -> Iterator[Found]:
@@ -765,6 +1070,8 @@ def _commands(group: Group, members: list[Group]) -> Iterator[Found]:
         gpus = _gpus(one)
         env = {item.text("name"): item.text("value") for item in one.list("env")}
         yield from _command(one, Around(nodes, gpus, env, given), env)
+        if one is group.trainer and gpus and gpus > 1 and nodes and nodes > 1:
+            yield from _one_rank(one, gpus, "" if group.kind == "PyTorchJob" else "note")
     if group.kind == "Job" and (group.count or 1) > 1 and group.job.text("spec", "completionMode") != "Indexed":
         trainer = group.trainer
         if trainer and _gpus(trainer):
@@ -786,10 +1093,10 @@ def _command(one: Node, around: Around, env: dict[str, str]) -> Iterator[Found]:
     argv = [
         Word(word.raw or "", word.line, word.column, not re.search(r"\$\(|\$\{", word.raw or "")) for word in words
     ]
-    launch = launchers.read(argv)
+    launch = launchlint.read(argv)
     if launch:
-        yield from _as_pod(launchers.judge(launch, around))
-    yield from launchers.secrets(argv)
+        yield from _as_pod(launchlint.judge(launch, around))
+    yield from launchlint.secrets(argv)
 
 
 def _as_pod(found: Iterator[Found]) -> Iterator[Found]:
@@ -804,14 +1111,17 @@ def _script(node: Node, around: Around) -> Iterator[Found]:
     shift = node.line if node.block else node.line - 1
     for launch, _, step in case.launches:
         if step is None:
-            for one in _as_pod(launchers.judge(launch, around)):
+            for one in _as_pod(launchlint.judge(launch, around)):
                 yield _moved(one, node, shift)
     for command, remote in case.commands:
-        for one in launchers.secrets(case.words(command.argv, remote)):
+        for one in launchlint.secrets(case.words(command.argv, remote)):
             yield _moved(one, node, shift)
     for assigned in case.script.assignments:
-        if assigned.value is not None and launchers.assigned_secret(assigned.name, assigned.value.value):
+        if assigned.value is not None and launchlint.assigned_secret(assigned.name, assigned.value.value):
             yield _moved(case.at(assigned, "LCH010", f"{assigned.name} is a secret in plain text"), node, shift)
+    for code, command in _codes(case):
+        message = f"{code.name}=$? is the code of `{command.name}`, which stands between"
+        yield _moved(case.at(code, "SLM042", message, f"{code.name}=$? before `{command.name}`"), node, shift)
     hidden = [c for launch, c, step in case.launches if c.pipeline and not c.last]
     if hidden and "pipefail" not in case.script.options:
         yield _moved(
@@ -819,8 +1129,25 @@ def _script(node: Node, around: Around) -> Iterator[Found]:
         )
 
 
+TELLS = {"touch", "echo", "printf", "date", "sleep", "sync"}  # nobody asks whether these failed
+
+
+def _codes(case: scriptlint.Case) -> Iterator[tuple[shell.Assignment, shell.Command]]:
+    """`touch done; code=$?`: what takes the exit code of the wrong command, and that command."""
+    every = case.script.commands
+    for code in case.script.assignments:
+        if code.value is None or code.value.text.strip('"') != "$?":
+            continue
+        earlier = [one for one in every if (one.line, one.column) < (code.line, code.column)]
+        last = max(earlier, key=lambda one: (one.line, one.column), default=None)
+        between = [one for one in case.script.assignments if last and last.line <= one.line and one is not code]
+        between = [one for one in between if (one.line, one.column) < (code.line, code.column)]
+        if last and last.name in TELLS and last.inside == code.inside and not last.pipeline and not between:
+            yield code, last
+
+
 def _moved(one: Found, node: Node, shift: int) -> Found:
-    if not node.block:
+    if not node.block or node.folded:
         return replace(one, line=node.line, column=node.column, end=node.column + 1)
     return replace(one, line=one.line + shift, column=one.column + node.indent, end=one.end + node.indent)
 
@@ -830,7 +1157,7 @@ def _config(job: Node) -> Iterator[Found]:
         return
     data = job.get("data")
     for name, value in data.entries.items() if data else ():
-        if launchers.assigned_secret(name, value.raw):
+        if launchlint.assigned_secret(name, value.raw):
             yield _at(data.keys[name] if data else value, "K8S041", f"{name} is a secret in a ConfigMap", "a Secret")
 
 

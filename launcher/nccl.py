@@ -30,8 +30,11 @@ class Variables:
     setup: tuple[Line, ...] = ()
 
 
-def variables(spec: JobSpec) -> Variables:
-    """The exports of a job, the user's last. Raises UserError for a network that is not named."""
+def variables(spec: JobSpec, *, pods: bool = False) -> Variables:
+    """The exports of a job, the user's last. Raises UserError for a network that is not named.
+
+    `pods`: it runs in pods, whose interfaces are called as Kubernetes calls them, unless it asks for the host's.
+    """
     gpus = spec.resources.gpus_per_node > 0
     rows: dict[str, Variable] = {}
     if not gpus:
@@ -59,8 +62,9 @@ def variables(spec: JobSpec) -> Variables:
     if spec.env:
         from launcher import envlint
 
-        theirs = [envlint.Assignment(name, value) for name, value in spec.env.items()]
-        for found in envlint.judge(theirs, fabric=network, gpu=gpu, given=ours):
+        own = pods and not spec.kubernetes.network.host_network
+        theirs = [envlint.Assignment(name, value, pod=own) for name, value in spec.env.items()]
+        for found in envlint.judge(theirs, fabric=network, gpu=gpu, given=ours, zero=_shards(spec)):
             if found.severity == "error":
                 fix = found.fix or str(envlint.rules()[found.rule]["fix"])
                 problems.append(Problem(f"{found.message} [{found.rule}]", fix, ("env", found.at.name)))
@@ -69,6 +73,13 @@ def variables(spec: JobSpec) -> Variables:
     if problems:
         raise UserError(*problems)
     return Variables(tuple(rows.values()), tuple(notes), setup)
+
+
+def _shards(spec: JobSpec) -> bool:
+    """Whether ZeRO is asked for, here or in raw keys; of a model that is named the planner may choose it."""
+    raw = spec.train.deepspeed.get("zero_optimization")
+    stage = spec.train.zero if spec.train.zero != "auto" else raw.get("stage", 0) if isinstance(raw, dict) else None
+    return bool(spec.model) if stage is None else stage != 0
 
 
 def _gpu(spec: JobSpec) -> facts.Gpu | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -77,8 +78,6 @@ def flow(value: Any) -> str:
 
 
 def _scalar(value: Any) -> str:
-    import json
-
     if not isinstance(value, str):
         return json.dumps(value)
     plain = (

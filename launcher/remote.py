@@ -125,12 +125,10 @@ def put(record: runs.Record) -> str:
         for path in sorted(record.folder.iterdir()):
             if path.name != "submitted-from" and not path.name.endswith(".lock"):
                 archive.add(path, arcname=path.name)
-        link = record.folder / "submitted-from"
-        if link.is_symlink() and not os.path.isabs(os.readlink(link)):  # noqa: PTH115, PTH117 - a snapshot in the run itself
-            archive.add(link, arcname=link.name)
     where = folder(record.id, record.extra)
     above = record.extra.get("login_dir") or DEFAULT
-    request = {"op": "put", "folder": where, "link": above}
+    saves = [record.extra["saves"]] if record.extra.get("saves") else []
+    request = {"op": "put", "folder": where, "link": above, "make": saves}
     answer, _ = ask(login(record.extra), request, buffer.getvalue(), timeout=300.0)
     runs.forget_secrets(record)
     return str(answer["folder"])

@@ -6,6 +6,7 @@ What an id means stands in data/scriptrules.yaml, with a script that has the fau
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,8 +14,10 @@ from functools import cache, cached_property
 from posixpath import basename
 from typing import Any
 
-from launcher import facts, launchers, shell, yamldoc
-from launcher.launchers import Around, Found, Launch, Word
+from launcher import facts, hostfile, launchlint, shell, yamldoc
+from launcher.errors import UserError
+from launcher.launchlint import Around, Found, Launch, Word
+from launcher.spec.words import seconds
 
 RANKS = {"SLURM_PROCID": "rank", "SLURM_NODEID": "node rank", "SLURM_LOCALID": "local rank"}
 REMOTE = {"srun", "mpirun", "mpiexec", "pdsh", "ssh", "clush", "parallel-ssh", "pssh", "jsrun", "ibrun"}
@@ -24,11 +27,6 @@ REMOTE = {"srun", "mpirun", "mpiexec", "pdsh", "ssh", "clush", "parallel-ssh", "
 def rules() -> dict[str, dict[str, Any]]:
     """SLM: batch scripts; LCH: command lines of launchers, wherever they stand; K8S: manifests."""
     return yamldoc.load_tables(facts.DATA / "scriptrules.yaml")
-
-
-@cache
-def _options() -> dict[str, Any]:
-    return yamldoc.load_tables(facts.DATA / "sbatch.yaml")
 
 
 def is_script(text: str) -> bool:
@@ -80,13 +78,18 @@ class Step:
         )
 
 
+NEXT = ("hetjob", "packjob")  # a line that begins the next component of a heterogeneous job; the older word last
+
+
 class Case:
     """One script with what its header says, read once."""
 
     def __init__(self, text: str, name: str, *, nodes: int | None = None, gpus: int | None = None) -> None:
         self.text, self.lines = text, text.splitlines()
         self.script = shell.read(text, name)
-        self.header = {one.option: one for one in self.script.directives}
+        # of a heterogeneous job the script runs in the first component
+        first = itertools.takewhile(lambda one: one.option not in NEXT, self.script.directives)
+        self.header = {one.option: one for one in first}
         self.batch = bool(self.script.directives)
         self.ours = bool(re.search(r"^\s*(export )?DSLAUNCH_\w+=|\$\{DSLAUNCH_\w+:-", text, re.MULTILINE))
         self.is_shell = not re.match(r"#!.*\bpython", text)
@@ -159,11 +162,11 @@ class Case:
         elif tasks and nodes and (not per_node or ("ntasks" in options and "ntasks-per-node" not in options)):
             per_node = max(tasks // nodes, 1)
         launches = []
-        direct = launchers.read(self.words(program)) if kind != "mpirun" else None
+        direct = launchlint.read(self.words(program)) if kind != "mpirun" else None
         if direct:
             launches.append((direct, command))
         for inner in command.script.everything() if command.script else ():
-            found = launchers.read(self.words(inner.argv, command))
+            found = launchlint.read(self.words(inner.argv, command))
             if found:
                 launches.append((found, inner))
         return Step(command, kind, options, program, tuple(launches), nodes, per_node, tasks)
@@ -175,7 +178,7 @@ class Case:
         found += [(launch, command, step) for step in self.steps for launch, command in step.launches]
         for command in self.local:
             if _kind(command) not in REMOTE - {"mpirun", "mpiexec"}:
-                launch = launchers.read(self.words(command.argv))
+                launch = launchlint.read(self.words(command.argv))
                 if launch:
                     found.append((launch, command, None))
         return found
@@ -236,7 +239,7 @@ def _kind(command: shell.Command) -> str:
         name = basename(word.partial)
         if (
             name in PREFIXES
-            or launchers.ASSIGNMENT.fullmatch(word.partial)
+            or launchlint.ASSIGNMENT.fullmatch(word.partial)
             or re.fullmatch(r"-.*|[0-9]+[smh]?", name)
         ):
             continue
@@ -318,48 +321,30 @@ def _instead_of(one: shell.Directive) -> str:
 
 
 def _unknown(case: Case, one: shell.Directive, row: str) -> Found | None:
-    table = _options()
+    sbatch, srun = facts.options_of("b"), facts.options_of("s")
     word = re.match(r"\S+", row[one.column - 1 :])
     written = word[0] if word else ""
     if not written.startswith("-"):
-        return None if one.known else case.of(one, "SLM004", f"{written[:60]!r} belongs to no option")
+        fine = one.known or one.option in NEXT
+        return None if fine else case.of(one, "SLM004", f"{written[:60]!r} belongs to no option")
     if re.match(r"-[A-Za-z]", written):
         letter = written[1]
-        if letter in table["short"]:
+        if letter in facts.letters_of("b"):
             return None
-        if letter in table["srun-short"]:
+        if letter in facts.letters_of("s"):
             return case.of(one, "SLM003", f"-{letter} is srun's option, and sbatch refuses it", f"srun -{letter} ...")
         return case.of(one, "SLM003", f"sbatch has no option -{letter}")
     name = written[2:].partition("=")[0]
-    known = [*table["sbatch"], *table["plugins"]]
-    fits = [option for option in table["sbatch"] if option.startswith(name)]
+    known = [*sbatch, *facts.options_of("p")]
+    fits = [option for option in sbatch if option.startswith(name)]
     if name in known or len(fits) == 1:
         return None
-    if name in table["srun"]:
+    if name in srun:
         return case.of(one, "SLM003", f"--{name} is srun's option, and sbatch refuses it", f"srun --{name} ...")
     close = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.75) or fits[-1:]
     if close:
         return case.of(one, "SLM003", f"sbatch has no option --{name}", f"did you mean --{close[0]}?")
     return None  # a plugin of the site's may have brought it
-
-
-def seconds(text: str) -> int | None:
-    """seconds("2-00:30:00") is 174600; "90" is minutes, "90:30" minutes and seconds, "1-12" days and hours."""
-    days, dash, rest = text.rpartition("-")
-    parts = rest.split(":")
-    if (
-        not all(re.fullmatch(r"[0-9]{1,6}", part) for part in parts)
-        or len(parts) > 3
-        or (dash and not days.isdigit())
-    ):
-        return None
-    numbers = [int(part) for part in parts]
-    if dash:
-        hours, minutes, secs = (*numbers, 0, 0)[:3]
-        return int(days) * 86400 + hours * 3600 + minutes * 60 + secs
-    if len(numbers) == 1:
-        return numbers[0] * 60
-    return sum(number * unit for number, unit in zip(reversed(numbers), (1, 60, 3600), strict=False))
 
 
 def _header_values(case: Case) -> Iterator[Found]:
@@ -384,26 +369,18 @@ def _header_values(case: Case) -> Iterator[Found]:
         ),
         "",
     )
-    if per_task and per_node and per_node > 1 and bound != "none":
+    # of ours every step says how many GPUs a node has, and binds as the job file does
+    if per_task and per_node and per_node > 1 and bound != "none" and not case.ours:
         message = f"each of {per_node} tasks on a node sees {per_task} GPU{'s' if per_task > 1 else ''}, called 0"
         yield case.of(case.header["gpus-per-task"], "SLM007", message)
 
 
 def _hosts(text: str) -> int | None:
     """_hosts("gpu[01-04,7],login1") is 6; None for a file or nothing."""
-    if not text or "/" in text or "$" in text:
+    try:
+        return len(hostfile.expand(text)) if text and "/" not in text and "$" not in text else None
+    except UserError:
         return None
-    count = 0
-    for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text):
-        product = 1
-        for group in re.findall(r"\[([^\]]*)\]", part):
-            total = 0
-            for item in group.split(","):
-                span = re.fullmatch(r"([0-9]+)-([0-9]+)", item)
-                total += max(int(span[2]) - int(span[1]) + 1, 0) if span else 1
-            product *= total
-        count += product
-    return count
 
 
 # --- steps ------------------------------------------------------------------------------------------
@@ -418,11 +395,11 @@ def _steps(case: Case) -> Iterator[Found]:
             yield from _per_task(case, launch, step)
         elif step is None and not itself:
             yield from _first_node_only(case, launch, command)
-        yield from launchers.judge(launch, _around(case, launch, step))
+        yield from launchlint.judge(launch, _around(case, launch, step))
     for step in case.steps:
         if not step.launches and step.trains and step.per_node and step.nodes and step.per_node > 1:
             words = case.words(step.program)
-            yield from launchers.arithmetic(words, Around(step.nodes, step.per_node))
+            yield from launchlint.arithmetic(words, Around(step.nodes, step.per_node))
 
 
 def _around(case: Case, launch: Launch, step: Step | None) -> Around:
@@ -587,7 +564,7 @@ def _address(case: Case, one: shell.Assignment, several: bool) -> Iterator[Found
             "${NAME:?not set} ends the job instead",
             "" if several else "note",
         )
-    elif launchers.LOCAL.fullmatch(one.value.partial) and several and one.value.partial:
+    elif launchlint.LOCAL.fullmatch(one.value.partial) and several and one.value.partial:
         message = f"{one.name}={one.value.partial}: every node looks for the first rank on itself"
         yield case.at(
             one, "LCH006", message, 'MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)'
@@ -613,7 +590,7 @@ def _port(case: Case, one: shell.Assignment, alone: bool) -> Iterator[Found]:
     value = one.value.value
     if value is not None and "$" not in one.value.text:
         word = Word(value, one.line, one.column)
-        for found in launchers.port(value, word, alone=alone):
+        for found in launchlint.port(value, word, alone=alone):
             yield replace(found, end=one.column + len(one.name))
 
 
@@ -878,16 +855,16 @@ def _mounts(case: Case) -> Iterator[Found]:
 
 def _secrets(case: Case) -> Iterator[Found]:
     for one in case.script.assignments:
-        if one.value is not None and launchers.assigned_secret(one.name, one.value.value):
+        if one.value is not None and launchlint.assigned_secret(one.name, one.value.value):
             yield case.at(one, "LCH010", f"{one.name} is a secret in plain text")
     for command, remote in case.commands:
         words = case.words(command.argv, remote)
-        yield from launchers.secrets(words)
+        yield from launchlint.secrets(words)
         for word in words:
             for name, value in re.findall(
                 r"(?:^--export=|,|^-e|^--env=|^)([A-Za-z_][A-Za-z0-9_]*)=([^,\s]+)", word.text
             ):
-                if word.text.startswith(("--export=", "--env=", "ALL,")) and launchers.assigned_secret(name, value):
+                if word.text.startswith(("--export=", "--env=", "ALL,")) and launchlint.assigned_secret(name, value):
                     yield Found(
                         "LCH010",
                         f"{name} is a secret in plain text",
@@ -899,7 +876,7 @@ def _secrets(case: Case) -> Iterator[Found]:
                     )
     export = case.value("export")
     for name, value in re.findall(r"([A-Za-z_][A-Za-z0-9_]*)=([^,\s]+)", export):
-        if launchers.assigned_secret(name, value):
+        if launchlint.assigned_secret(name, value):
             yield case.of(case.header["export"], "LCH010", f"{name} is a secret in plain text")
 
 

@@ -15,6 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from launcher import facts
+
 AROUND = ("pipeline", "position", "last", "background", "before", "after")
 TEXTS = frozenset(
     """word variable_name special_variable_name number test_operator regex file_descriptor extglob_pattern""".split()
@@ -194,6 +196,17 @@ class Unread:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """A variable that a condition may change: `if [ -d X ]; then OPT=--a; fi` takes "" and leaves --a."""
+
+    name: str
+    taken: str
+    other: str
+    condition: str
+    line: int  # of the condition
+
+
+@dataclass(frozen=True)
 class Script:
     name: str
     text: str
@@ -209,6 +222,7 @@ class Script:
     loops: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # for SEED in 1 2 3
     variables: Mapping[str, tuple[Pieces, ...]] = field(default_factory=dict)  # at the end; an array has several
     exported: frozenset[str] = frozenset()
+    choices: tuple[Choice, ...] = ()
     unread: tuple[Unread, ...] = ()
 
     def everything(self) -> Iterator[Command]:
@@ -225,44 +239,14 @@ class Script:
 
 # --- options --------------------------------------------------------------------------------------
 
-SHORT = {
-    "A": "account", "a": "array", "b": "begin", "B": "extra-node-info", "C": "constraint", "c": "cpus-per-task",
-    "d": "dependency", "D": "chdir", "e": "error", "F": "nodefile", "G": "gpus", "H": "hold", "i": "input",
-    "I": "immediate", "J": "job-name", "k": "no-kill", "K": "kill-on-bad-exit", "l": "label", "L": "licenses",
-    "M": "clusters", "m": "distribution", "N": "nodes", "n": "ntasks", "O": "overcommit", "o": "output",
-    "p": "partition", "q": "qos", "Q": "quiet", "r": "relative", "s": "oversubscribe", "S": "core-spec", "t": "time",
-    "T": "threads", "u": "unbuffered", "v": "verbose", "w": "nodelist", "W": "wait", "x": "exclude",
-    "E": "preserve-env", "X": "disable-status", "Z": "no-allocate", "h": "help", "V": "version",
-}  # fmt: skip
-FLAGS = frozenset(
-    """contiguous disable-stdout-job-summary gres-flags help hold ignore-pbs label multi-prog no-allocate
-    no-requeue overcommit overlap parsable preserve-env disable-status pty quiet reboot requeue spread-job
-    test-only unbuffered use-min-nodes usage verbose version whole container-mount-home no-container-mount-home
-    container-remap-root no-container-remap-root container-entrypoint no-container-entrypoint container-writable
-    container-readonly no-shell wait-for-children quit-on-interrupt oversubscribe exact stepmgr""".split()
-) - {"gres-flags"}
-OPTIONAL = frozenset(["exclusive", "no-kill", "kill-on-bad-exit", "get-user-env", "immediate", "nice", "wait"])
-VALUES = frozenset(
-    """account acctg-freq array batch bb bbf begin chdir cluster-constraint clusters cluster comment constraint
-    container container-id core-spec cores-per-socket cpu-freq cpus-per-gpu cpus-per-task deadline delay-boot
-    dependency distribution error exclude export export-file extra extra-node-info gid gpu-bind gpu-freq gpus
-    gpus-per-node gpus-per-socket gpus-per-task gres gres-flags hint input job-name kill-on-invalid-dep licenses
-    mail-type mail-user mcs-label mem mem-bind mem-per-cpu mem-per-gpu mincpus network nodefile nodelist nodes
-    ntasks ntasks-per-core ntasks-per-gpu ntasks-per-node ntasks-per-socket open-mode output partition power
-    prefer priority profile propagate qos reservation segment signal sockets-per-node switches thread-spec
-    threads-per-core time time-min tmp tres-bind tres-per-task uid wait-all-nodes wckey wrap cpu-bind accel-bind
-    mpi het-group multi-prog-file jobid job-id relative threads slurmd-debug task-epilog task-prolog epilog
-    prolog resv-ports bcast bcast-exclude container-image container-mounts container-workdir container-name
-    container-save container-env environment module image volume uenv view tasks-per-node send-libs
-    oom-kill-step consolidate-segments resources""".split()
+INHERITED = frozenset(  # what the shell that submits, modules and images put there before the script's first line
+    "PATH LD_LIBRARY_PATH LIBRARY_PATH PYTHONPATH CPATH MANPATH MODULEPATH PKG_CONFIG_PATH CMAKE_PREFIX_PATH".split()
 )
 SYNONYMS = {
-    "tasks-per-node": "ntasks-per-node", "workdir": "chdir", "job_name": "job-name", "cpu_bind": "cpu-bind",
-    "share": "oversubscribe", "cluster": "clusters", "mem_bind": "mem-bind", "accel_bind": "accel-bind",
-    "exclusive_user": "exclusive",
+    "tasks-per-node": "ntasks-per-node", "job-id": "jobid", "workdir": "chdir", "job_name": "job-name",
+    "cpu_bind": "cpu-bind", "share": "oversubscribe", "cluster": "clusters", "mem_bind": "mem-bind",
+    "accel_bind": "accel-bind", "exclusive_user": "exclusive",
 }  # fmt: skip
-EVERY = tuple(sorted(FLAGS | OPTIONAL | VALUES))
-SRUN_ONLY_VALUE = frozenset(["wait", "threads", "relative"])  # -W 60 has a value for srun and none for sbatch
 
 
 @dataclass(frozen=True)
@@ -272,13 +256,21 @@ class Option:
     word: Word
 
 
-def long_name(name: str) -> tuple[str, bool]:
-    """("ntasks-per-node", True) for ntasks-per-no, as getopt takes every beginning that fits one name alone."""
+def long_name(name: str) -> str:
+    """ntasks-per-node for ntasks-per-no, as getopt takes every beginning that fits one name alone."""
     name = SYNONYMS.get(name, name)
-    if name in FLAGS or name in OPTIONAL or name in VALUES:
-        return name, True
-    fits = [one for one in EVERY if one.startswith(name)]
-    return (fits[0], True) if len(fits) == 1 else (name, False)
+    table = facts.slurm_options()
+    if name in table:
+        return name
+    fits = [one for one, row in table.items() if one.startswith(name) and "=" not in one and "p" not in row.of]
+    return fits[0] if len(fits) == 1 else name
+
+
+def _value(name: str, *, srun: bool) -> str:
+    """= where it needs one, [=] where it may have one, else nothing."""
+    row = facts.slurm_options().get(name)
+    value = row.value if row else ""
+    return value if value != "s=" else "=" if srun else "[=]"
 
 
 def options(argv: Sequence[Word], *, srun: bool = True) -> tuple[list[Option], tuple[Word, ...]]:
@@ -294,8 +286,8 @@ def options(argv: Sequence[Word], *, srun: bool = True) -> tuple[list[Option], t
         if text.startswith("--"):
             words.pop(0)
             written, equals, rest = text[2:].partition("=")
-            name, _ = long_name(written)
-            needs = name in VALUES or (srun and name in SRUN_ONLY_VALUE)
+            name = long_name(written)
+            needs = _value(name, srun=srun) == "="
             if equals:
                 found.append(Option(name, cut(word, 3 + len(written)), word))
             elif needs and words:
@@ -305,10 +297,10 @@ def options(argv: Sequence[Word], *, srun: bool = True) -> tuple[list[Option], t
         elif text.startswith("-") and len(text) > 1:
             words.pop(0)
             for at, letter in enumerate(text[1:], 1):
-                name = SHORT.get(letter, letter)
-                needs = name in VALUES or (srun and name in SRUN_ONLY_VALUE)
+                name = facts.letters_of("s").get(letter) or facts.letters_of("b").get(letter, letter)
+                needs = _value(name, srun=srun) == "="
                 rest = text[at + 1 :]
-                if needs or (name in OPTIONAL and rest):
+                if needs or (rest and _value(name, srun=srun)):
                     value = cut(word, at + 1) if rest else (words.pop(0) if words and needs else None)
                     if value is not None and value.partial.startswith("=") and rest:
                         value = cut(value, 1)
@@ -378,7 +370,7 @@ def _directive(line: str, magic: str, number: int) -> list[Directive]:
     result = [
         Directive(
             one.name, one.value.value if one.value else None, number, one.word.column, line.strip(),
-            one.name in FLAGS or one.name in OPTIONAL or one.name in VALUES,
+            one.name in facts.options_of("b") or one.name in facts.options_of("s"),
         )
         for one in given
     ]  # fmt: skip
@@ -452,6 +444,7 @@ class _Reader:
         self.files: dict[str, Heredoc] = {}
         self.loops: dict[str, tuple[str, ...]] = {}
         self.bodies: dict[str, tuple[Any, tuple[str, ...]]] = {}  # of functions that nobody has called yet
+        self.choices: list[Choice] = []
         self.unread: list[Unread] = []
         self.pipelines = 0
 
@@ -482,6 +475,7 @@ class _Reader:
             loops=dict(self.loops),
             variables=dict(self.known),
             exported=frozenset(self.exported),
+            choices=tuple(self.choices),
             unread=tuple(self.unread),
         )
 
@@ -512,7 +506,6 @@ class _Reader:
         elif kind == "list":
             self.joined(node, inside, how)
         elif kind in ("variable_assignment", "variable_assignments"):
-            inside = (*inside, "if") if how.get("before") else inside  # [ -n "$X" ] && A=1
             for one in [node] if kind == "variable_assignment" else node.named_children:
                 self.assign(one, inside, exported=False)
         elif kind in ("declaration_command", "unset_command"):
@@ -524,14 +517,14 @@ class _Reader:
             if body:
                 self.bodies[self.functions[-1]] = (body, (*inside, f"function {self.functions[-1]}"))
         elif kind == "if_statement":
-            self.block(node, (*inside, "if"), how)
+            self.branched(node, inside, how)
         elif kind in ("for_statement", "c_style_for_statement", "while_statement"):
             variable = node.child_by_field_name("variable")
             if variable:
                 self.loop(self.raw(variable), node)
             self.block(node, (*inside, kind.replace("c_style_", "").removesuffix("_statement")), how)
         elif kind == "case_statement":
-            self.block(node, (*inside, "case"), how)
+            self.cases(node, inside, how)
         elif kind == "subshell":
             before, arrays = dict(self.known), set(self.arrays)
             self.block(node, (*inside, "subshell"), how)
@@ -569,7 +562,136 @@ class _Reader:
                 continue
             before = parts[at - 1].type if at else how.get("before", "")
             after = parts[at + 1].type if at + 1 < len(parts) else how.get("after", "")
-            self.walk(child, inside, {**how, "before": before, "after": after})
+            around = {**how, "before": before, "after": after}
+            if at and self.tests(parts[at - 2]):  # [ -n "$X" ] && A=1
+                holds = self.holds(parts[at - 2])
+                runs = holds if before == "&&" or holds is None else not holds
+                sign = "" if before == "&&" else "not "
+                self.choose([([child], runs, sign + self.bare(parts[at - 2]))], node, inside, around)
+            else:
+                self.walk(child, inside, around)
+
+    # -- conditions
+
+    def tests(self, node: Any) -> bool:
+        """Whether it asks something of variables or files; a command that may fail is no question."""
+        if node.type in ("list", "negated_command", "parenthesized_expression"):
+            return any(self.tests(child) for child in node.named_children)
+        return node.type == "test_command" or (node.type == "command" and bool(re.match(r"test\b", self.bare(node))))
+
+    def holds(self, node: Any) -> bool | None:
+        """A condition of values that the script itself has set; None for what only running it would tell."""
+        text = self.bare(node)
+        names = re.findall(r"\$[{(]?[#!]?([A-Za-z_]\w*|[0-9@*?#])", text)
+        if any(name not in self.known for name in names):
+            return None
+        inner = [child for child in node.named_children if child.type != "comment"]
+        if node.type in ("test_command", "parenthesized_expression"):
+            return self.holds(inner[0]) if len(inner) == 1 else None
+        if node.type == "negated_command" or (node.type == "unary_expression" and text.startswith("!")):
+            found = self.holds(inner[-1]) if inner else None
+            return None if found is None else not found
+        if node.type == "list" or (node.type == "binary_expression" and re.search(r"&&|\|\|", text)):
+            sign = next((child.type for child in node.children if child.type in ("&&", "||")), "")
+            if len(inner) != 2 or not sign:
+                return None
+            both = [self.holds(child) for child in inner]
+            if (sign == "||") in both:
+                return sign == "||"
+            return None if None in both else sign == "&&"
+        if node.type == "binary_expression" and len(inner) in (2, 3):
+            left, right = self.word(inner[0]), self.word(inner[-1])
+            start, end = inner[0].end_byte, inner[-1].start_byte
+            sign = self.source[start:end].decode("utf-8", "replace").strip()
+            return _compared(left.value, sign, right.value, pattern=right.quoting == "none")
+        if node.type == "unary_expression" and len(inner) == 2:
+            value = self.word(inner[1]).value
+            sign = self.raw(inner[0])
+            if sign in ("-n", "-z") and value is not None:
+                return (value == "") == (sign == "-z")
+        return None
+
+    def branched(self, node: Any, inside: tuple[str, ...], how: dict[str, Any]) -> None:
+        """if, elif, else: what is known to be false is never run, what is known to be true is no condition."""
+        parts = [[child for child in node.children if child.type not in ("elif_clause", "else_clause")]]
+        parts += [child.children for child in node.children if child.type in ("elif_clause", "else_clause")]
+        rows: list[tuple[list[Any], bool | None, str]] = []
+        for part in parts:
+            then = next((at for at, child in enumerate(part) if child.type == "then"), 0)  # an else has none
+            asked = [child for child in part[:then] if child.is_named and child.type != "comment"]
+            for child in asked:  # it may run programs
+                self.walk(child, (*inside, "if"), how)
+            holds = self.holds(asked[-1]) if asked else True
+            body = [child for child in part[then:] if child.is_named]
+            shown = " ".join(self.bare(child) for child in asked) or f"not {rows[0][2]}"
+            rows.append((body, holds, shown))
+        self.choose(rows, node, inside, how)
+
+    def cases(self, node: Any, inside: tuple[str, ...], how: dict[str, Any]) -> None:
+        value = node.child_by_field_name("value")
+        asked = self.word(value).value if value is not None else None
+        rows: list[tuple[list[Any], bool | None, str]] = []
+        for item in node.named_children:
+            if item.type != "case_item":
+                continue
+            patterns = item.children_by_field_name("value")
+            texts = [self.raw(pattern).strip("'\"") for pattern in patterns]
+            body = [child for child in item.named_children if child not in patterns]
+            holds = None if asked is None else any(fnmatch.fnmatchcase(asked, text) for text in texts)
+            whole = texts == ["*"]
+            shown = f"case {self.raw(value) if value is not None else ''} in {'|'.join(texts)}"
+            rows.append((body, True if whole else holds, shown))
+        self.choose(rows, node, (*inside, "case"), how)
+
+    def choose(
+        self, rows: list[tuple[list[Any], bool | None, str]], node: Any, inside: tuple[str, ...], how: dict[str, Any]
+    ) -> None:
+        """Every branch is read; what is known behind them is what is certain, and the rest becomes a Choice."""
+        before, arrays = dict(self.known), set(self.arrays)
+        ends: list[tuple[str, dict[str, tuple[Pieces, ...]], set[str]]] = []
+        decided = False  # a branch before this one is known to be taken
+        whole = False  # one of them runs, whatever holds
+        certain = None
+        for body, holds, shown in rows:
+            self.known, self.arrays = dict(before), set(arrays)
+            never = decided or holds is False
+            sure = holds is True and not ends and not never
+            for child in body:
+                self.walk(child, inside if sure else (*inside, "if", *(["never"] if never else [])), how)
+            if not never:
+                ends.append((shown, self.known, self.arrays))
+            decided = decided or holds is True
+            whole = whole or holds is True
+            if sure:
+                certain = ends[-1]
+        if certain:
+            self.known, self.arrays = certain[1], certain[2]
+            return
+        self.known, self.arrays = dict(before), set(arrays)
+        changed = [name for _, known, _ in ends for name in known if known[name] != before.get(name)]
+        for name in dict.fromkeys(changed):
+            values = [(shown, known, kinds) for shown, known, kinds in ends if known.get(name) != before.get(name)]
+            every = whole and len(values) == len(ends)
+            if every or name not in before:
+                taken = values[-1] if every else values[0]
+                self.known[name] = taken[1][name]
+                (self.arrays.add if name in taken[2] else self.arrays.discard)(name)
+                others = [row for row in values if row is not taken]
+            else:
+                others = values
+            for shown, known, _ in others:
+                condition = shown
+                self.choices.append(
+                    Choice(name, self.shown(self.known[name]), self.shown(known[name]), condition, self.line(node))
+                )
+            if name not in before and not every:
+                condition = values[0][0]
+                condition = condition.removeprefix("not ") if condition.startswith("not ") else f"not {condition}"
+                self.choices.append(Choice(name, self.shown(self.known[name]), "", condition, self.line(node)))
+
+    @staticmethod
+    def shown(values: Iterable[Pieces]) -> str:
+        return " ".join("".join(piece.shown for piece in pieces) for pieces in values).strip()
 
     def redirected(self, node: Any, inside: tuple[str, ...], how: dict[str, Any]) -> None:
         redirects, heredoc = list(how.get("redirects", ())), how.get("heredoc")
@@ -665,6 +787,19 @@ class _Reader:
         if argv and found.name in self.bodies:
             self.call(found.name, argv[1:])
 
+    def whole(self, nodes: Iterable[Any]) -> list[Word]:
+        """Words, whole again where the grammar cuts `$A/$B` behind its second $."""
+        words: list[Word] = []
+        ended = -1
+        for node in nodes:
+            word = self.word(node)
+            if words and ended == node.start_byte and words[-1].text.endswith("$"):
+                words[-1] = self.joined_words(words[-1], word)
+            else:
+                words.append(word)
+            ended = node.end_byte
+        return words
+
     def joined_words(self, first: Word, second: Word) -> Word:
         """`a_$` and `NAME.log`, which are one word."""
         name = re.match(r"[0-9]|[A-Za-z_][A-Za-z0-9_]*", second.text)
@@ -672,7 +807,7 @@ class _Reader:
         if name is None or not pieces or pieces[-1].name or not pieces[-1].text.endswith("$"):
             return replace(first, text=first.text + second.text, pieces=(*first.pieces, *second.pieces))
         pieces[-1] = replace(pieces[-1], text=pieces[-1].text[:-1])
-        more = [*self.variable(name[0], f"${name[0]}", False), Piece(second.text[name.end() :])]
+        more = [*self.variable(name[0], f"${name[0]}", False), *cut(second, name.end()).pieces]
         return replace(first, text=first.text + second.text, pieces=self.merge([*pieces, *more]))
 
     def call(self, name: str, arguments: Sequence[Word]) -> None:
@@ -779,9 +914,14 @@ class _Reader:
             return
         flags = " ".join(self.raw(child) for child in node.named_children if child.type == "word")
         exported = verb == "export" or (verb in ("declare", "typeset") and "x" in flags)
+        torn = {child.start_byte: child for child in node.named_children if child.type in ("word", "concatenation")}
         for child in node.named_children:
             if child.type == "variable_assignment":
-                self.assign(child, inside, exported=exported)
+                one = self.assignment(child, inside, exported=exported)
+                rest = torn.pop(child.end_byte, None)
+                if rest is not None and one.value is not None:
+                    one = replace(one, value=self.joined_words(one.value, self.word(rest)))
+                self.record(one, exported=exported)
             elif child.type in ("variable_name", "word", "simple_expansion") and exported:
                 name = self.raw(child)
                 self.exported.add(name)
@@ -797,7 +937,7 @@ class _Reader:
         word: Word | None = None
         if value is not None and value.type == "array":
             items = [child for child in value.named_children if child.type != "comment"]
-            array = tuple(part for child in items for part in self.spread(self.word(child)))
+            array = tuple(part for word in self.whole(items) for part in self.spread(word))
         elif value is not None:
             word = self.word(value)
         else:
@@ -811,7 +951,7 @@ class _Reader:
         self.record(self.assignment(node, inside, exported=exported), exported=exported)
 
     def record(self, one: Assignment, *, exported: bool) -> None:
-        name, inside = one.name, one.inside
+        name = one.name
         if not exported and one.exported:
             one = replace(one, exported=False)
         if name in self.exported:
@@ -833,11 +973,8 @@ class _Reader:
             pieces = one.value.pieces
             if one.append and before:
                 pieces = before[0] + pieces
-            # what an `if` may or may not say does not replace what is certain
-            branch = any(word in ("if", "case") for word in inside)
-            if not (branch and before and not any(piece.name for piece in before[0])):
-                self.known[name] = (pieces,)
-                self.arrays.discard(name)
+            self.known[name] = (pieces,)
+            self.arrays.discard(name)
         self.assignments.append(one)
 
     # -- words
@@ -855,7 +992,11 @@ class _Reader:
     def merge(pieces: Iterable[Piece]) -> Pieces:
         out: list[Piece] = []
         for piece in pieces:
-            if out and not piece.name and not out[-1].name and out[-1].quoted == piece.quoted:
+            if piece.name == "USER" and out and out[-1].text.endswith("/mnt/bb/") and not out[-1].name:
+                # Frontier's local disk, as its users write it
+                whole = Piece("/mnt/bb/${USER}", "/mnt/bb/${USER}", "local-disk", piece.quoted)
+                out[-1:] = [*([replace(out[-1], text=out[-1].text[:-8])] if out[-1].text[:-8] else []), whole]
+            elif out and not piece.name and not out[-1].name and out[-1].quoted == piece.quoted:
                 out[-1] = replace(out[-1], text=out[-1].text + piece.text)
             elif piece.text or piece.name:
                 out.append(piece)
@@ -997,7 +1138,9 @@ class _Reader:
             return
         name, sign = other.groups()
         known = "".join(p.text for p in self.known[name][0]) if self.plain(name) else None
-        if sign in ("-", ":-", "=", ":="):
+        if name in INHERITED and name not in self.known:  # ${PATH:+:$PATH}: never empty where the job runs
+            yield Piece(written, written, "", quoted)
+        elif sign in ("-", ":-", "=", ":="):
             if known is not None and (known or sign in ("-", "=")):
                 yield Piece(known, quoted=quoted)
             elif known is None and (name in self.known or MEANINGS.get(name, "directive") not in FROM_DIRECTIVES):
@@ -1160,6 +1303,22 @@ def _calculated(text: str) -> str | None:
         return str(value(ast.parse(text.strip(), mode="eval").body))
     except (ValueError, SyntaxError, ZeroDivisionError, RecursionError):
         return None
+
+
+NUMERIC = {"-eq": operator.eq, "-ne": operator.ne, "-lt": operator.lt, "-le": operator.le, "-gt": operator.gt,
+           "-ge": operator.ge}  # fmt: skip
+
+
+def _compared(left: str | None, sign: str, right: str | None, *, pattern: bool) -> bool | None:
+    """_compared("8", "-gt", "0", ...) is True; None for what is not known, or no comparison of values."""
+    if left is None or right is None:
+        return None
+    if sign in ("=", "==", "!="):
+        same = fnmatch.fnmatchcase(left, right) if pattern else left == right
+        return same == (sign != "!=")
+    if sign in NUMERIC and re.fullmatch(r"-?[0-9]{1,18}", left) and re.fullmatch(r"-?[0-9]{1,18}", right):
+        return bool(NUMERIC[sign](int(left), int(right)))
+    return None
 
 
 def _changed(value: str, sign: str, pattern: str) -> str:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import os
 import posixpath
 import stat
+import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from launcher.bundle import Tree
 from launcher.errors import Problem, UserError
 from launcher.run import Run
 from launcher.spec import SECRET_NAME, SECRET_VALUE, Code, JobSpec
@@ -25,6 +30,9 @@ ROOT = "snapshot.root"  # the tree that it is a copy of
 NEVER = {".git", ".hg", ".svn", "__pycache__"}
 IGNORE = (".dslaunchignore", ".gitignore")  # the first that is there
 LOOKED_AT = 1 << 20  # bytes: larger files are data, and are not searched for secrets
+# Compressed, in a job's ConfigMaps: etcd keeps a copy of every run's, and a store has 2 GiB unless told otherwise
+# (etcd's --quota-backend-bytes); one object may have 1.5 MiB (--max-request-bytes).
+CARRIED = 1 << 20
 TOOK = 120.0  # seconds that git may take on a slow file system
 MARKERS = (b"hf_", b"sk-", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"AKIA", b"ASIA", b"PRIVATE KEY", b"eyJ")
 
@@ -48,6 +56,8 @@ class Snapshot:
     linked: tuple[str, ...]  # ignored, or written to: they lead to the tree itself
     commit: str = ""
     patch: bytes = b""
+    elsewhere: bool = False  # it runs where this tree is not: a login node, a pod
+    saves: str = ""  # relative checkpoints, from the job file, then
 
     @property
     def size(self) -> int:
@@ -56,7 +66,7 @@ class Snapshot:
     @property
     def digest(self) -> str:
         lines = [f"{entry.digest} {entry.executable:d} {entry.path} {entry.link}" for entry in self.entries]
-        whole = "\n".join([self.root, self.job, *lines, *self.linked])
+        whole = "\n".join([self.root, self.job, *lines, *([self.saves] if self.elsewhere else self.linked)])
         return hashlib.sha256(whole.encode(errors="surrogateescape")).hexdigest()
 
     def facts(self) -> dict[str, object]:
@@ -70,14 +80,18 @@ class Snapshot:
         found = [f"code: {len(self.entries)} files, {human(self.size)}, of {self.root}{at}{changed}"]
         if self.linked:
             shown = ", ".join(self.linked[:4]) + (f" and {len(self.linked) - 4} more" if len(self.linked) > 4 else "")
-            found.append(f"not copied, as they are when the job runs: {shown}")
+            how = "left out, and not there" if self.elsewhere else "not copied, as they are"
+            found.append(f"{how} when the job runs: {shown}")
         return found
 
 
-def take(spec: JobSpec, base: Path, run: Run, *, avoid: Sequence[Path] = ()) -> Snapshot | None:
+def take(
+    spec: JobSpec, base: Path, run: Run, *, avoid: Sequence[Path] = (), elsewhere: bool = False
+) -> Snapshot | None:
     """The files with their digests; None where no snapshot is asked for. Nothing is written.
 
-    `avoid`: run directories, which would hold themselves. Raises UserError for what cannot be taken or should not.
+    `avoid`: run directories, which would hold themselves. `elsewhere`: the job runs where no link leads back to the
+    tree. Raises UserError for what cannot be taken or should not.
     """
     asked = Code(take=spec.code) if isinstance(spec.code, str) else spec.code
     if asked.take == "none":
@@ -111,14 +125,16 @@ def take(spec: JobSpec, base: Path, run: Run, *, avoid: Sequence[Path] = ()) -> 
         if not place.is_relative_to(root):
             message = f"checkpoints would go to {place}, outside of {root}"
             raise UserError(Problem(message, "an absolute path", ("train", "checkpoint", "dir")))
-        linked.append(place.relative_to(root).as_posix())
-        names = [name for name in names if not _below(name, linked[-1])]
+        saved = place.relative_to(root).as_posix()
+        linked += [] if elsewhere else [saved]
+        names = [name for name in names if not _below(name, saved)]
     entries = [entry for name in names if (entry := _entry(root, name))]
     linked = [name for name in linked if not _under(root / name, apart) and Path(name).name not in NEVER]
     taken = Snapshot(
-        str(root), base.relative_to(root).as_posix(), tuple(entries), tuple(_tops(linked, entries)), commit, patch
-    )
-    problems = [*_too_large(taken, asked), *_secrets(taken)]
+        str(root), base.relative_to(root).as_posix(), tuple(entries), tuple(_tops(linked, entries)), commit, patch,
+        elsewhere, "" if posixpath.isabs(saves) else posixpath.normpath(saves),
+    )  # fmt: skip
+    problems = [*_too_large(taken, asked), *_secrets(taken), *(_left_out(taken, spec) if elsewhere else ())]
     if problems:
         raise UserError(*problems)
     return taken
@@ -134,12 +150,12 @@ def write(taken: Snapshot, folder: Path) -> None:
         if entry.link:
             place.symlink_to(entry.link)
             continue
-        data = _read(Path(taken.root, entry.path))
-        if data is None or hashlib.sha256(data).hexdigest() != entry.digest:
-            message = f"{entry.path} changed while it was copied"
-            raise UserError(Problem(message, "the same command again", ("code",)))
-        _private(place, data, 0o700 if entry.executable else 0o600)
-    for name in taken.linked:
+        _private(place, _content(taken, entry), 0o700 if entry.executable else 0o600)
+    if saved := kept(taken):  # below login_dir there, which is what submitted-from leads to
+        place = top / os.path.normpath(f"{taken.job}/{saved}")
+        _folder(place.parent)
+        place.symlink_to(os.path.relpath(folder / "submitted-from" / saved, place.parent))
+    for name in () if taken.elsewhere else taken.linked:
         _folder((top / name).parent)
         (top / name).symlink_to(Path(taken.root, name))
         if not Path(taken.root, name).exists():  # checkpoints, of a first run
@@ -149,6 +165,53 @@ def write(taken: Snapshot, folder: Path) -> None:
     _private(folder / ROOT, os.fsencode(taken.root))
     if taken.patch:
         _private(folder / PATCH, taken.patch)
+
+
+def kept(taken: Snapshot) -> str:
+    """Checkpoints of a run elsewhere, from the job file; nothing where a link of the tree says where they go."""
+    if not taken.elsewhere or not taken.saves:
+        return ""
+    place = posixpath.normpath(f"{taken.job}/{taken.saves}")
+    return "" if any(entry.link and _below(place, entry.path) for entry in taken.entries) else taken.saves
+
+
+def packed(taken: Snapshot) -> Tree:
+    """The same bytes for the same files. Raises UserError where it is more than ConfigMaps should hold."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        folder = tarfile.TarInfo(taken.job)  # where programs start, whether or not a file of it is taken
+        folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+        archive.addfile(folder)
+        for entry in sorted(taken.entries, key=lambda entry: entry.path):
+            member = tarfile.TarInfo(entry.path)  # of 1970, and nobody's
+            member.mode = 0o755 if entry.executable else 0o644
+            if entry.link:
+                member.type, member.linkname = tarfile.SYMTYPE, entry.link
+                archive.addfile(member)
+                continue
+            data = _content(taken, entry)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    whole = buffer.getvalue()
+    data = gzip.compress(whole, mtime=0)
+    if len(data) > CARRIED:
+        largest = sorted(taken.entries, key=lambda entry: -entry.size)[:20]
+        sizes = {entry.path: len(zlib.compress(_content(taken, entry))) for entry in largest if not entry.link}
+        shown = ", ".join(
+            f"{name} {human(size)}" for name, size in sorted(sizes.items(), key=lambda row: -row[1])[:3]
+        )
+        message = f"the code has {human(len(data))} compressed, and ConfigMaps take {human(CARRIED)} of it: {shown}"
+        hint = "code: {clone: https://..., ref: COMMIT}, or a line for each in .dslaunchignore"
+        raise UserError(Problem(message, hint, ("code",)))
+    return Tree(data, taken.job, hashlib.sha256(whole).hexdigest())
+
+
+def _content(taken: Snapshot, entry: Entry) -> bytes:
+    data = _read(Path(taken.root, entry.path))
+    if data is None or hashlib.sha256(data).hexdigest() != entry.digest:
+        message = f"{entry.path} changed while it was copied"
+        raise UserError(Problem(message, "the same command again", ("code",)))
+    return data
 
 
 def _private(path: Path, data: bytes, mode: int = 0o600) -> None:
@@ -337,7 +400,21 @@ def _too_large(taken: Snapshot, asked: Code) -> Iterator[Problem]:
     largest = sorted(sizes.items(), key=lambda row: -row[1])[:3]
     shown = ", ".join(f"{name} {human(size)}" for name, size in largest)
     message = f"the code has {human(taken.size)}, and code.limit is {asked.limit}: {shown}"
-    yield Problem(message, "a line for each in .dslaunchignore: what is ignored is linked, not copied", ("code",))
+    how = "left out" if taken.elsewhere else "linked, not copied"
+    yield Problem(message, f"a line for each in .dslaunchignore: what is ignored is {how}", ("code",))
+
+
+def _left_out(taken: Snapshot, spec: JobSpec) -> Iterator[Problem]:
+    """A program that git ignores leads back to the tree on a cluster that sees it, and is missing anywhere else."""
+    train = spec.train
+    first = train.command[0] if train.command and train.command[0].startswith("./") else ""
+    program = train.script or first
+    if not program or program.startswith("/") or train.workdir.startswith("/"):
+        return
+    path = posixpath.normpath(posixpath.join(taken.job, train.workdir, program))
+    if not any(path == entry.path or (entry.link and _below(path, entry.path)) for entry in taken.entries):
+        at = ("train", "script" if train.script else "command")
+        yield Problem(f"{path} is not in the code that is taken: it is ignored, or not there", "git add it", at)
 
 
 def _secrets(taken: Snapshot) -> Iterator[Problem]:

@@ -605,19 +605,18 @@ def _place_problems(spec: JobSpec, backend: str) -> Iterator[Problem]:
 def _snapshot_problems(spec: JobSpec, backend: str) -> Iterator[Problem]:
     taken = snapshot(spec)
     cloned = not isinstance(spec.code, str) and spec.code.clone
-    if backend == "kubernetes":
-        if taken != "none" and not cloned:
-            message = "a pod has no directory of yours to take the code from"
-            yield Problem(message, "code: {clone: https://..., ref: COMMIT} fetches it there", ("code",))
+    if backend == "kubernetes" and cloned:
         return
     if cloned and taken == "none":
         message = "code.clone is for pods: here the code would be what lies in the directory then"
         yield Problem(message, "code.take: git takes what is here now", ("code", "clone"))
     if taken == "none":
         return
-    if spec.slurm.login and backend == "slurm":
-        message = "code is taken on this machine, and slurm.login submits on another, which has data and checkpoints"
-        yield Problem(message, "run dslaunch there, or leave code out", ("code",))
+    saves = posixpath.normpath(posixpath.join(spec.train.workdir, spec.train.checkpoint.dir or "checkpoints"))
+    if spec.slurm.login and backend == "slurm" and saves.startswith("../"):
+        message = f"checkpoints would go to {saves} of slurm.login_dir, outside of it"
+        hint = f"an absolute path at {spec.slurm.login}"
+        yield Problem(message, hint, ("train", "checkpoint", "dir"))
     if spec.train.workdir.startswith("/"):
         message = f"workdir {spec.train.workdir} is absolute: the program would run there, and not in the snapshot"
         yield Problem(message, "a path relative to the job file", ("train", "workdir"))

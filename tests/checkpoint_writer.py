@@ -1,12 +1,13 @@
-"""Checkpoints as DeepSpeed itself writes them, of every layout: torchrun ... checkpoint_writer.py DIR KIND...
+"""Checkpoints as DeepSpeed itself writes them, of every layout: checkpoint_writer.py RANKS DIR KIND...
 
 A kind is a ZeRO stage and a precision (`2:bf16`), `pipeline`, or experts with a stage (`experts:2`). Each gets a
-folder of its own with two tags.
+folder of its own with two tags. The ranks are forked, so that torch and DeepSpeed are imported once for all of them.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 
 os.environ["DS_ACCELERATOR"] = "cpu"
@@ -53,19 +54,38 @@ def engine(kind: str):
     return deepspeed.initialize(model=model, model_parameters=model.parameters(), config=config)[0]
 
 
+def forked(ranks: int) -> list[int]:
+    """In every rank but the first: nobody. In the first: the others, to wait for."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(ranks)}
+    os.environ |= {**where, "RANK": "0", "LOCAL_RANK": "0"}
+    others = []
+    for rank in range(1, ranks):
+        pid = os.fork()
+        if not pid:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            return []
+        others.append(pid)
+    return others
+
+
 def main() -> None:
+    others = forked(int(sys.argv[1]))
     torch.manual_seed(0)
     deepspeed.init_distributed("gloo")
-    for kind in sys.argv[2:]:
+    for kind in sys.argv[3:]:
         made = engine(kind)
-        folder = f"{sys.argv[1]}/{kind.replace(':', '-')}"
+        folder = f"{sys.argv[2]}/{kind.replace(':', '-')}"
         for step in (1, 2):
             if kind[0].isdigit():
                 loss = made(torch.randn(2, WIDTH, dtype=next(made.module.parameters()).dtype)).float().pow(2).mean()
                 made.backward(loss)
                 made.step()
             made.save_checkpoint(folder, tag=f"global_step{step}")
-    os._exit(0)  # nothing left to do that torch's threads could break
+    failed = any(os.waitpid(pid, 0)[1] for pid in others)
+    os._exit(failed)  # nothing left to do that torch's threads could break
 
 
 main()

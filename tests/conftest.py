@@ -1,3 +1,4 @@
+import gc
 import os
 from pathlib import PurePath
 
@@ -7,11 +8,13 @@ import slurm_cluster
 # Files whose tests run one after another on one worker, as they share what is dear to start. Two clusters, so that no
 # worker is left with all of Slurm; a file with a fixture of its own for all of its tests is a group by itself.
 GROUPS = {
-    "slurm": ("test_slurm", "test_slurm_cluster", "test_submit_slurm", "test_probe", "test_remote", "test_profile",
-              "test_services_slurm"),  # fmt: skip
+    "slurm": (
+        *("test_slurm", "test_slurm_cluster", "test_submit_slurm", "test_probe", "test_remote", "test_profile"),
+        "test_services_slurm",
+    ),
     "slurm, the second": (
-        "test_preflight_slurm", "test_recover_slurm", "test_hang_slurm", "test_watch", "test_software_slurm",
-        "test_slurm_options",
+        *("test_preflight_slurm", "test_recover_slurm", "test_hang_slurm", "test_watch", "test_software_slurm"),
+        *("test_slurm_options", "test_gallery_slurm"),
     ),
     "engine": ("test_accepted", "test_conformance"),  # a process for each of the machine's cores
     "workers": ("test_bandwidth",),
@@ -20,6 +23,16 @@ GROUPS = {
     "trained": ("test_train_gpt",),
 }
 GROUP = {file: group for group, files in GROUPS.items() for file in files}
+
+
+# What a collection makes, 9,000 items and the modules they are from, stays to the end: Python would look through all
+# of it again and again, for a sixth of the fast tests' time.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_addoption(parser):
@@ -51,7 +64,7 @@ def pytest_xdist_make_scheduler(config, log):
     return Groups(config, log)
 
 
-def _slurm(name, **options):
+def borrowed(name, **options):
     if reason := slurm_cluster.why_not():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)
     return slurm_cluster.borrow(name, **options)
@@ -60,12 +73,12 @@ def _slurm(name, **options):
 @pytest.fixture(scope="session")
 def slurm():
     """Four real nodes of 16 CPUs and 2 GPUs; a test leaves them idle."""
-    with _slurm("dslaunch-slurm") as cluster:
+    with borrowed("dslaunch-slurm") as cluster:
         yield cluster
 
 
 @pytest.fixture(scope="session")
 def slurm_big():
     """A controller of 4096 nodes of 8 GPUs that are not there: for `sbatch --test-only`."""
-    with _slurm("dslaunch-big", nodes=4096, slurmds=False, gpus=8) as cluster:
+    with borrowed("dslaunch-big", nodes=4096, slurmds=False, gpus=8) as cluster:
         yield cluster

@@ -189,7 +189,7 @@ class Cluster:
             self._spawn("slurmctld", ["slurmctld", "-D"])
             for name in hosts:
                 self.boot(name)
-            self._until(f"{nodes} nodes are idle", seconds, lambda: self._all_live() and self._idle() == nodes)
+            self._until(f"{nodes} nodes are idle", seconds, lambda: self._all_live() and self._idle() >= nodes)
         except BaseException:
             self.stop()
             raise

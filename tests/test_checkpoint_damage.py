@@ -42,9 +42,9 @@ def environment(python: str = sys.executable) -> dict[str, str]:
     return env
 
 
-def torchrun(ranks: int, *words, python: str = sys.executable, check: bool = True):
+def torchrun(ranks: int, *words, check: bool = True):
     command = [
-        python,
+        sys.executable,
         "-m",
         "torch.distributed.run",
         "--standalone",
@@ -52,7 +52,7 @@ def torchrun(ranks: int, *words, python: str = sys.executable, check: bool = Tru
         str(ranks),
         *map(str, words),
     ]
-    done = subprocess.run(command, env=environment(python), capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert not check or done.returncode == 0, done.stdout + done.stderr
     return done
 
@@ -66,7 +66,9 @@ def written(tmp_path_factory):
             from onebit import env
 
             python = str(env.ensure(CACHE) / "bin/python")
-        torchrun(ranks, WRITER, folder / name, *kinds, python=python)
+        command = [python, WRITER, str(ranks), folder / name, *kinds]
+        done = subprocess.run(command, env=environment(python), capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 

@@ -436,6 +436,37 @@ def test_a_job_that_loses_its_fabric_is_refused_with_the_rule():
     assert problem.at == ("env", "NCCL_IB_DISABLE")
 
 
+@pytest.mark.parametrize(
+    ("pods", "host", "noted"), [(False, "false", True), (True, "false", False), (True, "true", True)]
+)
+def test_eth0_is_right_in_pods_that_have_a_network_of_their_own(pods, host, noted):
+    text = JOB.replace('NCCL_IB_DISABLE: "1"', "NCCL_SOCKET_IFNAME: eth0, GLOO_SOCKET_IFNAME: eth0")
+    text += f"kubernetes: {{network: {{host_network: {host}}}}}\n"
+    notes = nccl.variables(spec.load(text, name="job.yaml").spec, pods=pods).notes
+    assert any("[ENV016]" in note for note in notes) == noted
+
+
+def test_the_backend_decides_whose_interfaces_they_are(tmp_path):
+    text = JOB.replace('NCCL_IB_DISABLE: "1"', "NCCL_SOCKET_IFNAME: eth0")
+    said = {}
+    for section in ("", "kubernetes: {image: a/b:1}\n"):
+        job = _write(tmp_path, "job.yaml", text + section)
+        rows = json.loads(CliRunner().invoke(cli.cli, ["lint", job, "--json"]).stdout)[0]["results"]
+        said[section != ""] = "ENV016" in [row["rule"] for row in rows]
+    assert said == {False: True, True: False}
+
+
+@pytest.mark.parametrize(
+    ("value", "wrong"),
+    [
+        ("efa", True), ("rdmap0s31", True), ("=mlx5_0", True), ("mlx5", True),
+        ("^efa", False), ("rdma0", False), ("ibp1s0", False),
+    ],
+)  # fmt: skip
+def test_an_rdma_device_is_no_interface(value, wrong):
+    assert ("ENV015" in found(f"NCCL_SOCKET_IFNAME={value}", name="x.env")) == wrong
+
+
 def test_lint_of_a_job_file_places_what_the_plan_notes(tmp_path):
     job = tmp_path / "job.yaml"
     job.write_text(JOB.replace('NCCL_IB_DISABLE: "1"', "NCCL_ALGO: Ring"))

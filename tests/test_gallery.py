@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,8 @@ from launcher import bundle as bundles
 from launcher import cli, yamldoc
 from launcher.backends import kubernetes, local, slurm
 from launcher.backends.slurm import array
+from launcher.plan import Plan
+from launcher.spec import Document
 from launcher.sweep import Chosen
 
 ROOT = Path(__file__).parents[1]
@@ -30,11 +33,17 @@ def name(path: Path) -> str:
     return f"{path.parts[-3]}/{path.parts[-2]}"
 
 
+def site(path: Path) -> str | None:
+    """The site file that lies beside a job file which goes to several clusters."""
+    beside = path.with_name("site.yaml")
+    return str(beside) if beside.is_file() else None
+
+
 def rendered(path: Path) -> dict[Path, str]:
     """Every file beside a job file, and its hostfile. What travels are copies of launcher/ and is not repeated."""
-    if path.parts[-3] == "slurm" and (points := cli.swept(str(path), None, ())):
+    if points := cli.swept(str(path), site(path), (), suffixed=path.parts[-3] == "manifests"):
         return swept(path, points)
-    document, plan = cli.load(str(path), None, ())
+    document, plan = cli.load(str(path), site(path), ())
     backend = slurm if path.parts[-3] == "slurm" else kubernetes
     bundle = cli.render(backend, document, plan)
     files = {path.parent / file.path: file.text for file in bundle.files if not file.path.startswith("node/")}
@@ -43,7 +52,8 @@ def rendered(path: Path) -> dict[Path, str]:
     if backend is slurm and plan.reference_trainer and not plan.spec.resources.gpus_per_node:
         files[path.parent / local.ENTRY] = local.render(plan).text(local.ENTRY)
     if plan.spec.slurm.nodelist or (plan.spec.box and backend is kubernetes):
-        hosts = CliRunner().invoke(cli.cli, ["hostfile", str(path)])
+        more = [] if site(path) is None else ["--site", site(path)]
+        hosts = CliRunner().invoke(cli.cli, ["hostfile", str(path), *more])
         assert hosts.exit_code == 0, hosts.output
         kind = "kubernetes" if backend is kubernetes else "slurm"
         files[ROOT / "hostfiles" / f"{path.parts[-2]}.{kind}"] = hosts.stdout
@@ -51,11 +61,26 @@ def rendered(path: Path) -> dict[Path, str]:
 
 
 def swept(path: Path, points: list[Chosen]) -> dict[Path, str]:
-    """The array's script, and what its first point has: the others differ in the values swept."""
+    """The array's script, and what its first point has: the others differ in the values swept. On Kubernetes all."""
+    if path.parts[-3] == "manifests":
+        texts = [
+            without_copies(cli.render(kubernetes, one.document, one.plan).text(kubernetes.ENTRY)) for one in points
+        ]
+        return {path.parent / kubernetes.ENTRY: LEFT_OUT + "".join(t.removeprefix(LEFT_OUT) for t in texts)}
     sweep = cli.read(str(path), None, ()).spec.sweep
     bundle = array.render([point.plan for point in points], parallel=sweep and sweep.parallel)
-    shown = [file for file in bundle.files if file.path.startswith("points/0/") or "/" not in file.path]
+    shown = [
+        file
+        for file in bundle.files
+        if file.path.startswith("points/0/") or file.path.endswith("/job.json") or "/" not in file.path
+    ]
     return {path.parent / file.path: file.text for file in shown}
+
+
+def jobs(path: Path) -> list[tuple[Document, Plan]]:
+    """Each with its plan: one, or the points of a sweep."""
+    points = cli.swept(str(path), site(path), (), suffixed=True)
+    return [(one.document, one.plan) for one in points] or [cli.load(str(path), site(path), ())]
 
 
 def without_copies(text: str) -> str:
@@ -91,7 +116,9 @@ def test_the_gallery_is_what_dslaunch_renders(path, request):
 
 
 def test_nothing_lies_in_the_gallery_that_no_job_renders():
-    expected = {file for path in (*SLURM, *MANIFESTS) for file in rendered(path)} | {*SLURM, *MANIFESTS}
+    paths = (*SLURM, *MANIFESTS)
+    sites = {Path(beside) for path in paths if (beside := site(path))}
+    expected = {file for path in paths for file in rendered(path)} | {*paths} | sites
     found = {
         file
         for folder in ("slurm", "manifests", "hostfiles")
@@ -116,11 +143,15 @@ def test_every_script_passes_bash_and_shellcheck(path):
 @pytest.mark.slow
 @pytest.mark.parametrize("path", MANIFESTS, ids=name)
 def test_every_manifest_is_one_that_a_strict_api_server_takes(path):
-    document, plan = cli.load(str(path), None, ())
-    documents = list(yaml.safe_load_all(cli.render(kubernetes, document, plan).text(kubernetes.ENTRY)))
-    *maps, job = [document["kind"] for document in documents]
-    assert (set(maps), job) == ({"ConfigMap"}, "PyTorchJob")
-    assert k8s_schema.problems(documents) == []
+    for document, plan in jobs(path):
+        text = cli.render(kubernetes, document, plan).text(kubernetes.ENTRY)
+        documents = list(yaml.safe_load_all(text))
+        *before, job = [document["kind"] for document in documents]
+        assert job == kubernetes.kind(plan.spec)
+        assert set(before) <= {"ConfigMap", "PodGroup"}
+        assert k8s_schema.problems(documents, trainer=plan.spec.kubernetes.trainer) == []
+        # `kubectl apply` keeps what it applied in an annotation, and those end at 262,144 bytes
+        assert max(len(json.dumps(document)) for document in documents) < 262_144
 
 
 def test_node_files_in_a_bundle_are_byte_for_byte_the_package_s_own():
@@ -130,6 +161,19 @@ def test_node_files_in_a_bundle_are_byte_for_byte_the_package_s_own():
             assert file.text == (bundles.HERE / file.path.removeprefix(f"{bundles.CODE}/launcher/")).read_text()
         elif file.path.startswith("node/"):
             assert file.text == (bundles.NODE / file.path.removeprefix("node/")).read_text()
+
+
+def test_one_job_file_goes_to_two_clusters_and_only_the_site_changes():
+    ours, theirs = ROOT / "slurm" / BOTH / "job.yaml", ROOT / "manifests" / BOTH / "job.yaml"
+    assert ours.read_bytes() == theirs.read_bytes()
+    for path, entry in ((ours, slurm.ENTRY), (theirs, kubernetes.ENTRY)):
+        shown = CliRunner().invoke(cli.cli, ["render", str(path), "--site", site(path)])
+        assert shown.exit_code == 0, shown.output
+        text = shown.stdout if entry == slurm.ENTRY else without_copies(shown.stdout)
+        assert text == path.with_name(entry).read_text()
+
+
+BOTH = "mistral-two-sites-4x8"
 
 
 @pytest.mark.slow

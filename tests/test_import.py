@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from launcher import cli, plan, spec, sweep
+from launcher import cli, launchlint, plan, spec, sweep
 from launcher.backends import slurm
 from launcher.backends.slurm import array
 from launcher.errors import UserError
-from launcher.imports import Imported, rendered, sbatch, write
+from launcher.imports import Imported, programs, rendered, sbatch, write
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((Path(__file__).parent / "data" / "scripts").glob("*.sbatch"))
@@ -131,7 +131,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "container.host_env": ["NCCL_FASTRAK_CTRL_DEV"], "secrets.WANDB_API_KEY": {"from_env": "WANDB_API_KEY"},
     },
     "coreweave-neox": {
-        "train.launcher": "node", "resources.fabric": "coreweave", "train.workdir": "/mnt/home/gpt-neox",
+        "train.launcher": "job", "resources.fabric": "coreweave", "train.workdir": "/mnt/home/gpt-neox",
         "slurm.comment": "neox_run_3", "slurm.reservation": "training",
     },
     "oci-rdma": {
@@ -280,7 +280,7 @@ def test_a_secret_on_the_command_line_becomes_a_variable_of_the_submitting_shell
         ("srun bash train.sh --x", "train.command", ["bash", "train.sh", "--x"]),
         ("srun ./train.sh", "train.launcher", "node"),
         ("srun --ntasks-per-node=4 python t.py", "train.launcher", "srun"),
-        ("srun --ntasks-per-node=4 /opt/env/bin/python t.py", "train.command", ["/opt/env/bin/python", "t.py"]),
+        ("srun --ntasks-per-node=4 /opt/conda/bin/python t.py", "train.command", ["/opt/conda/bin/python", "t.py"]),
         ("srun env A=1 torchrun t.py", "env.A", "1"),
         ("A=1 srun torchrun t.py", "env.A", "1"),
         ("srun --export=ALL,A=1 torchrun t.py", "env.A", "1"),
@@ -350,7 +350,39 @@ def test_what_the_user_has_to_say_is_marked_in_the_job_file():
     assert "FILL_IN_ARGUMENT_1" in body
     assert "resources:  # FILL IN: 2 nodes with GPUs, and no network is named" in body
     assert [problem.message for problem in problems] == ["2 nodes with GPUs, and no network is named"]
-    spec.load(body, name="job.yaml")
+    spec.load(body, name="job.yaml", environ={"A": "b"})
+
+
+@pytest.mark.parametrize(
+    ("line", "command"),
+    [
+        (
+            "mpirun -np 8 -x PATH python t.py --lr 1",
+            ["mpirun", "-np", "8", "-x", "PATH", "python", "t.py", "--lr", "1"],
+        ),
+        (
+            "mpirun -np $SLURM_NTASKS --hostfile hosts_$SLURM_JOB_ID -npernode 4 ./t --np 3",
+            [
+                "bash",
+                "-c",
+                'exec mpirun -np "${SLURM_NTASKS}" --hostfile "${DSLAUNCH_HOSTFILE}" -npernode 4 ./t --np 3',
+            ],
+        ),
+        ("srun -n1 horovodrun -np 8 python t.py", ["horovodrun", "-np", "8", "python", "t.py"]),
+        ("python deepy.py train.py -d configs a.yml", ["python", "deepy.py", "train.py", "-d", "configs", "a.yml"]),
+        ("mpiexec apptainer exec t.sif python t.py", ["mpiexec", "apptainer", "exec", "t.sif", "python", "t.py"]),
+    ],
+)
+def test_what_starts_the_ranks_of_all_nodes_runs_once_on_the_first(line, command):
+    job = read(line)
+    assert (job["train"]["launcher"], job["train"]["command"]) == ("job", command)
+    assert "container" not in job
+    assert (job["resources"]["nodes"], job["resources"]["gpus_per_node"]) == (2, 4)
+
+
+def test_ranks_of_mpirun_count_the_gpus_where_nothing_else_does():
+    job = read("mpirun -npernode 8 python t.py", head="#SBATCH -N 3\n")
+    assert job["resources"]["gpus_per_node"] == 8
 
 
 @pytest.mark.parametrize(
@@ -361,8 +393,8 @@ def test_what_the_user_has_to_say_is_marked_in_the_job_file():
         ("#COBALT -n 2\naprun python t.py\n", "Cobalt"),
         ("#$ -pe mpi 8\npython t.py\n", "Grid Engine"),
         ("#!/bin/bash\nsalloc -N 2 srun python t.py\n", "salloc"),
-        ("#!/bin/bash\n#SBATCH -N 2\nmpirun -np 16 python t.py\n", "mpirun"),
-        ("#!/bin/bash\n#SBATCH -N 2\nsrun -n1 horovodrun -np 16 python t.py\n", "horovodrun"),
+        ("#!/bin/bash\n#SBATCH -N 2\njsrun -n 16 python t.py\n", "jsrun"),
+        ("#!/bin/bash\n#SBATCH -N 2\napptainer exec t.sif mpirun -np 16 python t.py\n", "container"),
         ("#!/bin/bash\necho hello\n", "no batch script"),
         ("", "no batch script"),
     ],
@@ -391,17 +423,45 @@ def test_a_script_that_is_cut_off_is_imported_or_refused(path):
             spec.load(text_of, name="job.yaml", environ=dict.fromkeys(variables, "/x"))
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "deepspeed --save_pid --log_level info --elastic_training train.py --lr 1",
+        "accelerate launch --enable_cpu_affinity --downcast_bf16 --mixed_precision bf16 train.py --lr 1",
+    ],
+)
+def test_a_flag_of_a_launcher_does_not_take_the_program_for_its_value(line):
+    assert at(read(f"srun {line}"), "train.script") == "train.py"
+
+
+def test_no_option_of_a_launcher_both_needs_a_value_and_takes_none():
+    for options in programs.VALUES.values():
+        assert not options & launchlint.FLAGS
+
+
+@pytest.mark.parametrize(
+    ("line", "option"), [("#SBATCH --gid=5", "gid"), ("#SBATCH --gpus-per-socket=2", "gpus-per-socket")]
+)
+def test_an_option_that_no_job_file_may_pass_on_is_left_out_and_said(line, option):
+    body = f"{line}\n#SBATCH --propagate=NONE --power=high\nsrun python train.py\n"
+    made = sbatch.read(f"#!/bin/bash\n{body}", name="x")
+    assert option in said(made, "left out")
+    assert made.job["slurm"]["sbatch"] == {"power": "high"}
+
+
 # --- our own --------------------------------------------------------------------------------------
 
 
 def files_of(path: Path, text: str | None = None) -> dict[str, str]:
     """What is rendered of a job file; of a sweep the array with its points."""
-    asked = cli.read(str(path), None, (), text=text)
+    beside = path.with_name("site.yaml")
+    site = str(beside) if text is None and beside.is_file() else None
+    asked = cli.read(str(path), site, (), text=text)
     if asked.spec.sweep:
-        points = cli.swept(str(path), None, (), text=text)
+        points = cli.swept(str(path), site, (), text=text)
         bundle = array.render([point.plan for point in points], parallel=asked.spec.sweep.parallel)
     else:
-        document, made = cli.load(str(path), None, (), text=text)
+        document, made = cli.load(str(path), site, (), text=text)
         bundle = cli.render(slurm, document, made)
     return {file.path: file.text for file in bundle.files}
 

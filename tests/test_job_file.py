@@ -811,6 +811,16 @@ def test_standard_input_is_read(dslaunch, monkeypatch):
     assert "<stdin>:3:1: unknown key `x`" in said.err
 
 
+@pytest.mark.parametrize("command", [["plan"], ["k8s"], ["slurm", "--dry-run"]])
+def test_standard_input_is_there_once(dslaunch, monkeypatch, command):
+    import io
+
+    text = f"{GOOD}container: registry.example.com/train:1\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+    said = dslaunch(*command, "-")
+    assert (said.code, bool(said.out)) == (0, True), said.err
+
+
 # --- the schema --------------------------------------------------------------------------------------------
 
 
@@ -934,9 +944,30 @@ def test_init_refuses_what_no_table_has(dslaunch, options, says):
     assert says in said.err
 
 
+def test_only_a_job_that_goes_to_slurm_hears_of_slurm_s_warning(dslaunch):
+    named = {row.name: row for row in examples.shipped()}
+    job = str(named["manifests/falcon-180b-multus-8x8"].path)  # a checkpoint takes minutes
+    pods = [dslaunch(command, job) for command in ("plan", "k8s")]
+    slurm = dslaunch("slurm", "--dry-run", job, "--set", "container=null")
+    assert [said.code for said in (*pods, slurm)] == [0, 0, 0]
+    assert ["slurm.warn_before_end" in said.err for said in (*pods, slurm)] == [False, False, True]
+
+
 def test_every_shipped_example_loads_and_plans():
     for row in examples.shipped():
-        plan.make(spec.load(row.path.read_text(), name=str(row.path), environ={"SCRATCH": "/fast"}).spec)
+        if row.path.name == "job.yaml":
+            site = (str(row.site), row.site.read_text()) if row.site else None
+            text = row.path.read_text()
+            plan.make(spec.load(text, name=str(row.path), site=site, environ={"SCRATCH": "/fast"}).spec)
+
+
+def test_a_shipped_job_file_that_needs_a_site_file_comes_with_it(dslaunch):
+    named = {row.name: row for row in examples.shipped()}
+    for row in named.values():
+        if row.site:
+            assert dslaunch("init", "--example", f"{row.name}/site.yaml").out == row.site.read_text()
+    assert any(row.site for row in named.values())
+    assert all(row.says and "\n" not in row.says for row in named.values())
 
 
 # --- out ---------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import yaml
 from test_kube_recover import Operator, entries
 from test_kubernetes import finish, lay_out, make, over, own_address
 
-from launcher import bundle, runs
+from launcher import bundle, cli, runs
 from launcher.backends import State, kubernetes
 from launcher.backends.kubernetes import kinds, output, server, watch
 from launcher.backends.kubernetes.manifests import POD
@@ -48,6 +48,17 @@ JOBS = {
                                        "backoff_limit": 2, "managed_by": "kueue.x-k8s.io/multikueue"})
     ],
     "jobset-volcano": [k8s(kind="jobset", gang={"by": "volcano", "queue": "q"}, priority_class="high")],
+    "jobset-kai": [k8s(kind="jobset", gang={"by": "kai", "queue": "team"})],
+    "kai": [k8s(gang={"by": "kai", "queue": "team"})],
+    "trainjob-fields": [k8s(kind="trainjob", cpu_limit="none", env_fields={"A": "requests.cpu"},
+                            env_keys={"B": {"config_map": "c", "key": "k", "optional": True}}, pod_env={"a.b": "c"},
+                            node_affinity_any=[[{"key": "a", "operator": "Exists"}]],
+                            security={"supplemental_groups": [3000]}), {"resources": {"cpus_per_node": 8}}],
+    "jobset-fields": [k8s(kind="jobset", network={"claims": ["cd", "nics"]}, memory_limit="900Gi", grace=0,
+                          pod_patch={"spec": {"dnsConfig": {"options": [{"name": "ndots", "value": "1"}]}}},
+                          sidecars=[{"name": "s", "image": "i", "run_as_user": 0, "capabilities": ["NET_ADMIN"],
+                                     "secrets": {"T": {"secret": "s", "key": "k", "optional": True}},
+                                     "env_fields": {"IP": "status.podIP"}, "image_pull_policy": "Always"}])],
     "jobset-coscheduling": [k8s(kind="jobset", gang={"by": "coscheduling", "timeout": 300, "min_available": 1})],
     "jobset-kueue": [k8s(kind="jobset", queue={"name": "q", "priority": "p", "topology": "cloud.provider.com/rack"})],
     "jobset-longest-name": [k8s(kind="jobset"), {"name": "a" * 40, "resources": {"nodes": 2000},
@@ -96,7 +107,7 @@ def first_pod(job):
 
 @pytest.mark.parametrize("name", JOBS)
 def test_manifests_are_ones_that_a_strict_server_takes(name):
-    found = list(yaml.safe_load_all(kubernetes.render(plan_of(name)).text(kubernetes.ENTRY)))
+    found = list(yaml.load_all(kubernetes.render(plan_of(name)).text(kubernetes.ENTRY), Loader=k8s_schema.LOADER))
     assert k8s_schema.problems(found, trainer=trainer_of(name)) == []
 
 
@@ -241,6 +252,12 @@ def test_groups_and_queues_are_where_their_schedulers_look():
     template = kinds.templates(job)[0]
     assert template["spec"]["schedulerName"] == "volcano"
     assert template["metadata"]["annotations"] == {"scheduling.k8s.io/group-name": group["metadata"]["name"]}
+    for name in ("jobset-kai", "kai"):
+        *maps, job = documents(name)
+        assert {one["kind"] for one in maps} == {"ConfigMap"}  # its pod-grouper makes the group
+        assert job["metadata"]["labels"]["kai.scheduler/queue"] == "team"
+        assert first_pod(job)["schedulerName"] == "kai-scheduler"
+        assert {one["metadata"]["labels"]["kai.scheduler/queue"] for one in kinds.templates(job)} == {"team"}
     *_, group, job = documents("jobset-coscheduling")
     assert group["apiVersion"] == "scheduling.x-k8s.io/v1alpha1"
     assert group["spec"] == {"minMember": 1, "scheduleTimeoutSeconds": 300}
@@ -292,7 +309,18 @@ def test_groups_and_queues_are_where_their_schedulers_look():
         ([k8s(kind="jobset", gang={"by": "volcano", "timeout": 3})], "have no timeout"),
         ([k8s(gang={"by": "coscheduling", "queue": "q"})], "has no queues"),
         ([k8s(queue="")], "queue has no name"),
-        ([k8s(grace=10)], "less than Kubernetes' own"),
+        ([k8s(kind="jobset", gang={"by": "kai", "min_available": 2})], "nobody would read min_available"),
+        ([k8s(gang={"by": "kai", "timeout": 2})], "nobody would read timeout"),
+        ([k8s(queue="a", labels={"kueue.x-k8s.io/queue-name": "b"})], "the job's queue is a"),
+        ([k8s(kind="trainjob", network={"claims": ["a"]})], "has no resourceClaims"),
+        ([k8s(kind="trainjob", pod_patch={"spec": {"dnsPolicy": "None"}})], "made from its runtime"),
+        ([VOLUME, k8s(run_policy={"restart_policy": "ExitCode", "backoff_limit": 3})], "forgets what it counted"),
+        ([{"recover": {"attempts": 7}}], "these end with the pods"),
+        ([VOLUME, {"recover": {"attempts": 7}}, k8s(kind="trainjob")], "the runtime of a TrainJob"),
+        ([VOLUME, {"recover": {"attempts": 7}}, k8s(run_policy={"restart_policy": "OnFailure"})],
+         "run_policy.restart_policy: OnFailure says"),
+        ([VOLUME, {"recover": {"attempts": 7}}, k8s(kind="jobset", run_policy={"max_restarts": 0})],
+         "run_policy.max_restarts: 0 says"),
         ([k8s(kind="jobset"), {"name": "7b"}], "begins with a digit"),
     ],
 )  # fmt: skip
@@ -314,7 +342,10 @@ def test_what_cannot_run_is_refused_and_placed(changes, words):
         ([VOLUME, k8s(run_policy={"ttl": 60})], "never removed by its ttl"),
         ([k8s(run_policy={"restart_policy": "OnFailure"})], "nobody counts recover.attempts"),
         ([k8s(run_policy={"restart_policy": "Never", "backoff_limit": 3})], "never looks at backoffLimit"),
-        ([k8s(run_policy={"restart_policy": "ExitCode", "backoff_limit": 3})], "backoffLimit is never reached"),
+        ([k8s(run_policy={"suspend": True})], "no queue that would start the job"),
+        ([k8s(grace=15)], "the ranks get 7 s"),
+        ([k8s(kind="jobset", run_policy={"max_restarts": 4})], "max_restarts 4: all pods start again, from nothing"),
+        ([k8s(kind="jobset", labels={"kueue.x-k8s.io/queue-name": "q"})], "is what kubernetes.queue: q writes"),
         ([k8s(kind="jobset")], "scheduled one by one"),
         ([k8s(kind="trainjob")], "recover.attempts does not count in a TrainJob"),
         ([k8s(kind="trainjob", trainer="2.1")], "leaves a pod's security context to the runtime"),
@@ -326,6 +357,34 @@ def test_what_surprises_is_noted(changes, words):
     assert any(words in note for note in kubernetes.notes(make(*changes)))
     quiet = kubernetes.notes(make(VOLUME))
     assert not any(words in note for note in quiet)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        [k8s(kind="jobset", gang={"scheduler": "kai-scheduler"})],
+        [k8s(kind="jobset", gang={"by": "kai"})],
+        [k8s(kind="jobset", labels={"kueue.x-k8s.io/queue-name": "q"})],
+        [k8s(kind="jobset", queue="q", run_policy={"suspend": True, "max_restarts": 2})],
+    ],
+)
+def test_who_starts_all_pods_together_is_known(changes):
+    told = kubernetes.notes(make(*changes))
+    assert not [note for note in told if "one by one" in note or "would start the job" in note]
+
+
+def test_a_short_end_is_what_the_pod_gets():
+    *_, job = documents("jobset-fields")
+    assert first_pod(job)["terminationGracePeriodSeconds"] == 0
+    assert kubernetes.grace(plan_of("jobset-fields")) == 0
+
+
+def test_a_trainjob_is_not_told_that_its_runtime_starts_nothing_again():
+    told = [
+        kubernetes.notes(make(VOLUME, {"recover": {"attempts": 0}}, k8s(kind=kind)))
+        for kind in ("pytorchjob", "jobset", "trainjob")
+    ]
+    assert [any("the first pod that fails" in note for note in notes) for notes in told] == [True, True, False]
 
 
 def test_nodes_of_a_trainjob_are_checked_by_a_jobset():
@@ -711,23 +770,38 @@ def test_a_dry_run_finds_everything_at_once_and_creates_nothing(api):
     assert "unknown field" in found[1].message
 
 
-DSLAUNCH = Path(sys.executable).with_name("dslaunch")
+@pytest.fixture
+def dslaunch(tmp_path, monkeypatch, capsys):
+    """The command's code and words, in this process: the client library alone takes a second to import."""
+    monkeypatch.chdir(tmp_path)
 
+    def said(*words):
+        monkeypatch.setattr(sys, "argv", ["dslaunch", *words])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        return ended.value.code, *capsys.readouterr()
 
-def dslaunch(*words, cwd):
-    return subprocess.run([DSLAUNCH, *words], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    return said
 
 
 @pytest.mark.parametrize("kind", ["pytorchjob", "jobset", "trainjob"])
-def test_validation_from_the_command_line(api, tmp_path, kind):
+def test_validation_from_the_command_line(api, tmp_path, kind, dslaunch):
     (tmp_path / "job.yaml").write_text(json.dumps(over(k8s(kind=kind))))
-    good = dslaunch("k8s", "job.yaml", "--validate", "server", cwd=tmp_path)
-    assert (good.returncode, good.stdout) == (0, ""), good.stderr
-    assert "takes it" in good.stderr
+    code, out, err = dslaunch("k8s", "job.yaml", "--validate", "server")
+    assert (code, out) == (0, ""), err
+    assert "takes it" in err
     assert api.objects == {}
     api.script["POST", kinds.KINDS[kind].plural] = (422, {"message": "spec.nodeSelector: Invalid value"})
-    bad = dslaunch("k8s", "job.yaml", "--validate", "server", cwd=tmp_path)
-    assert bad.returncode == 2
-    assert "kubernetes.node_selector" in bad.stderr or "job.yaml" in bad.stderr
-    client = dslaunch("k8s", "job.yaml", "--validate", "client", cwd=tmp_path)
-    assert (client.returncode, client.stdout) == (0, ""), client.stderr
+    code, _, err = dslaunch("k8s", "job.yaml", "--validate", "server")
+    assert code == 2
+    assert "kubernetes.node_selector" in err or "job.yaml" in err
+    code, out, err = dslaunch("k8s", "job.yaml", "--validate", "client")
+    assert (code, out) == (0, ""), err
+
+
+def test_validation_in_a_process_of_its_own(api, tmp_path):
+    (tmp_path / "job.yaml").write_text(json.dumps(over(k8s(kind="jobset"))))
+    command = [Path(sys.executable).with_name("dslaunch"), "k8s", "job.yaml", "--validate", "server"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert "takes it" in done.stderr

@@ -139,7 +139,9 @@ GALLERY = sorted((Path(__file__).parents[1] / "manifests").glob("*/manifests.yam
 
 @pytest.mark.parametrize("path", GALLERY, ids=lambda path: path.parent.name)
 def test_the_gallery_is_what_a_strict_server_takes(path):
-    assert k8s_schema.problems(list(yaml.safe_load_all(path.read_text()))) == []
+    documents = list(yaml.load_all(path.read_text(), Loader=k8s_schema.LOADER))
+    older = "podTemplateOverrides" in documents[-1]["spec"]
+    assert k8s_schema.problems(documents, trainer="2.1" if older else "2.2") == []
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +156,15 @@ def test_manifests_fit_the_operators_own_crd(crd_schema):
     for name in PLANS:
         assert k8s_schema.crd_problems(documents(name)[-1], crd_schema) == [], name
     for path in GALLERY:
-        assert k8s_schema.crd_problems(list(yaml.safe_load_all(path.read_text()))[-1], crd_schema) == [], path
+        for document in yaml.load_all(path.read_text(), Loader=k8s_schema.LOADER):
+            found = k8s_schema.crd(document["kind"]) if document["kind"] in k8s_schema.CRDS else None
+            # scheduler-plugins' group is not Volcano's; the Trainer of that folder is newer than 2.1's dialect
+            if (
+                found
+                and "scheduling.x-k8s.io" not in document["apiVersion"]
+                and "podTemplateOverrides" not in document["spec"]
+            ):
+                assert k8s_schema.crd_problems(document, k8s_schema.crd_schema(found)) == [], path
 
 
 BAD = {

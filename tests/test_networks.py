@@ -25,7 +25,7 @@ BOX = "spec/containers/pytorch"
 
 
 def on(fabric, gpu="h100"):
-    return {"resources": {"fabric": fabric, "gpu": gpu, "gpus_per_node": 4 if gpu == "gb200" else 8}}
+    return {"resources": {"fabric": fabric, "gpu": gpu, "gpus_per_node": 4 if gpu in ("gb200", "gb300") else 8}}
 
 
 def named(profile, **more):
@@ -74,7 +74,7 @@ def test_a_fabric_brings_the_devices_of_its_nodes(fabric, gpu, resource, count):
 
 def test_an_instance_type_says_it_where_its_gpu_does_not():
     label = "node.kubernetes.io/instance-type"
-    for machine, count in (("p5e.48xlarge", "32"), ("p5en.48xlarge", "16")):
+    for machine, count in (("p5e.48xlarge", "32"), ("p5en.48xlarge", "16"), ("ml.p5en.48xlarge", "16")):
         found = limits(on("efa", "h200"), k8s(node_selector={label: machine}))
         assert found["vpc.amazonaws.com/efa"] == count
 
@@ -95,6 +95,13 @@ def test_ethernet_and_one_node_need_nothing():
         (named("oci"), "profile", "needs rights", "network.host_network: true"),
         (on("gcp-tcpxo"), "resources.fabric", "needs rights", "security.root: true"),
         ((on("gcp-tcpxo"), ROOT, k8s(network={"multus": ["a"]})), "multus", "1 networks", "vpc1"),
+        ((on("gcp-gib", "h200"), k8s(network={"multus": ["a"]})), "multus", "1 networks", "gvnic-1, rdma-0"),
+        (
+            k8s(network={"multus": ["a"]}, pod_annotations={network.MULTUS: "b"}),
+            f"kubernetes.pod_annotations.{network.MULTUS}",
+            "which it writes",
+            "one of both",
+        ),
         ((on("gcp-gib", "h200"), k8s(network={"host_network": True})), "host_network", "interfaces of", "both"),
         (
             (named("gcp-gib"), k8s(volumes=[{"mount": "/usr/local/gib", "claim": "c"}])),
@@ -133,6 +140,34 @@ def test_pods_on_gke_get_an_interface_for_each_nic(fabric, gpu, first, last):
     assert network.MULTUS not in mine
 
 
+def test_one_network_more_leads_and_nccl_meets_over_it():
+    """As Google's recipes for a3-ultra and a4 attach them: the second gVNIC, then the RDMA NICs."""
+    names = ["gvnic-1", *(f"rdma-{number}" for number in range(8))]
+    made = template(on("gcp-gib", "b200"), k8s(network={"multus": names}))
+    rows = json.loads(at(made, "metadata/annotations")[network.GKE])
+    assert [(row["interfaceName"], row["network"]) for row in rows] == [
+        ("eth0", "default"), *((f"eth{number}", name) for number, name in enumerate(names, 1))
+    ]  # fmt: skip
+    assert at(made, f"{BOX}/env/NCCL_SOCKET_IFNAME/value") == "eth0,eth1"
+    mine = template(on("gcp-gib", "b200"), k8s(network={"multus": names}), {"env": {"NCCL_SOCKET_IFNAME": "eth1"}})
+    assert at(mine, f"{BOX}/env/NCCL_SOCKET_IFNAME") is None  # the script exports it
+    assert at(template(on("gcp-gib", "b200")), f"{BOX}/env/NCCL_SOCKET_IFNAME") is None
+
+
+def test_annotations_of_the_user_stay():
+    rows = '[{"interfaceName":"eth0","network":"default"}]'
+    made = template(on("gcp-gib", "h200"), k8s(pod_annotations={network.GKE: rows}))
+    assert made["metadata"]["annotations"] == {network.GKE_DEFAULT: "eth0", network.GKE: rows}
+    made = template(named("rdma-hostdev"), k8s(pod_annotations={network.MULTUS: "a"}))
+    assert made["metadata"]["annotations"] == {network.MULTUS: "a"}
+
+
+def test_claims_bring_the_nics_of_a_gb300():
+    made = template(on("gcp-gib", "gb300"), k8s(network={"claims": ["channel", "mrdma"]}))
+    assert "annotations" not in made["metadata"]
+    assert [one["resourceClaimTemplateName"] for one in made["spec"]["resourceClaims"]] == ["channel", "mrdma"]
+
+
 def test_a_daemon_runs_beside_the_ranks_with_rights_of_its_own():
     made = template(on("gcp-tcpxo"), ROOT)["spec"]
     [daemon] = made["initContainers"]
@@ -165,6 +200,8 @@ def test_virtual_functions_are_attached_as_often_as_they_are_asked_for():
         ([on("nvl72", "gb200")], "network.claim_template"),
         ([on("nvl72", "gb200"), k8s(network={"claim_template": "cd"})], None),
         ([on("gcp-gib", "gb200")], "network.claim_template"),
+        ([on("gcp-gib", "gb300")], "network.claims"),
+        ([on("gcp-gib", "gb300"), k8s(network={"claims": ["cd", "nics"]})], None),
         ([on("gcp-gib", "h200")], None),
         ([k8s(network={"host_network": True})], "NCCL_SOCKET_IFNAME"),
         ([k8s(network={"host_network": True}), {"env": {"NCCL_SOCKET_IFNAME": "eth0"}}], None),

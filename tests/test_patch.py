@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_pods import BASE, at, job, k8s, lay
+from test_pods import BASE, at, job, k8s, lay, make
 
-from launcher.backends.kubernetes import patch
+from launcher.backends import kubernetes
+from launcher.backends.kubernetes import patch, security
 from launcher.errors import UserError
 
 POD = {
@@ -133,6 +134,14 @@ def trainer(**more):
         (trainer(env=[{"name": "DSLAUNCH_LOGS", "value": "/x"}]), "DSLAUNCH_LOGS of pytorch"),
         (trainer(volumeMounts=[{"mountPath": "/opt/dslaunch", "$patch": "delete"}]), "/opt/dslaunch of pytorch"),
         (of_the_master(volumes=[{"name": "bundle", "emptyDir": {}}]), "bundle has the scripts"),
+        (trainer(resources={"limits": {"nvidia.com/gpu": 4}}), "nvidia.com/gpu is 8"),
+        (trainer(resources={"limits": {"nvidia.com/gpu": None}}), "nvidia.com/gpu is 8"),
+        (trainer(resources={"limits": {"nvidia.com/mig-1g.10gb": 4}}), "a GPU that the plan has not"),
+        (trainer(resources=None), "nvidia.com/gpu is 8"),
+        (trainer(env=[{"name": "MASTER_ADDR", "value": "x"}]), "MASTER_ADDR cannot be set"),
+        (trainer(env=[{"name": "PET_NNODES", "value": "2"}]), "PET_NNODES cannot be set"),
+        (trainer(env=[{"name": "WANDB_API_KEY", "value": "x"}]), "looks like a secret"),
+        ({"metadata": {"labels": {"app.kubernetes.io/name": "x"}}}, "label app.kubernetes.io/name"),
         (of_the_master(containers=[{"tty": True}]), "without name"),
         (of_the_master(**{"$setElementOrder/containers": []}), "is not done here"),
         (of_the_master(affinity={"$patch": "remove"}), "$patch remove is none"),
@@ -149,6 +158,44 @@ def test_all_that_is_wrong_is_told_at_once():
     with pytest.raises(UserError) as caught:
         job(k8s(patch=over))
     assert len(caught.value.problems) == 2
+
+
+def test_a_patch_of_every_pod_is_held_to_the_same():
+    over = {"spec": {"hostPID": True, "containers": [{"name": "pytorch", "tty": True}]}}
+    made = job(k8s(pod_patch=over))
+    for role in ("Master", "Worker"):
+        assert at(made, f"spec/pytorchReplicaSpecs/{role}/template/spec/containers/pytorch/tty") is True
+    with pytest.raises(UserError) as caught:
+        job(k8s(pod_patch={"spec": {"containers": [{"name": "pytorch", "command": ["sleep"]}]}}))
+    assert caught.value.problems[0].at[:2] == ("kubernetes", "pod_patch")
+
+
+@pytest.mark.parametrize(
+    "change", [k8s(patch=of_the_master(hostNetwork=True)), k8s(pod_patch={"spec": {"hostPID": True}})]
+)
+def test_what_a_patched_pod_needs_of_its_namespace_is_told(change):
+    told = kubernetes.notes(make(change))
+    assert [note for note in told if f"{security.LABEL}=privileged" in note]
+
+
+def test_lint_judges_what_a_patch_makes(tmp_path):
+    def run(over):
+        (tmp_path / "job.yaml").write_text(json.dumps(lay(BASE, k8s(**over))))
+        return dslaunch("k8s", "job.yaml", cwd=tmp_path)
+
+    typo = run({"patch": of_the_master(tolleration=[])})
+    assert (typo.returncode, "tolleration" in typo.stderr, "job.yaml:1:" in typo.stderr) == (2, True, True)
+    typo = run(
+        {
+            "pod_patch": {
+                "spec": {"containers": [{"name": "pytorch", "env": [{"name": "NCCL_DEBGU", "value": "INFO"}]}]}
+            }
+        }
+    )
+    assert (typo.returncode, "note: kubernetes.pod_patch: " in typo.stderr) == (0, True), typo.stderr
+    assert "NCCL_DEBGU" in typo.stderr
+    fine = run({"patch": of_the_master(dnsConfig={"options": [{"name": "ndots", "value": "1"}]})})
+    assert (fine.returncode, "kubernetes.patch" in fine.stderr) == (0, False), fine.stderr
 
 
 def test_a_patch_changes_the_digest_that_tells_jobs_apart():

@@ -414,6 +414,8 @@ def test_a_goodput_that_is_poor_is_said():
     assert message.startswith("the job is told to save 180 s before its end")
     assert hint.startswith("slurm.warn_before_end: ")
     assert place
+    for pods in ({"text": "site: {backend: kubernetes}\n"}, {"backend": "kubernetes"}):  # they have a grace period
+        made(pods.pop("text", "") + "train: {script: a.py}\n" + slow, model="llama-70b", **pods)
 
 
 # --- names no table has -----------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from launcher.errors import UserError
 from launcher.spec.kubernetes import (
     Csi,
     Kubernetes,
+    MapValue,
     Network,
     Nfs,
     NodeTerm,
@@ -96,6 +97,7 @@ def sidecar(**more):
 BOX = "spec/containers/pytorch"
 OWN = {"matchLabels": {"app.kubernetes.io/name": "demo", "app.kubernetes.io/component": "training"}}
 NEED, LIKE = pods.REQUIRED, pods.PREFERRED
+ANY = {"operator": "Exists"}
 # What is not of a pod, and tested where the kinds of job are.
 OF_THE_KIND = {"kind", "trainer", "runtime", "runtime_kind", "queue", "gang", "elastic", "run_policy"}
 # field: what the job file says, where it stands in a pod's template, what stands there
@@ -108,15 +110,36 @@ EXERCISED = {
         "image_pull_secrets": (k8s(image_pull_secrets=["r"]), "spec/imagePullSecrets", [{"name": "r"}]),
         "image_pull_policy": (k8s(image_pull_policy="Always"), f"{BOX}/imagePullPolicy", "Always"),
         "runtime_class": (k8s(runtime_class="nvidia"), "spec/runtimeClassName", "nvidia"),
-        "gpu_resource": (k8s(gpu_resource="amd.com/gpu"), f"{BOX}/resources/limits/amd.com~gpu", "8"),
+        "gpu_resource": (
+            k8s(gpu_resource="nvidia.com/mig-3g.40gb"),
+            f"{BOX}/resources/limits/nvidia.com~mig-3g.40gb",
+            "8",
+        ),
         "network": (k8s(network={"resources": {"rdma/hca": 8}}), f"{BOX}/resources/requests/rdma~hca", "8"),
         "shm": (k8s(shm="64Gi"), "spec/volumes/shm/emptyDir/sizeLimit", "64Gi"),
         "ephemeral_storage": (k8s(ephemeral_storage="1Ti"), f"{BOX}/resources/limits/ephemeral-storage", "1Ti"),
+        "cpu_limit": (k8s(cpu_limit="64"), f"{BOX}/resources/limits/cpu", "64"),
+        "memory_limit": (
+            k8s(memory_limit="960Gi"),
+            f"{BOX}/resources",
+            {
+                "limits": {"memory": "960Gi", "nvidia.com/gpu": "8"},
+                "requests": {"memory": "512Gi", "nvidia.com/gpu": "8"},
+            },
+        ),
         "node_selector": (k8s(node_selector={"a": "b"}), "spec/nodeSelector", {"a": "b"}),
         "node_affinity": (
             k8s(node_affinity=[{"key": "a", "operator": "Exists"}]),
             f"spec/affinity/nodeAffinity/{NEED}/nodeSelectorTerms/0",
             {"matchExpressions": [{"key": "a", "operator": "Exists"}]},
+        ),
+        "node_affinity_any": (
+            k8s(node_affinity=[{"key": "c"} | ANY], node_affinity_any=[[{"key": "a"} | ANY], [{"key": "b"} | ANY]]),
+            f"spec/affinity/nodeAffinity/{NEED}/nodeSelectorTerms",
+            [
+                {"matchExpressions": [{"key": "c"} | ANY, {"key": "a"} | ANY]},
+                {"matchExpressions": [{"key": "c"} | ANY, {"key": "b"} | ANY]},
+            ],
         ),
         "pod_affinity": (
             k8s(pod_affinity=[{"topology_key": "rack"}]),
@@ -143,12 +166,23 @@ EXERCISED = {
             f"{BOX}/env/POD_IP/valueFrom/fieldRef",
             {"fieldPath": "status.podIP"},
         ),
+        "env_keys": (
+            k8s(env_keys={"A": {"config_map": "cm", "key": "a"}}),
+            f"{BOX}/env/A/valueFrom",
+            {"configMapKeyRef": {"name": "cm", "key": "a"}},
+        ),
+        "pod_env": (k8s(pod_env={"a.b-c": "$(x)"}), f"{BOX}/env/a.b-c/value", "$$(x)"),
         "security": (k8s(security={"host_ipc": True}), "spec/hostIPC", True),
         "grace": (k8s(grace=300), "spec/terminationGracePeriodSeconds", 300),
         "labels": (k8s(labels={"t": "u"}), "metadata/labels/t", "u"),
         "annotations": (k8s(annotations={"x": "y"}), "job:metadata/annotations/x", "y"),
         "pod_labels": (k8s(pod_labels={"p": "q"}), "metadata/labels/p", "q"),
         "pod_annotations": (k8s(pod_annotations={"a/b": "c"}), "metadata/annotations/a~b", "c"),
+        "pod_patch": (
+            k8s(pod_patch={"spec": {"dnsConfig": {"options": [{"name": "ndots", "value": "1"}]}}}),
+            "spec/dnsConfig/options",
+            [{"name": "ndots", "value": "1"}],
+        ),
         "patch": (
             k8s(patch={"spec": {"pytorchReplicaSpecs": {"Worker": {"template": {"spec": {"nodeName": "n"}}}}}}),
             "spec/nodeName",
@@ -165,6 +199,14 @@ EXERCISED = {
         "resources": (k8s(network={"resources": {"a.b/c": "2"}}), f"{BOX}/resources/limits/a.b~c", "2"),
         "multus": (k8s(network={"multus": ["a", "b"]}), "metadata/annotations/k8s.v1.cni.cncf.io~networks", "a, b"),
         "claim_template": (k8s(network={"claim_template": "cd"}), f"{BOX}/resources/claims", [{"name": "network"}]),
+        "claims": (
+            k8s(network={"claim_template": "cd", "claims": ["nics"]}),
+            "spec/resourceClaims",
+            [
+                {"name": "network", "resourceClaimTemplateName": "cd"},
+                {"name": "network-1", "resourceClaimTemplateName": "nics"},
+            ],
+        ),
         "host_network": (k8s(network={"host_network": True}), "spec/dnsPolicy", "ClusterFirstWithHostNet"),
         "hugepages": (k8s(network={"hugepages": "5Gi"}), f"{BOX}/resources/requests/hugepages-2Mi", "5Gi"),
     },
@@ -172,6 +214,11 @@ EXERCISED = {
         "run_as_user": (k8s(security={"run_as_user": 4242}), "spec/securityContext/runAsUser", 4242),
         "run_as_group": (k8s(security={"run_as_group": 7}), "spec/securityContext/runAsGroup", 7),
         "fs_group": (k8s(security={"fs_group": 8}), "spec/securityContext/fsGroup", 8),
+        "supplemental_groups": (
+            k8s(security={"supplemental_groups": [3000, 0]}),
+            "spec/securityContext/supplementalGroups",
+            [3000, 0],
+        ),
         "root": (k8s(security={"root": True}), "spec/securityContext/runAsNonRoot", None),
         "allow_ipc_lock": (
             k8s(security={"allow_ipc_lock": True}),
@@ -205,6 +252,16 @@ EXERCISED = {
         "scratch": (volume(scratch={}), "spec/volumes/volume-0/emptyDir", {}),
         "config_map": (volume(config_map="cm"), "spec/volumes/volume-0/configMap/name", "cm"),
         "secret": (volume(secret="se"), "spec/volumes/volume-0/secret/secretName", "se"),
+        "items": (
+            volume(secret="se", items={"k": "a/b"}),
+            "spec/volumes/volume-0/secret/items",
+            [{"key": "k", "path": "a/b"}],
+        ),
+        "default_mode": (
+            volume(config_map="cm", default_mode="0755"),
+            "spec/volumes/volume-0/configMap/defaultMode",
+            493,
+        ),
         "sub_path": (volume(claim="c", sub_path="a/b"), f"{BOX}/volumeMounts/volume-0/subPath", "a/b"),
         "read_only": (volume(claim="c", read_only=True), f"{BOX}/volumeMounts/volume-0/readOnly", True),
         "name": (volume(claim="c", name="data"), "spec/volumes/data/persistentVolumeClaim/claimName", "c"),
@@ -315,9 +372,68 @@ EXERCISED = {
             {"name": "side", "image": "i:1", "securityContext": pods.RESTRICTED},
         ),
         "privileged": (sidecar(privileged=True), "spec/initContainers/side/securityContext/privileged", True),
+        "env_fields": (
+            sidecar(env_fields={"A": "requests.cpu"}, resources={"cpu": "1"}),
+            "spec/initContainers/side/env/A/valueFrom",
+            {"resourceFieldRef": {"resource": "requests.cpu"}},
+        ),
+        "secrets": (
+            sidecar(secrets={"A": {"secret": "s", "key": "k"}}),
+            "spec/initContainers/side/env/A/valueFrom",
+            {"secretKeyRef": {"name": "s", "key": "k"}},
+        ),
+        "capabilities": (
+            sidecar(capabilities=["CAP_NET_ADMIN"], run_as_user=0),
+            "spec/initContainers/side/securityContext/capabilities",
+            {"drop": ["ALL"], "add": ["NET_ADMIN"]},
+        ),
+        "run_as_user": (sidecar(run_as_user=7), "spec/initContainers/side/securityContext/runAsUser", 7),
+        "image_pull_policy": (
+            sidecar(image_pull_policy="Always"),
+            "spec/initContainers/side/imagePullPolicy",
+            "Always",
+        ),
+    },
+    MapValue: {
+        name: (
+            k8s(env_keys={"A": {"config_map": "cm", "key": "a", "optional": True}}),
+            f"{BOX}/env/A/valueFrom/configMapKeyRef/{theirs}",
+            value,
+        )
+        for name, theirs, value in (("config_map", "name", "cm"), ("key", "key", "a"), ("optional", "optional", True))
     },
 }
 ROWS = [(kind, name) for kind, rows in EXERCISED.items() for name in rows]
+
+
+@pytest.mark.parametrize(
+    ("gpu", "name"), [("mi300x", "amd.com/gpu"), ("mi355x", "amd.com/gpu"), ("gb300", "nvidia.com/gpu")]
+)
+def test_a_gpu_is_the_resource_of_who_makes_it(gpu, name):
+    limits = at(template({"resources": {"gpu": gpu}}), f"{BOX}/resources/limits")
+    assert limits == {"memory": "512Gi", name: "8"}
+
+
+def test_a_secret_may_be_missing():
+    secret = {"secret": "s", "key": "k", "optional": True}
+    found = at(template({"secrets": {"HF_TOKEN": secret}}), f"{BOX}/env/HF_TOKEN/valueFrom/secretKeyRef")
+    assert found == {"name": "s", "key": "k", "optional": True}
+    with pytest.raises(UserError, match="optional without a Kubernetes Secret"):
+        make({"secrets": {"HF_TOKEN": {"from_env": "HF_TOKEN", "optional": True}}})
+
+
+def test_no_limit_on_cpus_leaves_the_request():
+    asked = {"resources": {"cpus_per_node": 64}}
+    found = at(template(asked, k8s(cpu_limit="none")), f"{BOX}/resources")
+    assert (found["requests"]["cpu"], "cpu" in found["limits"]) == ("64", False)
+
+
+def test_bash_hands_on_what_it_cannot_export():
+    found = subprocess.run(
+        ["bash", "-c", "bash -c env"], env={"PATH": os.environ["PATH"], "a.b-c": "d"}, capture_output=True, text=True,
+        check=True, timeout=60,
+    )  # fmt: skip
+    assert "a.b-c=d" in found.stdout.splitlines()
 
 
 @pytest.mark.parametrize("kind", EXERCISED, ids=lambda kind: kind.__name__)
@@ -495,6 +611,48 @@ def test_what_the_standards_allow():
         (k8s(security={"run_as_user": "image", "root": True}), "kubernetes.security.run_as_user", "by itself"),
         (k8s(env_fields={"RANK": "metadata.name"}), "kubernetes.env_fields.RANK", "the launcher sets it"),
         (k8s(env_fields={"A": "metadata.name"}) | {"env": {"A": "b"}}, "kubernetes.env_fields.A", "stands in env"),
+        (
+            k8s(env_keys={"A": {"config_map": "c", "key": "k"}}, env_fields={"A": "metadata.name"}),
+            "kubernetes.env_keys.A",
+            "stands in env_fields",
+        ),
+        (k8s(env_keys={"RANK": {"config_map": "c", "key": "k"}}), "kubernetes.env_keys.RANK", "the launcher sets it"),
+        (k8s(pod_env={"A": "b"}), "kubernetes.pod_env.A", "a shell can export"),
+        (k8s(pod_env={"hf.token": "b"}), "kubernetes.pod_env.hf.token", "looks like a secret"),
+        (k8s(gpu_resource="habana.ai/gaudi"), "kubernetes.gpu_resource", "HCCL"),
+        (k8s(gpu_resource="aws.amazon.com/neuroncore"), "kubernetes.gpu_resource", "neuronx-distributed"),
+        (k8s(gpu_resource="amd.com/gpu"), "kubernetes.gpu_resource", "is NVIDIA's"),
+        (
+            k8s(gpu_resource="nvidia.com/gpu") | {"resources": {"gpu": "mi300x"}},
+            "kubernetes.gpu_resource",
+            "a mi300x is AMD's",
+        ),
+        (k8s(cpu_limit="none"), "kubernetes.cpu_limit", "no cpu is requested"),
+        (k8s(memory_limit="511Gi"), "kubernetes.memory_limit", "requests 512Gi"),
+        (
+            k8s(memory_limit="none", env_fields={"A": "limits.memory"}),
+            "kubernetes.env_fields.A",
+            "what the node has",
+        ),
+        (k8s(node_affinity_any=[[]]), "kubernetes.node_affinity_any.0", "holds nowhere"),
+        (
+            k8s(node_affinity_any=[[{"key": "a", "operator": "Exists", "weight": 5}]]),
+            "kubernetes.node_affinity_any.0.0.weight",
+            "not preferred",
+        ),
+        (k8s(network={"claims": ["a", "a"]}), "kubernetes.network.claims", "twice"),
+        (volume(claim="c", items={"a": "b"}), "kubernetes.volumes.0.items", "without config_map"),
+        (volume(claim="c", default_mode="755"), "kubernetes.volumes.0.default_mode", "without config_map"),
+        (volume(secret="s", items={"a": "../b"}), "kubernetes.volumes.0.items.a", "no path below"),
+        (sidecar(capabilities=["NET_ADMIN"]), "kubernetes.sidecars.0.capabilities", "root alone"),
+        (sidecar(privileged=True, run_as_user=5), "kubernetes.sidecars.0.run_as_user", "is less"),
+        (sidecar(secrets={"A": {"from_env": "A"}}), "kubernetes.sidecars.0.secrets.A", "a Secret's key"),
+        (
+            sidecar(env={"A": "b"}, env_fields={"A": "metadata.name"}),
+            "kubernetes.sidecars.0.env_fields",
+            "said twice",
+        ),
+        (sidecar(env_fields={"A": "limits.cpu"}), "kubernetes.sidecars.0.env_fields.A", "without resources"),
         (sidecar(mounts={"gone": "/x"}), "kubernetes.sidecars.0.mounts.gone", "no volume"),
         (sidecar(env={"HF_TOKEN": "x"}), "kubernetes.sidecars.0.env.HF_TOKEN", "secret"),
         (k8s(sidecars=[{"name": "pytorch", "image": "i"}]), "kubernetes.sidecars.0.name", "there already"),
@@ -678,9 +836,12 @@ def test_branches_tags_and_commits_are_cloned(repository, tmp_path, ref, number)
         ([{"setup": ["pip install x"]}], "setup runs as user 1000"),
         ([{"setup": ["pip install x"]}, k8s(security={"root": True})], None),
         ([volume(nfs={"server": "s", "path": "/x"})], "written as user 1000"),
-        ([volume(nfs={"server": "s", "path": "/x"}), k8s(security={"run_as_user": 4242})], "written as user 4242"),
+        ([volume(nfs={"server": "s", "path": "/x"}), k8s(security={"run_as_user": 4242})], None),
         ([volume(nfs={"server": "s", "path": "/x"}, read_only=True)], None),
         ([k8s(security={"run_as_user": "image"})], "CreateContainerConfigError"),
+        ([k8s(security={"allow_ipc_lock": True})], "IPC_LOCK reaches root alone"),
+        ([k8s(security={"capabilities": ["SYS_PTRACE"], "run_as_user": 7})], "SYS_PTRACE reaches root alone"),
+        ([k8s(security={"allow_ipc_lock": True, "root": True})], None),
         ([sidecar()], "Kubernetes 1.29"),
         ([sidecar(init=True)], None),
         ([volume(scratch={"memory": True})], "counts as memory"),

@@ -201,6 +201,7 @@ def test_the_plan_shows_what_is_known():
         ("composer", ["--world_size=8"], "--world_size=8", "leave it out"),
         ("srun", ["--mpi=pmix"], "launcher srun takes no launcher_args", "slurm.srun"),
         ("node", ["--tee"], "launcher node takes no launcher_args", "train.command"),
+        ("job", ["--tee"], "launcher job takes no launcher_args", "train.command"),
     ],
 )
 def test_launcher_arguments_that_contradict_the_job_file_are_refused(launcher, words, own, hint):
@@ -238,6 +239,11 @@ def test_other_arguments_reach_the_launcher_word_for_word(launcher, words):
         ("launcher: node", "", "the reference trainer does not"),
         ("script: x.py, launcher: node, visible_gpus: own", "", "visible_gpus is for ranks"),
         ("script: x.py, launcher: node, numa: auto", "", "numa is for ranks"),
+        ("launcher: job", "", "the reference trainer does not"),
+        ("script: x.py, launcher: job, numa: auto", "", "numa is for ranks"),
+        ("script: x.py, launcher: job", "env: {DLTS_HOSTFILE: /h}", "DLTS_HOSTFILE stands in env"),
+        ("script: x.py, launcher: job", "container: /images/t.sif", "what it starts on other nodes does not"),
+        ("script: x.py, launcher: job", "stage: [{source: a.tar, to: data}]", "stage would unpack on the first node alone"),
         ("script: x.py, launcher: node", "env: {NNODES: '2'}", "NNODES stands in env"),
         ("script: x.py, numa: [3, 1]", "", "numa names 2 NUMA nodes, and a node has 4 ranks"),
         ("script: x.py, numa: [3, 1, 2, 0], launcher_args: [--numa-binding, node]", "", "binds ranks to cores"),

@@ -120,7 +120,7 @@ def test_a_run_directory_arrives_once_and_as_a_whole(reach, tmp_path):
             archive.addfile(member, io.BytesIO(text.encode()))
         return buffer.getvalue()
 
-    request = {"op": "put", "folder": str(tmp_path / "runs" / "x"), "link": str(tmp_path)}
+    request = {"op": "put", "folder": str(tmp_path / "runs" / "x"), "link": str(tmp_path), "make": []}
     for text in ("first", "second"):
         remote.ask(HOST, request, packed(text))
     assert (tmp_path / "runs" / "x" / "job.sbatch").read_text() == "first"
@@ -165,12 +165,80 @@ def test_a_job_submitted_over_ssh_runs_and_is_followed_from_here(far, tmp_path):
     assert run in far.dslaunch("runs").stdout
 
 
+LATE = """import os, sys, time
+if os.environ["RANK"] == "0":
+    open(os.path.join(sys.argv[1], "started"), "w").close()
+while not os.path.exists(os.path.join(sys.argv[1], "go")):
+    time.sleep(0.2)
+from lib import word
+path = os.path.join(os.environ["DSLAUNCH_CHECKPOINT_DIR"], "rank-" + os.environ["RANK"])
+os.makedirs(os.path.dirname(path), exist_ok=True)
+open(path, "w").write(word)
+print("it is", word)
+"""
+
+
+def test_the_code_of_a_laptop_travels_and_a_later_edit_of_it_changes_nothing(far, tmp_path):
+    project = far.folder
+    for name, text in {"src/train.py": LATE, "lib.py": "word = 'first'\n", "data/big.bin": "x"}.items():
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_text(text)
+    (project / ".dslaunchignore").write_text("/data/\n/dslaunch-runs/\n")
+    asked = job(tmp_path, script="train.py", workdir="src", args=[str(tmp_path / "there")])
+    asked |= {"code": "copy", "env": {"PYTHONPATH": ".."}}
+    run = far.submit(asked)
+    (project / "lib.py").write_text("word = 'second'\n")
+    there = tmp_path / "there"
+    copy = there / "runs" / run / "snapshot"
+    links = [path for path in copy.rglob("*") if path.is_symlink()]
+    assert links == [copy / "src" / "checkpoints" / "far"]  # and none to data, which is not there
+    assert links[0].resolve() == there / "runs" / "src" / "checkpoints" / "far"
+    deadline = time.monotonic() + 60
+    while not (there / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    (project / "lib.py").write_text("word = 'third'\n")
+    (there / "go").touch()
+    found = far.wait(run)
+    assert (found["state"], found["code"]) == ("completed", 0), far.log(run)
+    saved = [path.read_text() for path in (there / "runs" / "src" / "checkpoints" / "far").glob("rank-*")]
+    assert saved == ["first"] * 4
+    assert not (project / "src" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"train": {"script": "gone.py"}}, "gone.py is not in the code that is taken"),
+        ({"train": {"command": ["./data/run.sh"]}}, "data/run.sh is not in the code that is taken"),
+        ({"venv": ".venv"}, "venv .venv is on this machine"),
+        ({"train": {"command": ["true"], "workdir": "/opt"}}, "workdir /opt is absolute"),
+        ({"train": {"command": ["true"], "checkpoint": {"dir": "../x"}}}, "outside of it"),
+    ],
+)
+def test_code_that_would_be_missing_there_is_refused_before_anything_is_sent(far, tmp_path, change, says):
+    (far.folder / "data").mkdir()
+    (far.folder / "data" / "run.sh").write_text("")
+    (far.folder / ".dslaunchignore").write_text("/data/\n")
+    train = {"command": ["true"], "workdir": ".", **change.get("train", {})}
+    if "script" in train:
+        del train["command"]
+    asked = job(tmp_path, **train) | {"code": "copy"} | {key: change[key] for key in change if key != "train"}
+    (far.folder / "job.yaml").write_text(json.dumps(asked))
+    done = far.dslaunch("slurm", "job.yaml")
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert not (tmp_path / "there" / "runs").exists()
+
+
 def test_the_same_job_again_is_the_same_run_and_cancel_reaches_it(far, tmp_path):
     sleeper = job(tmp_path, command=["sleep", "300"])
     first = far.submit(sleeper)
     assert far.submit(sleeper) == first
     assert far.dslaunch("cancel", first).returncode == 0
     assert far.wait(first)["state"] == "cancelled"
+    done = far.dslaunch("resume", first, "--fresh")
+    assert done.returncode == 2
+    assert "its checkpoints are on login1, out of reach of --fresh" in done.stderr
 
 
 def test_what_is_not_there_is_refused_before_anything_is_sent(far, tmp_path):

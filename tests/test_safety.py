@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import k8s_schema
 import pytest
 import yaml
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from launcher import bundle, cli, plan, run, spec, yamldoc
+from launcher import bundle, cli, facts, plan, run, spec, yamldoc
 from launcher.backends import kubernetes, local, slurm
-from launcher.backends.slurm import options
 from launcher.errors import UserError
 
 SHELLCHECK = Path(sys.executable).parent / "shellcheck"
@@ -312,7 +312,7 @@ def test_every_directive_arrives_as_it_was_written():
     assert {name: value for name, value in found.items() if name not in PLAIN - {"time"}} == expected
 
 
-OWN = sorted(name for name, row in options.rows().items() if row.field and "b" in row.of)
+OWN = sorted(name for name, row in facts.slurm_options().items() if row.field and "b" in row.of)
 
 
 @pytest.mark.parametrize("option", OWN)
@@ -405,7 +405,7 @@ def test_a_manifest_holds_every_text_as_it_was_written(field, text):
     except UserError as error:
         check_words(error)
         return
-    documents = list(yaml.safe_load_all(rendered.text(rendered.entry)))
+    documents = list(yaml.load_all(rendered.text(rendered.entry), Loader=k8s_schema.LOADER))
     assert [document["kind"] for document in documents] == ["ConfigMap", "ConfigMap", "PyTorchJob"]
     assert where(documents[-1]) in (None, text)
 
@@ -417,10 +417,11 @@ def test_the_scripts_in_a_config_map_are_those_that_were_rendered(texts):
     taken = [override for override in overrides if accepted(override, base=POD_BASE)]
     made = plan.make(load(*taken, base=POD_BASE))
     rendered = kubernetes.render(made)
-    config_map, *_ = yaml.safe_load_all(rendered.text(rendered.entry))
+    config_map, *_ = yaml.load_all(rendered.text(rendered.entry), Loader=k8s_schema.LOADER)
     assert config_map == kubernetes.manifests(made)[0]
     subprocess.run(["/bin/bash", "-n"], input=config_map["data"]["node.sh"].encode(), check=True)
-    assert yamldoc.dump([config_map]) == yamldoc.dump([yaml.safe_load(yamldoc.dump([config_map]))])
+    text = yamldoc.dump([config_map])
+    assert text == yamldoc.dump([yaml.load(text, Loader=k8s_schema.LOADER)])
 
 
 # --- secrets ----------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from launcher import lint, sarif, scriptlint
+from launcher.spec import words
 
 ROOT = Path(__file__).parent.parent
 DSLAUNCH = Path(sys.executable).parent / "dslaunch"
@@ -308,6 +309,13 @@ def only(text, rule):
     return [one for one in results(text) if one.rule == rule]
 
 
+def test_a_heterogeneous_job_is_judged_by_its_first_component():
+    head = "#!/bin/bash\n#SBATCH --nodes=2 --nodelist=a[1-2] --time=1:00:00\n"
+    more = "#SBATCH hetjob\n#SBATCH --nodes=1 --partition=cpu\n"
+    assert not only(f"{head}{more}srun python train.py\n", "SLM006")
+    assert only(f"{head.replace('1-2', '1-3')}{more}srun python train.py\n", "SLM006")
+
+
 @pytest.mark.parametrize(
     ("line", "rule", "fix"),
     [
@@ -331,7 +339,7 @@ def test_lines_that_sbatch_refuses_or_misreads(line, rule, fix):
 @pytest.mark.parametrize(
     "line",
     ["--part=gpu", "--ntasks-per-nod=2", "--tasks-per-node=2", "-N2 -n 16", "--nodes 2 # two", "--uenv=pytorch/v2.6",
-     "--container-image=a.sqsh", "--comment='a $5 run'", "--our-own-plugin=7", "-J%j"],
+     "--container-image=a.sqsh", "--comment='a $5 run'", "--our-own-plugin=7", "-J%j", "hetjob", "packjob"],
 )  # fmt: skip
 def test_lines_that_sbatch_takes(line):
     assert not {"SLM001", "SLM003", "SLM004"} & set(found(f"#!/bin/bash\n#SBATCH {line}\npython train.py\n"))
@@ -343,7 +351,7 @@ def test_lines_that_sbatch_takes(line):
      ("infinite", None), ("", None)],
 )  # fmt: skip
 def test_times_of_slurm(text, seconds):
-    assert scriptlint.seconds(text) == seconds
+    assert words.seconds(text) == seconds
 
 
 def test_a_rank_of_the_batch_shell_is_fatal_to_static_and_harmless_to_c10d():

@@ -100,7 +100,10 @@ def test_a_job_without_services_has_nothing_of_them():
 @pytest.mark.parametrize(
     ("row", "has", "without"),
     [
-        ({}, ["--nodes=1", "--gres=gpu:8"], ["--overlap"]),
+        ({}, ["--nodes=1", "--gres=gpu:8", "--cpus-per-task=96"], ["--overlap"]),
+        ({"tasks_per_node": 4}, ["--ntasks=4", "--cpus-per-task=24"], []),
+        ({"on": "first"}, [], ["--cpus-per-task"]),
+        ({"component": {"partition": "l40"}}, [], ["--cpus-per-task"]),
         ({"gpus_per_node": 0}, ["--gres=none"], ["--overlap"]),
         ({"on": "first"}, ["--nodes=1", "--overlap", "--mem=0", "--gres=none"], []),
         ({"on": "all", "gpus_per_node": 8}, ["--nodes=2", "--overlap", "--gres=gpu:8"], ["--gres=none"]),

@@ -31,6 +31,7 @@ def site(slurm, tmp_path, monkeypatch):
     for name, value in slurm.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("DSLAUNCH_POLL", "1")  # this controller has nobody else to answer
     return Site(tmp_path)
 
 
@@ -397,3 +398,42 @@ def test_only_a_number_is_a_job_id_and_only_a_refusal_is_final(reply, answer):
 )
 def test_slurm_s_spellings_of_time(time, minutes):
     assert backend.minutes(time) == minutes
+
+
+WHOLE = """
+srun --nodes=4 --ntasks=4 --ntasks-per-node=1 hostname | sort >one-each
+srun bash -c 'echo "$SLURM_PROCID $(hostname)"' | sort >one-per-slot
+cut -d" " -f1 "$DSLAUNCH_HOSTFILE" >hosts
+echo "$(wc -l <"$DLTS_HOSTFILE") $NNODES $NPROC_PER_NODE $MASTER_ADDR ${MASTER_PORT:+port} ${RANK-none}" >told
+srun --nodelist=node3 --ntasks=1 --nodes=1 bash -c 'exit "$1"' _ "$1"
+"""
+
+
+@pytest.mark.parametrize("code", [0, 9])
+def test_a_program_on_the_first_node_starts_the_ranks_of_all(site, code):
+    asked = job("whole", train={"command": ["bash", "-c", WHOLE, "_", str(code)], "zero": 0, "launcher": "job"})
+    asked["train"]["global_batch"] = 32
+    asked["resources"] = {"nodes": 4, "processes_per_node": 2, "cpus_per_node": 4}
+    run = site.submit({**asked, "recover": {"attempts": 0}})
+    found = site.wait(run, seconds=90)
+    assert (found["state"], found["code"]) == ("completed" if code == 0 else "failed", code), site.log(run)[-3000:]
+    nodes = [f"node{number}" for number in range(1, 5)]
+    assert (site.folder / "one-each").read_text().split() == nodes == (site.folder / "hosts").read_text().split()
+    assert (site.folder / "one-per-slot").read_text().splitlines() == [f"{n} {nodes[n // 2]}" for n in range(8)]
+    assert (site.folder / "told").read_text() == "4 4 2 node1 port none\n"
+    if code:
+        assert found["failures"][0].startswith("rank 0 on node1 ended with exit code 9")
+
+
+def test_what_a_program_left_on_other_nodes_ends_with_its_attempt(site):
+    twice = (
+        "squeue -hs -o %j >>seen; echo . >>seen; [ ! -e again ] || exit 0; touch again; "
+        "srun --nodes=1 --ntasks=1 --nodelist=node4 sleep 600 & sleep 2; squeue -hs -o %j >>seen; kill -9 $! $$"
+    )
+    asked = job("left", train={"command": ["bash", "-c", twice], "zero": 0, "launcher": "job"})
+    del asked["venv"]  # the next attempt begins at once
+    found = site.wait(site.submit({**asked, "recover": {"attempts": 1}}), seconds=90)
+    assert (found["state"], found["code"]) == ("completed", 0)
+    first, then, last = (site.folder / "seen").read_text().split(".\n")
+    assert "sleep" in then
+    assert "sleep" not in first + then.rpartition("sleep")[2] + last

@@ -1,12 +1,22 @@
 """What a run takes along of the code, in real trees and real git."""
 
+import io
 import json
 import os
 import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
 
+import fake_kube
+import k8s_schema
 import pytest
+import yaml
+from test_kubernetes import as_kubectl_applies, lay_out
 
-from launcher import snapshot, software, spec
+from launcher import plan, snapshot, software, spec
+from launcher.backends import kubernetes
 from launcher.errors import UserError
 from launcher.run import run
 
@@ -219,3 +229,179 @@ def test_a_package_installed_from_the_tree_is_imported_from_the_snapshot(project
     environ = {"PATH": os.environ["PATH"], "PYTHONPATH": f"{site}:{project}/src"}
     done = subprocess.run(["bash", "-e", "-c", script], env=environ, capture_output=True, text=True)
     assert done.stdout.strip() == f"{run}/snapshot/src/model.py", done.stderr
+
+
+# --- where no link leads back to the tree -------------------------------------------------------
+
+
+def test_elsewhere_nothing_leads_back_and_checkpoints_lead_to_where_the_run_was_submitted(project, tmp_path):
+    taken = take(project / "jobs", "code: git\n", elsewhere=True)
+    there = tree(tmp_path / "there", {"checkpoints/demo/step-1": ""})
+    folder = copied(taken, tmp_path / "run")
+    (folder / "submitted-from").symlink_to(there)
+    links = [path for path in (folder / "snapshot").rglob("*") if path.is_symlink()]
+    assert [path.relative_to(folder / "snapshot").as_posix() for path in links] == ["jobs/checkpoints/demo"]
+    assert (links[0] / "step-1").resolve() == there / "checkpoints/demo/step-1"
+    assert not (project / "jobs/checkpoints").exists()
+    assert any("left out, and not there when the job runs: .venv, a.log, data" in note for note in taken.notes())
+
+
+def test_elsewhere_a_checkpoint_directory_that_is_a_link_of_the_tree_stays_that_link(project, tmp_path):
+    (project / "checkpoints").symlink_to(tmp_path / "scratch")
+    taken = take(project, "code: git\n", elsewhere=True)
+    assert snapshot.kept(taken) == ""
+    assert (copied(taken, tmp_path / "run") / "snapshot/checkpoints").readlink() == tmp_path / "scratch"
+
+
+def test_a_packed_tree_is_the_same_bytes_whoever_packs_it_and_whenever(project):
+    (project / "run.sh").write_text("exit\n")
+    (project / "run.sh").chmod(0o755)
+    (project / "link").symlink_to("src/model.py")
+    before = snapshot.packed(take(project / "jobs", "code: git\n", elsewhere=True))
+    for path in (project / "train.py", project / "run.sh"):
+        os.utime(path, (1, time.time()))
+        path.chmod(path.stat().st_mode & 0o711)
+    assert snapshot.packed(take(project / "jobs", "code: git\n", elsewhere=True)) == before
+    assert before.job == "jobs"
+    with tarfile.open(fileobj=io.BytesIO(before.data)) as archive:
+        members = archive.getmembers()
+    assert {(member.mtime, member.uid, member.gid, member.uname) for member in members} == {(0, 0, 0, "")}
+    assert [(member.name, oct(member.mode)) for member in members if member.isreg()] == [
+        (".gitignore", "0o644"), ("jobs/job.yaml", "0o644"), ("run.sh", "0o755"), ("src/model.py", "0o644"),
+        ("train.py", "0o644"),
+    ]  # fmt: skip
+    (project / "train.py").write_text("other")
+    assert snapshot.packed(take(project / "jobs", "code: git\n", elsewhere=True)).digest != before.digest
+
+
+def test_more_than_config_maps_should_hold_is_refused_with_the_largest_named(project):
+    (project / "noise.bin").write_bytes(os.urandom(1_300_000))
+    tree(project, {"zeros.txt": "0" * 3_000_000})
+    with pytest.raises(UserError) as caught:
+        snapshot.packed(take(project, "code: git\n", elsewhere=True))
+    (problem,) = caught.value.problems
+    assert "compressed, and ConfigMaps take 1.0 MiB of it: noise.bin 1.2 MiB, zeros.txt 2.9 KiB" in problem.message
+    assert "clone" in problem.hint
+
+
+POD = """\
+name: demo
+model: gpt-demo
+resources: {nodes: 1, processes_per_node: 1}
+container: registry.example/image:1
+train: {zero: 0, steps: 10, workdir: .., command: [bash, -c, cat src/model.py; echo; pwd; touch can-write]}
+code: git
+"""
+FLAT = POD.replace("workdir: ..", "workdir: .")
+
+
+def rendered(base, text=POD):
+    loaded = spec.load(text, name="job.yaml").spec
+    return kubernetes.render(
+        plan.make(loaded), code=snapshot.packed(snapshot.take(loaded, base, run, elsewhere=True))
+    )
+
+
+def environment(tmp_path):
+    return {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path), "RANK": "0",
+            "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "DSLAUNCH_LOGS": str(tmp_path / "logs"),
+            "PET_NPROC_PER_NODE": "1", "WORLD_SIZE": "1"}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_pod_runs_the_code_as_it_was_in_a_directory_that_it_can_write_to(project, tmp_path):
+    tree(project, {"big.txt": "".join(f"{number * 7919 % 1_000_003}\n" for number in range(90_000))})
+    text = rendered(project / "jobs").text(kubernetes.ENTRY)
+    (project / "src/model.py").write_text("edited")
+    found = list(yaml.safe_load_all(text))
+    assert k8s_schema.problems(found) == []
+    parts = [one["metadata"]["name"] for one in found if "tree" in one["metadata"]["name"]]
+    assert parts == ["demo-tree-0", "demo-tree-1"]
+    assert max(map(as_kubectl_applies, found)) < 262_144
+    command, _ = lay_out(text, tmp_path / "mount")
+    done = subprocess.run(
+        command, env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    top = tmp_path / "mount-here" / "snapshot"
+    assert f"model\n[rank 0] {top}\n" in done.stdout
+    assert (top / "can-write").exists()
+    assert (top / "big.txt").read_bytes() == (project / "big.txt").read_bytes()
+    assert "implausibly" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["a b", "$(HOME)", "it's"])
+def test_a_pod_begins_at_the_job_files_place_whatever_its_name(project, tmp_path, name):
+    tree(project, {f"{name}/job.yaml": POD})
+    text = rendered(project / name, FLAT).text(kubernetes.ENTRY)
+    command, _ = lay_out(text, tmp_path / "mount")
+    command[-1] = command[-1].rpartition("exec bash")[0].replace("$$(", "$(") + "pwd"
+    done = subprocess.run(command, env=environment(tmp_path), cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == f"{tmp_path}/mount-here/snapshot/{name}\n", done.stderr
+
+
+def test_the_digest_of_a_job_is_that_of_its_code_too_and_a_preflight_has_the_code(project):
+    def digest():
+        *_, job = yaml.safe_load_all(rendered(project, FLAT).text(kubernetes.ENTRY))
+        return job["metadata"]["annotations"][kubernetes.DIGEST]
+
+    before = digest()
+    assert digest() == before
+    (project / "train.py").write_text("other")
+    assert digest() != before
+    loaded = spec.load(FLAT, name="job.yaml").spec
+    code = snapshot.packed(snapshot.take(loaded, project, run, elsewhere=True))
+    bundle = kubernetes.preflight(loaded, None, code=code)
+    names = [one["metadata"]["name"] for one in yaml.safe_load_all(bundle.text(bundle.entry))]
+    assert "demo-preflight-tree-0" in names
+
+
+def test_manifests_are_printed_with_the_code_of_the_job_files_tree(project):
+    (project / "jobs/job.yaml").write_text(POD)
+    words = [Path(sys.executable).with_name("dslaunch"), "k8s", project / "jobs/job.yaml"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=project.parent)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == rendered(project / "jobs").text(kubernetes.ENTRY)
+    assert "note: code: 4 files" in done.stderr
+    (project / "jobs/job.yaml").write_text(
+        POD.replace("command: [bash, -c, cat src/model.py; echo; pwd; touch can-write]", "script: a.log")
+    )
+    done = subprocess.run(words, capture_output=True, text=True, cwd=project.parent)
+    assert done.returncode == 2
+    assert "a.log is not in the code that is taken: it is ignored, or not there" in done.stderr
+
+
+def dslaunch(*words, cwd):
+    return subprocess.run(
+        [Path(sys.executable).with_name("dslaunch"), *words], capture_output=True, text=True, cwd=cwd, timeout=60
+    )
+
+
+def test_printed_manifests_are_the_job_file_again_and_an_edit_of_them_its_patch(project, tmp_path):
+    found = list(yaml.safe_load_all(rendered(project / "jobs").text(kubernetes.ENTRY)))
+    assert kubernetes.tree(found).job == "jobs"
+    found[-1]["metadata"]["annotations"]["note"] = "written since"
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump_all(found))
+    done = dslaunch("import", "m.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "code: git\n" in done.stdout
+    assert "written since" in done.stdout
+    assert "left out: the code that the manifests carry" in done.stderr
+
+
+@pytest.mark.slow
+def test_pods_of_a_cluster_get_the_code_as_it_was_and_an_edit_is_another_job(project, tmp_path, monkeypatch):
+    (project / "jobs/job.yaml").write_text(POD)
+    words = ["k8s", "jobs/job.yaml", "--runs", str(tmp_path / "runs"), "--apply"]
+    with fake_kube.serving(tmp_path, monkeypatch) as api:
+        first = dslaunch(*words, cwd=project)
+        assert first.returncode == 0, first.stderr
+        held = [value for value in api.objects.values() if "snapshot.tar.gz.0" in value.get("binaryData", {})]
+        (run_of_it,) = (tmp_path / "runs").glob("demo-*")
+        assert not (run_of_it / "snapshot").exists()
+        assert kubernetes.tree([{"kind": "ConfigMap", **held[0]}]).job == "jobs"
+        assert dslaunch(*words, cwd=project).stdout == first.stdout  # the same code is the same run
+        (project / "src/model.py").write_text("other")
+        other = dslaunch(*words, cwd=project)
+    assert other.returncode == 2, other.stdout
+    assert "demo" in other.stderr

@@ -31,7 +31,7 @@ JOB = {
     "train": {"global_batch": 4, "micro_batch": 4, "seq_len": 64, "zero": 0, "steps": 10, "launcher": "srun",
               "command": ["true"]},
     "resources": {"nodes": 1},
-    "slurm": {"time": "10", "sbatch": {"begin": "now+3600"}},
+    "slurm": {"time": "10", "begin": "now+3600"},
 }  # fmt: skip
 
 
@@ -44,6 +44,7 @@ def here(slurm, tmp_path, monkeypatch):
     for name, value in slurm.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    monkeypatch.setenv("DSLAUNCH_POLL", "1")  # this controller has nobody else to answer
     monkeypatch.setattr(submission, "SETTLE", 10.0)  # twice this cluster's MessageTimeout
     (tmp_path / "job.yaml").write_text(json.dumps(JOB))
     yield tmp_path

@@ -95,6 +95,9 @@ def render(plan: Plan) -> Bundle:
     problems = []
     if spec.train.launcher == "srun":
         problems.append(Problem("launcher srun needs Slurm", "torchrun or deepspeed", ("train", "launcher")))
+    if spec.train.launcher == "job":
+        message = "launcher job needs Slurm: one machine has no other nodes to reach"
+        problems.append(Problem(message, "launcher: node runs your command on every node", ("train", "launcher")))
     if spec.resources.spares:
         problems.append(Problem("one machine has no spare nodes", "spares: 0", ("resources", "spares")))
     problems += software.problems(spec, "local")

@@ -1,7 +1,8 @@
 """What others wrote, as job files: one module per kind of file. Nothing is run, and nothing is guessed silently.
 
 `typed` and `raw` count the fields of the job file that dslaunch understands, and those it only passes on: lines of
-`setup`, arguments of srun, of sbatch and of a container's runtime, and programs that stay a line of shell.
+`setup`, arguments of srun, of sbatch and of a container's runtime, a patch of the object, and programs that stay a
+line of shell.
 """
 
 from __future__ import annotations
@@ -43,14 +44,25 @@ class Imported:
         return tuple(note.message for note in self.notes if note.kind == "fill in")
 
 
-PASSED_ON: tuple[Path, ...] = (("setup",), ("slurm", "sbatch"), ("slurm", "srun"), ("container", "args"))
+PASSED_ON: tuple[Path, ...] = (
+    ("setup",), ("slurm", "sbatch"), ("slurm", "srun"), ("container", "args"), ("kubernetes", "patch"),
+    ("kubernetes", "pod_patch"),
+)  # fmt: skip
 WHOLE: tuple[Path, ...] = (("train", "args"), ("train", "command"), ("train", "launcher_args"))
+
+
+def reference(value: Mapping[str, Any]) -> bool:
+    """{env: SCRATCH, append: /runs}, {job: id}: one value that is put in later."""
+    return (
+        bool(value)
+        and set(value) <= {"env", "job", "node", "prepend", "append"}
+        and bool({"env", "job", "node"} & set(value))
+    )
 
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:
     """Fields as one counts them: every variable and every mount is one, a command line is one."""
-    reference = isinstance(value, dict) and set(value) <= {"env", "append"} and "env" in value and path != ()
-    if isinstance(value, dict) and not reference:
+    if isinstance(value, dict) and not (path != () and reference(value)):
         for key, child in value.items():
             yield from leaves(child, (*path, key))
     elif isinstance(value, (list, tuple)) and path not in WHOLE:

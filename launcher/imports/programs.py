@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from posixpath import basename
 from typing import Literal
 
-from launcher import shell
+from launcher import launchlint, shell
 from launcher.shell import Command, Piece, Script, Word
 
-Starter = Literal["torchrun", "deepspeed", "accelerate", "composer", "python", "node"]
+Starter = Literal["torchrun", "deepspeed", "accelerate", "composer", "python", "node", "job"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ TORCHRUN = frozenset(
 )
 DEEPSPEED = frozenset(
     """hostfile include exclude num_nodes min_elastic_nodes max_elastic_nodes num_gpus num_accelerators
-    master_port master_addr launcher launcher_args elastic_training autotuning module_dir save_pid
+    master_port master_addr launcher launcher_args autotuning module_dir log_level
     bind_core_list ssh_port venv_script world_info node_rank enable_each_rank_log procs_per_node""".split()
 )
 ACCELERATE = frozenset(
@@ -64,8 +64,8 @@ ACCELERATE = frozenset(
     deepspeed_moe_layer_cls_names fsdp_offload_params fsdp_min_num_params fsdp_sharding_strategy
     fsdp_auto_wrap_policy fsdp_transformer_layer_cls_to_wrap fsdp_backward_prefetch fsdp_state_dict_type
     fsdp_forward_prefetch fsdp_use_orig_params fsdp_cpu_ram_efficient_loading fsdp_sync_module_states
-    fsdp_version fsdp_reshard_after_forward fsdp_activation_checkpointing downcast_bf16 same_network_value
-    enable_cpu_affinity megatron_lm_tp_degree megatron_lm_pp_degree env""".split()
+    fsdp_version fsdp_reshard_after_forward fsdp_activation_checkpointing
+    megatron_lm_tp_degree megatron_lm_pp_degree env""".split()
 )
 COMPOSER = frozenset(
     """nproc n world_size base_rank node_rank master_addr master_port run_directory stdout stderr timeout""".split()
@@ -79,20 +79,25 @@ MEETING = frozenset(
     monitor_interval log_dir tee redirects stdout stderr role launcher_args local_ranks_filter save_pid
     enable_each_rank_log procs_per_node start_method logs_specs""".split()
 )
-VALUES = {"torchrun": TORCHRUN, "deepspeed": DEEPSPEED, "accelerate": ACCELERATE, "composer": COMPOSER}
-NAMES: dict[str, Starter] = {
-    "torchrun": "torchrun", "deepspeed": "deepspeed", "deepspeed.pt": "deepspeed", "composer": "composer",
-    "accelerate-launch": "accelerate",
+VALUES: dict[Starter, frozenset[str]] = {
+    "torchrun": TORCHRUN, "deepspeed": DEEPSPEED, "accelerate": ACCELERATE, "composer": COMPOSER,
 }  # fmt: skip
-MODULES: dict[str, Starter] = {
-    "torch.distributed.run": "torchrun", "torch.distributed.launch": "torchrun",
-    "torch.distributed.elastic.launcher": "torchrun", "accelerate.commands.launch": "accelerate",
-    "deepspeed.launcher.runner": "deepspeed", "deepspeed.launcher.launch": "deepspeed",
-    "deepspeed.launcher": "deepspeed", "composer.cli.launcher": "composer",
-}  # fmt: skip
+
+
+def _started(kinds: Mapping[str, str]) -> dict[str, Starter]:
+    """Of those that can start a rank here; deepspeed-node is deepspeed."""
+    return {name: one for name, kind in kinds.items() for one in VALUES if one == kind.partition("-")[0]}
+
+
+JSC = "torchrun_jsc"  # torchrun that meets at the names which the fast network has at Jülich: NAMEi
+NAMES, MODULES = {**_started(launchlint.NAMES), JSC: "torchrun"}, _started(launchlint.MODULES)
 PYTHON = re.compile(r"(python[0-9.]*|pypy3?|conda-python-(simple|distributed))\Z")
 PYTHON_VALUES = ("-X", "-W", "--check-hash-based-pycs")
 MPI = frozenset(["mpirun", "mpiexec", "mpiexec.hydra", "orterun", "horovodrun", "ibrun", "aprun", "jsrun"])
+ELSEWHERE = frozenset(["aprun", "jsrun"])  # of schedulers that are not Slurm
+MPI_HOSTFILES = ("hostfile", "machinefile", "default-hostfile", "f", "hostsfile")
+MPI_COUNTS = ("np", "n", "c", "num-proc")
+MPI_PER_NODE = ("npernode", "N", "ppn", "perhost")
 
 
 def read(argv: Sequence[Word]) -> Program | None:
@@ -111,6 +116,8 @@ def read(argv: Sequence[Word]) -> Program | None:
         note = "axolotl train starts accelerate itself: its module is started instead"
         module = made(f"axolotl.cli.{said(argv[1])}", argv[0])
         return Program("accelerate", "module", module, rest, head=_module_head(argv[0]), note=note)
+    if name in MPI - ELSEWHERE:
+        return _mpi(argv)
     if PYTHON.match(name):
         return _python(argv)
     if re.fullmatch(r"[\w./${}-]+\.py", said(argv[0])):  # executable itself
@@ -149,15 +156,44 @@ def _python(argv: Sequence[Word]) -> Program | None:
     if at >= len(argv):
         return None
     if basename(said(argv[at])) == "deepy.py":
-        rest = " ".join(said(word) for word in argv[at + 1 :])
-        line = f'[ "$NODE_RANK" != 0 ] || exec python -u {said(argv[at])} {rest}'
-        note = "deepy starts every node by itself: it runs on the first one, and dslaunch sees no rank of its"
-        words = (made("bash", argv[0]), made("-c", argv[0]))
-        return Program("node", "command", None, (made(line, argv[0]),), head=words, note=note)
+        return Program("job", "command", None, tuple(argv), note=f"deepy.py {REACHES}; DLTS_HOSTFILE is set for it")
     own = "/" in said(argv[0]) and not said(argv[0]).startswith(("/usr/bin/", "/bin/"))
     if own:  # an interpreter of its own is part of the command
         return Program("python", "command", argv[at], tuple(argv[at + 1 :]), head=tuple(argv[:at]))
     return Program("python", "script", argv[at], tuple(argv[at + 1 :]), head=tuple(argv[:at]))
+
+
+REACHES = "starts the ranks of all nodes -> train.launcher: job: it runs on the first one, and dslaunch sees it alone"
+
+
+def _ours(name: str, near: Word) -> Word:
+    """A word that is known where the program runs: "$DSLAUNCH_HOSTFILE"."""
+    return Word(f"${name}", (Piece(f"${name}", name, "ours"),), near.line, near.column)
+
+
+def _mpi(argv: Sequence[Word]) -> Program:
+    """mpirun -np 16 --hostfile hosts python t.py as it is, with the run's hostfile and what is known of its ranks."""
+    words = list(argv)
+    numbers: dict[str, int] = {}
+    at = 1
+    while at < len(words) and read(words[at:]) is None:
+        name = said(words[at]).lstrip("-").partition("=")[0] if said(words[at]).startswith("-") else ""
+        value = words[at + 1] if at + 1 < len(words) else None
+        if name in MPI_HOSTFILES and "=" not in said(words[at]) and value is not None:
+            words[at + 1] = _ours("DSLAUNCH_HOSTFILE", value)
+        elif name in MPI_HOSTFILES:
+            words[at : at + 1] = [made(f"--{name}", words[at]), _ours("DSLAUNCH_HOSTFILE", words[at])]
+        elif name in (*MPI_COUNTS, *MPI_PER_NODE) and value is not None:
+            if said(value).isdigit():
+                numbers.setdefault("per node" if name in MPI_PER_NODE else "in all", int(said(value)))
+            elif name in MPI_COUNTS:
+                words[at + 1] = _ours("SLURM_NTASKS", value)
+        at += 1
+    name = basename(said(argv[0]))
+    return Program(
+        "job", "command", None, tuple(words), per_node=numbers.get("per node"), processes=numbers.get("in all"),
+        note=f"{name} {REACHES}",
+    )  # fmt: skip
 
 
 def _launched(kind: Starter, word: Word, words: Sequence[Word]) -> Program | None:
@@ -210,9 +246,11 @@ def _launched(kind: Starter, word: Word, words: Sequence[Word]) -> Program | Non
 
 
 def _unknown(word: Word) -> bool:
-    """A variable alone that may hold options: $DISTRIBUTED_ARGS of a file that is sourced."""
+    """A variable alone that may hold options: $DISTRIBUTED_ARGS of a file that is sourced; not "$ARGS", one word."""
     return (
         word.value is None
+        and word.quoting == "none"
+        and not any(piece.quoted for piece in word.pieces)
         and re.fullmatch(r"\$\{?[A-Z_]*(ARGS|OPTS|OPTIONS|FLAGS)[A-Z_]*\}?", word.partial) is not None
     )
 
@@ -301,7 +339,7 @@ def ray_head(argv: Sequence[Word], gpus: int | None) -> str:
             continue
         if word.value is not None:
             kept.append(text)
-    line = 'ray start --head --block --port="${DSLAUNCH_PORT_RAY_HEAD}"'
+    line = f'{said(argv[0])} start --head --block --port="${{DSLAUNCH_PORT_RAY_HEAD}}"'
     if gpus:
         line += f" --num-gpus={gpus}"
     return " ".join([line, *kept])
@@ -372,6 +410,11 @@ WHY = {
     "nc": "a service's readiness is services[].ready", "scontrol": "the nodes' names are dslaunch's part",
     "set": "the scripts of dslaunch stop at the first error", "nvidia-smi": "the preflight looks closer",
     "nvidia-cuda-mps-control": "a rank has a GPU of its own", "ln": "do it before", "mkdir": "make it before",
+    "dcgmi": "the GPUs' counters are left as they are", "unset": "a job starts with nothing that has to go",
+    "shift": "a job file has no arguments of its own", "wait": "dslaunch waits for the ranks",
+    "sleep": "dslaunch waits for services until they answer", "exit": "the job ends as its ranks do",
+    "touch": "a run has a directory of its own", "chmod": "do it before", "module": "it prints",
+    "umask": "a run's files are yours alone", "unzip": "unpack it before, or `stage:` it",
 }  # fmt: skip
 RENDEZVOUS = {
     **dict.fromkeys(["MASTER_PORT", "MASTER_ADDR", "MAIN_PROCESS_PORT", "MAIN_PROCESS_IP"], "of each attempt, set by "
@@ -409,8 +452,18 @@ def prepares(words: Sequence[str], command: Command) -> bool:
     ) or (name.startswith("python") and words[1:3] in (["-m", "venv"], ["-m", "pip"]))  # fmt: skip
 
 
+CHANGES = frozenset("cp mv ln tar rsync mkdir unzip zip rm touch chmod git curl wget".split())  # files, that is
+
+
+def changes(argv: Sequence[Word]) -> bool:
+    """srun mkdir, srun python -c "clean()": a step that does something, and is no training."""
+    name = basename(said(argv[0]))
+    code = said(argv[2]) if len(argv) > 2 and said(argv[1]) == "-c" else ""
+    return name in CHANGES or bool(PYTHON.match(name) and code and not re.search(r"\bprint\b|__version__", code))
+
+
 def informs(argv: Sequence[Word], nested: Script | None) -> bool:
-    """srun hostname, srun nvidia-smi: a step that only prints or cleans up."""
+    """srun hostname, srun nvidia-smi: a step that only prints."""
     name = basename(said(argv[0]))
     if name in QUIET:
         return True

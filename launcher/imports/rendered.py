@@ -17,7 +17,7 @@ from launcher.imports import Imported, Note
 from launcher.imports.sbatch import TEXT
 from launcher.spec.given import plain
 
-OURS = re.compile(r"^run=\$PWD  # the run directory: sbatch --chdir$|^# One task of the array for each point\.", re.M)
+OURS = re.compile(r"^run=\$PWD  # the run directory: sbatch --chdir$|^# One task of the array for each point\b", re.M)
 Beside = Callable[[str], "str | None"]  # the text of a file beside the script
 
 

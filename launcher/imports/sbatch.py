@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from posixpath import basename, normpath
 from typing import Any
 
 from launcher import envlint, facts, shell
 from launcher.errors import Path, Problem, UserError
-from launcher.imports import Imported, Kind, Note, programs
+from launcher.imports import Imported, Kind, Note, deepspeed, programs, reference
 from launcher.imports.programs import Program, said
 from launcher.shell import Assignment, Command, Option, Piece, Script, Word
 from launcher.spec.check import NOT_YOUR_PREFIXES, NOT_YOURS, SECRET_NAME, SECRET_VALUE
@@ -53,20 +55,13 @@ RUNTIME = {  # left out: what dslaunch does itself
     "get-user-env": "a job file describes the environment", "clusters": "submit from the other cluster",
     "ignore-pbs": "there are no such lines", "kill-on-invalid-dep": "dslaunch status says so",
     "no-kill": "resources.spares brings it", "unbuffered": "dslaunch says it", "label": "logs are per rank",
-    "jobid": "a step runs in its own job", "job-id": "a step runs in its own job", "job-name": "",
+    "jobid": "a step runs in its own job",
     "overlap": "a job has one step at a time", "exact": "a step has the whole job", "input": "ranks read nothing",
-    "whole": "a step has the whole job", "verbose-srun": "", "wait-for-children": "dslaunch waits",
+    "whole": "a step has the whole job", "wait-for-children": "dslaunch waits",
     "oom-kill-step": "", "disable-status": "", "quit-on-interrupt": "", "pty": "no terminal in a batch job",
     "export-file": "a job file says every variable itself", "resv-ports": "dslaunch finds ports itself",
     "propagate": "limits are checked on the nodes",
 }  # fmt: skip
-SBATCH_TOO = frozenset(  # options that slurm.sbatch passes on
-    """acctg-freq bb bbf cpu-freq gpu-freq power profile prefer priority extra extra-node-info gres-flags mcs-label
-    reboot use-min-nodes thread-spec sockets-per-node cores-per-socket ntasks-per-core delay-boot gid uid batch
-    container stepmgr resources cluster-constraint gpus-per-socket module image volume view uenv""".split()
-)
-
-
 OF_A_STEP = frozenset(  # its share of the job: the same as the job's, or a service's
     """nodes ntasks ntasks-per-node cpus-per-task gpus-per-node gpus-per-task gpus gres mem nodelist exclude exclusive
     relative het-group wait time cpus-per-gpu partition account constraint qos mem-per-gpu mem-per-cpu""".split()
@@ -124,7 +119,7 @@ def read(text: str, *, name: str, environ: Mapping[str, str] | None = None) -> I
     """The job of a script. Raises UserError for what is no sbatch script, with what to do instead."""
     script = shell.read(text, name)
     _refuse(script)
-    return _Import(script, environ or {}).job()
+    return Import(script, environ or {}).job()
 
 
 def _refuse(script: Script) -> None:
@@ -150,7 +145,7 @@ def _starts_something(command: Command) -> bool:
     return command.name == "srun" or programs.read(command.argv) is not None
 
 
-class _Import:
+class Import:
     def __init__(self, script: Script, environ: Mapping[str, str]) -> None:
         self.script, self.environ = script, environ
         self.fields: dict[str, Any] = {"name": _name(script)}
@@ -167,6 +162,7 @@ class _Import:
         self.env: dict[str, Any] = {}
         self.services: list[dict[str, Any]] = []
         self.components: list[dict[str, str]] = []  # of a heterogeneous job, behind the first
+        self.printed: list[Command] = []
         self.fabric, self.fabric_why = programs.fabric(script.text)
 
     # -- what is said
@@ -183,7 +179,9 @@ class _Import:
             self.note("carried", f"{what} -> {'.'.join(map(str, path))}", line)
 
     def fill(self, path: Path, message: str, line: int = 0) -> None:
-        self.comments[path] = message
+        before = self.comments.get(path, "")
+        if message not in before:
+            self.comments[path] = f"{before}; {message}" if before else message
         self.note("fill in", f"{'.'.join(map(str, path))}: {message}", line)
 
     # -- the whole
@@ -216,6 +214,9 @@ class _Import:
         self.judge()
         self.resources(trainer)
         self.software()
+        self.choices(trainer)
+        self.missing()
+        self.account()
         return Imported(_ordered(self.fields), tuple(sorted(self.notes, key=lambda one: one.line)), self.comments)
 
     # -- #SBATCH and srun options
@@ -226,7 +227,10 @@ class _Import:
             self.note("left out", f"{text}: sbatch expands no variables in its lines", line)
             return
         if not self.option(option, value, line, text, batch=True):
-            if option in SBATCH_TOO:
+            row = facts.slurm_options().get(option)
+            if row and (row.why or row.field):
+                self.note("left out", f"{text}: {row.why or f'{row.field} says it'}", line)
+            elif row and "b" in row.of:
                 self.put(("slurm", "sbatch", option), value or True)
                 self.note("kept", f"{text} -> slurm.sbatch", line)
             elif re.fullmatch(r"[a-z][a-z-]*", option):
@@ -246,6 +250,8 @@ class _Import:
         """One option of sbatch or srun as fields; False where none takes it."""
         if option in COUNTS:
             self.note("carried", f"{text} -> {COUNTS[option]}", line)
+        elif option == "gres":
+            self.note("carried", f"{text} -> resources.gpus_per_node, slurm.gres", line)
         needs, number = self.needs, _number(value)
         if option == "job-name":
             pass
@@ -254,6 +260,7 @@ class _Import:
         elif option in ("cpu-bind", "mem-bind", "gpu-bind"):
             loud = ("v", "verbose", "q", "quiet")
             value = ",".join(word for word in value.split(",") if word not in loud)
+            value = re.sub(r"^([a-z_]+)=", r"\1:", value)  # Slurm takes both; a job file has mask_cpu:
             if value:
                 self.put(("slurm", TEXT[option]), value, line, text)
             if value and option == "cpu-bind" and self.fields["slurm"].pop("hint", None):
@@ -309,6 +316,8 @@ class _Import:
         elif option == "kill-on-bad-exit":
             if value == "0":
                 self.put(("slurm", "kill_on_bad_exit"), False, line, text)
+            else:
+                self.note("left out", f"{text}: dslaunch says it", line)
         elif option == "array":
             self.sweep(value, line, text)
         elif option == "chdir":
@@ -319,12 +328,9 @@ class _Import:
             return self.box_option(option, value, line, text)
         elif option in RUNTIME:
             if option == "export" and value not in ("ALL", "NONE", "NIL", ""):
-                for item in value.split(","):
-                    name, equals, given = item.partition("=")
-                    if equals:
-                        self.variable(name, Word(given, (Piece(given),), line, 1), line)
-            if RUNTIME[option]:
-                self.note("left out", f"{text}: {RUNTIME[option]}", line)
+                self.listed(Word(value, (Piece(value),), line, 1), line)
+            if option not in ("chdir", "job-name"):
+                self.note("left out", f"{text}: {RUNTIME[option] or 'dslaunch has its own'}", line)
         else:
             return False
         return True
@@ -389,6 +395,9 @@ class _Import:
         for command in commands:
             if "substitution" in command.inside or not command.argv:
                 continue
+            if "never" in command.inside:
+                self.note("left out", f"{_flat(command.text)}: its condition does not hold here", command.line)
+                continue
             if self.environment(command, start):
                 continue
             found = self.peel(command, start)
@@ -414,6 +423,10 @@ class _Import:
             name = basename(said(now.argv[0]))
             if name == "srun":
                 options, rest = shell.options(now.argv[1:])
+                while len(rest) > 1 and _holds_options(rest):
+                    self.note("left out", f"srun {rest[0].text}: no line says what it holds", command.line)
+                    more, rest = shell.options(rest[1:])
+                    options += more
                 now = replace(now, argv=rest, options=(*now.options, *options), stepped=True)
             elif name == "env":
                 behind = list(now.argv[1:])
@@ -451,8 +464,12 @@ class _Import:
         if opens and nested is not None and nested.commands:
             self.commands(nested.commands, now)
             return None
-        if name in programs.MPI:
+        if name in programs.MPI and (name in programs.ELSEWHERE or not self.reaches or now.box):
             self.refuse_mpi(name, command)
+        if now.stepped and programs.changes(now.argv) and not programs.read(now.argv):
+            if not self.staged(replace(command, argv=now.argv)):
+                self.keep(replace(command, argv=now.argv))
+            return None
         if now.stepped or programs.read(now.argv) or programs.looks_like_work(now.argv):
             if programs.informs(now.argv, nested):
                 self.note("left out", f"{_short(command.text)}: it prints, and the preflight looks closer", now.line)
@@ -461,12 +478,17 @@ class _Import:
         self.note("left out", f"{_short(command.text)}: it is neither training nor known preparation", command.line)
         return None
 
+    reaches = True  # what runs on the first node may start the ranks of all: train.launcher: job
+
     def refuse_mpi(self, name: str, command: Command) -> None:
         hint = (
             "one Slurm task per rank does the same: train.launcher: srun with the program's own line; "
             "RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are set for every rank"
         )
         message = f"{name} starts these ranks, and dslaunch cannot watch what another launcher starts on other nodes"
+        if name not in programs.ELSEWHERE:
+            message = f"{name} inside a container starts ranks on other nodes, where the container is not"
+            hint = f"{hint}; or enter the container behind {name}"
         raise UserError(Problem(message, hint, where=f"{self.script.name}:{command.line}:{command.column}"))
 
     def conda_run(self, name: str, now: _Start, line: int) -> _Start:
@@ -520,9 +542,7 @@ class _Import:
             elif flag in ("--writable", "-w"):
                 box["writable"] = True
             elif flag == "--env" and value:
-                for item in value.partial.split(","):
-                    key, _, given = item.partition("=")
-                    self.variable(key, Word(given, (Piece(given),), line, 1), line)
+                self.listed(value, line)
             elif flag in ("--image", "-i") and value:
                 box["image"] = self.path(value, ("container", "image"), line)
             elif flag in ("--module", "-m") and value:
@@ -542,20 +562,7 @@ class _Import:
     def mounts(self, word: Word, line: int) -> list[Any]:
         """--bind a:b,c with what is known of it; a variable in front is read from the environment."""
         found: list[Any] = []
-        parts: list[list[Piece]] = [[]]
-        for piece in word.pieces:
-            if piece.name:
-                parts[-1].append(piece)
-                continue
-            chunks = piece.text.split(",")
-            for at, chunk in enumerate(chunks):
-                if at:
-                    parts.append([])
-                if chunk:
-                    parts[-1].append(replace(piece, text=chunk))
-        for pieces in parts:
-            if not pieces:
-                continue
+        for pieces in _listed(word):
             text = "".join(piece.shown for piece in pieces)
             twice = text.split(":")
             if len(twice) == 2 and twice[0] == twice[1]:
@@ -564,19 +571,34 @@ class _Import:
             found.append(self.path(replace(word, pieces=tuple(pieces)), ("container", "mounts"), line, tidy=False))
         return found
 
+    def listed(self, word: Word, line: int) -> None:
+        """ALL,A=1,B=$HOME/x of --export and --env."""
+        for pieces in _listed(word):
+            one = replace(word, pieces=tuple(pieces))
+            match = re.match(r"([A-Za-z_]\w*)=", one.partial)
+            if match:
+                value = shell.cut(one, len(match[0]))
+                self.variable(match[1], value if value.pieces else replace(value, pieces=(Piece(""),)), line)
+            elif one.partial not in ("ALL", "NONE", "NIL"):
+                self.note("left out", f"{one.partial}: a job file says every variable itself", line)
+
     # -- what prepares
 
     def environment(self, command: Command, start: _Start | None) -> bool:
         """Modules, activations, cd and everything else that starts no program of interest. True: dealt with."""
         words = [said(word) for word in command.argv]
         name, line = words[0], command.line
-        if name in ("module", "ml"):
+        if name == "mkdir":
+            self.keep(command)
+        elif name in ("module", "ml"):
             self.module(words[1:] if name == "module" else ["load", *words[1:]], command)
         elif name in ("source", ".") and len(words) > 1:
             self.source(command, command.argv[1])
         elif name in ("conda", "mamba", "micromamba", "pyenv") and words[1:2] in (["activate"], ["deactivate"]):
             if words[1] == "activate" and len(words) > 2:
                 self.conda(command.argv[2], name, line)
+            else:
+                self.note("left out", f"{_flat(command.text)}: a batch job begins without an environment", line)
         elif name == "eval" and ("shell.bash" in command.text or "shell hook" in command.text):
             match = re.search(r"(\S+)/bin/(conda|mamba|micromamba)\b", command.text)
             if match:
@@ -588,6 +610,8 @@ class _Import:
         elif (name == "cd" and not command.inside) or (name in ("cd", "pushd") and start is not None):
             if len(words) > 1 and not self.started:
                 self.workdir(command.argv[1], line, _short(command.text))
+            else:
+                self.note("left out", f"{_flat(command.text)}: {AFTER if self.started else 'it goes nowhere'}", line)
         elif name == "ulimit":
             self.keep(command)
         elif name == "sbcast":
@@ -595,8 +619,12 @@ class _Import:
         elif name in ("tar", "cp", "rsync", "unzip") and self.staged(command):
             pass
         elif name in programs.QUIET or name.startswith("log"):
-            if name in programs.WHY:
-                self.note("left out", f"{_short(command.text)}: {programs.WHY[name]}", line)
+            if self.started and name in programs.CHANGES:
+                self.note("left out", f"{_flat(command.text)}: {AFTER}", line)
+            elif name in programs.WHY:
+                self.note("left out", f"{_flat(command.text)}: {programs.WHY[name]}", line)
+            else:
+                self.printed.append(command)
         elif name in self.script.functions or name in ("function", "export", "return", "local", "declare"):
             pass
         elif name in ("uv", "pip", "pip3", "poetry", "pixi") and words[1:2] != ["run"]:
@@ -615,23 +643,29 @@ class _Import:
     def keep(self, command: Command) -> None:
         """A line of setup, as it was written where nothing in it was resolved."""
         if self.started or any(word in ("for", "while", "case", "if") for word in command.inside):
-            why = "it stands behind the start" if self.started else "it stands in a condition or a loop"
-            self.note("left out", f"{_short(command.text)}: {why}", command.line)
+            why = AFTER if self.started else "it stands in a condition or a loop"
+            self.note("left out", f"{_flat(command.text)}: {why}", command.line)
             return
         if any(SECRET_VALUE.regex.fullmatch(word.partial) for word in command.argv):
             why = "it holds a secret; secrets: {NAME: {from_env: NAME}} hands one over"
             self.note("left out", f"{_short(command.text)}: {why}", command.line)
             return
-        words = []
+        words = [f"{one.name}={_shell_word(one.value)}" for one in command.assignments if one.value is not None]
         for word in command.argv:
             text = word.value
-            words.append(_shell_word(word) if text is None else shell_quote(text))
+            home = text is not None and text.startswith("~/") and word.quoting == "none"
+            words.append(_shell_word(word) if text is None else text if home else shlex.quote(text))
         line = " ".join(words)
+        if command.argv and said(command.argv[0]) == "mkdir":  # every node runs it, each time
+            line = re.sub(r"^mkdir (?!.*-p)", "mkdir -p ", line)
+            if self.setup and self.setup[-1].startswith("mkdir -p ") and line.startswith("mkdir -p "):
+                more = [word for word in line[9:].split(" ") if word not in self.setup[-1].split(" ")]
+                line = " ".join([self.setup.pop(), *more])
         if command.after == "||":
             line += " || true"
         if line not in self.setup:
             self.setup.append(line)
-            self.note("kept", f"{_short(command.text)} -> setup", command.line)
+            self.note("kept", f"{_flat(command.text)} -> setup", command.line)
 
     def module(self, words: Sequence[str], command: Command) -> None:
         words = [word for word in words if word not in ("-q", "--quiet", "-s", "--silent", "--force", "-f", "--auto")]
@@ -664,7 +698,7 @@ class _Import:
         elif verb in ("swap", "switch", "sw") and len(rest) == 1:
             self.modules["load"].append(rest[0])
         elif verb in ("list", "avail", "show", "spider", "whatis", ""):
-            pass
+            self.printed.append(command)
         else:
             self.keep(command)
 
@@ -698,6 +732,7 @@ class _Import:
     def workdir(self, word: Word, line: int, text: str) -> None:
         value = self.path(word, ("train", "workdir"), line)
         if value in (".", "..", "-", "", "~"):
+            self.note("left out", f"{text}: a job begins in the job file's directory", line)
             return
         self.put(("train", "workdir"), value, line, text)
 
@@ -748,29 +783,30 @@ class _Import:
     def exports(self) -> None:
         spliced = {name for command in self.script.everything() for name in _names_in(command)}
         kept: dict[str, tuple[Word, int]] = {}
-        for one in self.script.assignments:
-            self.suffix(one)
-            if one.exported and not one.prefix and "[" not in one.name and one.value is not None:
+        scripts = [self.script, *(command.script for command in self.script.everything() if command.script)]
+        for script in scripts:
+            for one in script.assignments:
+                if script is self.script:
+                    self.suffix(one)
+                    if one.array is not None and self.array and not one.prefix and not one.exported:
+                        values = [word.value for word in one.array]
+                        if all(value is not None for value in values):
+                            self.indexed[one.name] = [str(value) for value in values]
+                if not one.exported or one.prefix or "[" in one.name or one.value is None or "never" in one.inside:
+                    continue
+                value = one.value
                 if any(word.startswith("function") for word in one.inside) and one.name in kept:
                     continue
-                branch = any(word in ("if", "case", "for", "while") for word in one.inside)
-                if branch and one.name in kept:
-                    continue
-                kept[one.name] = (one.value, one.line)
-            elif one.array is not None and self.array and not one.prefix:
-                values = [word.value for word in one.array]
-                if all(value is not None for value in values):
-                    self.indexed[one.name] = [str(value) for value in values]
+                if any(word in ("if", "case", "for", "while") for word in one.inside):
+                    known = script.variables.get(one.name, ())
+                    value = replace(value, pieces=known[0]) if len(known) == 1 else value
+                kept[one.name] = (value, one.line)
         for name, (word, line) in kept.items():
             text = said(word)
-            if name in spliced and re.search(r"\s", text.strip()) and name.isupper() and programs.command_like(text):
-                continue  # CMD, LAUNCHER: they stand in the command by now
+            if name in spliced and _for_the_script(name, text):
+                self.note("left out", f"{name}={_flat(text)}: it stands in the command by now", line)
+                continue
             self.variable(name, word, line)
-        for command in self.script.commands:
-            if command.script:
-                for one in command.script.assignments:
-                    if one.exported and not one.prefix and one.value is not None and one.name not in kept:
-                        self.variable(one.name, one.value, one.line)
 
     def suffix(self, one: Assignment) -> None:
         """MASTER_ADDR="${MASTER_ADDR}i": the name of the fast network, on machines that have two."""
@@ -810,6 +846,8 @@ class _Import:
             self.note("left out", f"{name}: dslaunch sets TORCH_NCCL_ASYNC_ERROR_HANDLING=3 itself", line)
         elif word.value is not None:
             self.env[self.renamed(name, line)] = (word.value, line)
+        elif any(piece.meaning in NODES for piece in word.pieces):
+            self.note("left out", f"{name}={_flat(word.text)}: {programs.RENDEZVOUS['NODES']}", line)
         elif name in ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "LIBRARY_PATH", "CPATH", "MANPATH"):
             self.path_variable(name, word, line)
         else:
@@ -826,7 +864,7 @@ class _Import:
 
     def setup_line(self, text: str, line: int, what: str) -> None:
         if "\n" in text or "scontrol" in text or "MASTER_" in text:
-            self.note("left out", f"{what}: only a running job knows its value", line)
+            self.note("left out", f"{_flat(text)}: only a running job knows its value", line)
         elif text not in self.setup:
             self.setup.append(text)
             self.note("kept", f"{what} -> setup: its value is known on the node", line)
@@ -860,6 +898,94 @@ class _Import:
             self.put(("env", name), value)
             self.note("carried", f"{name} -> env", line)
 
+    # -- what was not understood
+
+    def choices(self, trainer: _Start | None) -> None:
+        """What a condition of the script would have made different."""
+        scripts = [self.script, *(command.script for command in self.script.everything() if command.script)]
+        used = self.used(trainer)
+        told = set()
+        for one in (choice for script in scripts for choice in script.choices):
+            if one.taken == one.other or (one.name, one.other) in told:
+                continue
+            told.add((one.name, one.other))
+            other = _flat(one.other) or "empty"
+            message = f"{one.name}={_flat(one.taken)} here; `{_flat(one.condition)}` makes it {other}"
+            default = not one.other and re.search(r"-z|-n|\+x", one.condition)
+            ours = one.name in programs.RENDEZVOUS or (trainer is None)
+            place: Path = ("env", one.name) if one.name in self.fields.get("env", {}) else ("train",)
+            if ours or default or (place == ("train",) and one.name not in used):
+                self.note("left out", message, one.line)
+            else:
+                self.fill(place, message, one.line)
+
+    def used(self, trainer: _Start | None) -> set[str]:
+        """Names of variables that the training's own line is made of, directly or through others."""
+        if trainer is None:
+            return set()
+        lines = [command for command in self.script.everything() if command.line <= trainer.line <= command.end]
+        found = {name for command in lines for name in _names_in(command)}
+        found |= {name for command in lines for name in re.findall(r"\$\{?([A-Za-z_]\w*)", command.text)}
+        while True:
+            more = {
+                name
+                for one in self.script.assignments
+                if one.name in found
+                for word in (one.array or (one.value,))
+                if word is not None
+                for name in re.findall(r"\$\{?([A-Za-z_]\w*)", word.text)
+            }
+            if more <= found:
+                return found
+            found |= more
+
+    def missing(self) -> None:
+        """What #SBATCH lines leave to the site's defaults, and names that nothing of the script sets."""
+        if self.needs.nodes is None and re.search(r"SLURM_(JOB_NUM_NODES|NNODES)", self.script.text):
+            message = "no #SBATCH line says it; `sbatch --nodes` did, or the site's default of 1"
+            self.fill(("resources", "nodes"), message)
+        if "time" not in self.fields.get("slurm", {}):
+            self.note("left out", "no #SBATCH line says --time: the partition's default holds")
+        train = self.fields.get("train", {})
+        command = train.get("command") or []
+        text = str(command[2]) if command[:2] == ["bash", "-c"] and len(command) > 2 else ""
+        said_so = " ".join(self.setup) + " ".join(f"{name}=" for name in self.fields.get("env", {}))
+        names = dict.fromkeys(re.findall(r"\$\{([A-Za-z_]\w*)", text))
+        sourced = any(re.match(r"(source|\.) ", line) for line in self.setup)
+        for name in names:
+            if name in SET_FOR_EVERY_JOB or name.startswith(("SLURM_", "DSLAUNCH_")) or f"{name}=" in said_so:
+                continue
+            if name in self.fields.get("secrets", {}) or name in self.fields.get("sweep", {}).get("over", {}):
+                continue
+            if f"env.{name}" in self.fields.get("sweep", {}).get("over", {}):
+                continue
+            if name.isupper() and not sourced:  # sbatch handed it on from the shell that submitted
+                self.put(("env", name), {"env": name})
+                self.note("carried", f"{name} -> env: as the shell that submits has it")
+            else:
+                self.fill(("train", "command"), f"${{{name}}} is set by no line of the script: write what it holds")
+
+    def account(self) -> None:
+        """Whatever stands in no field and in no note so far is named now: nothing is lost without a word."""
+        if self.printed:
+            names = ", ".join(dict.fromkeys(_flat(command.text) for command in self.printed))
+            self.note("left out", f"what prints, or only moves within the script: {names}", self.printed[0].line)
+        told = "\n".join([*_texts(self.fields), *(note.message for note in self.notes)])
+        told = told.replace("{", "").replace("}", "")
+        scripts = [self.script, *(command.script for command in self.script.everything() if command.script)]
+        for script in scripts:
+            for one in script.assignments:
+                words = one.array if one.array is not None else (one.value,) if one.value else ()
+                lost = [token for word in words for token in _tokens(word) if token not in told]
+                if lost and not SECRET_NAME.regex.fullmatch(one.name):
+                    shown = _flat(" ".join(word.text for word in words))
+                    self.note("left out", f"{one.name}={shown}: nothing that is carried over uses it", one.line)
+            for command in script.commands:
+                lost = [token for word in command.argv for token in _tokens(word) if token not in told]
+                if lost and _flat(command.text) not in told and not command.script:
+                    shown = " ".join([_flat(said(command.argv[0])), "...", *dict.fromkeys(lost)])
+                    self.note("left out", f"{shown}: no field has it", command.line)
+
     # -- paths and run-time values
 
     def reference(self, text: str) -> Any:
@@ -881,11 +1007,13 @@ class _Import:
                 if ":" in tail:  # a mount
                     return {"env": "PWD", "append": tail}
                 return normpath(tail.lstrip("/")) if tail.strip("/") else "."
-        theirs = first.name.isidentifier() and not first.meaning and not first.name.startswith("SLURM")
-        if theirs and not any(piece.name for piece in rest):
-            tail = "".join(piece.text for piece in rest)
-            tail = tail.rstrip("/") if tidy else tail
-            return {"env": first.name, **({"append": tail} if tail else {})}
+        found = _reference(pieces)
+        if found is not None:
+            if tidy and "append" in found:
+                found["append"] = found["append"].rstrip("/")
+                if not found["append"]:
+                    del found["append"]
+            return found
         if soft:
             return None
         known = "".join(self.environ.get(piece.name, "") if piece.name else piece.text for piece in pieces)
@@ -910,13 +1038,14 @@ class _Import:
         for score, _, one in scored:
             if one is chosen:
                 continue
-            text = _short(" ".join(said(word) for word in one.argv))
+            text = " ".join(said(word) for word in one.argv)
+            text += "".join(f" {option.word.text}" for option in one.options)
             if [said(word) for word in one.argv[:3]] == [said(word) for word in chosen.argv[:3]]:
                 self.note("left out", f"{text}: the same program again; a job file starts one", one.line)
             elif score <= 0.5 or one.line < chosen.line:
                 self.note("left out", f"{text}: it prepares; run it before, or as a line of setup", one.line)
             else:
-                self.note("left out", f"{text}: one job file trains once; this is a job of its own", one.line)
+                self.note("left out", f"{text}: {AFTER}", one.line)
         for one in servers:
             self.service(one, chosen)
         return chosen
@@ -996,15 +1125,20 @@ class _Import:
             row["on"], row["port"] = "first", int(port) if port.isdigit() else 6379
             row.pop("nodes", None)
             row["ready"] = {"port": row["port"]}
-            row["command"] = ["bash", "-c", "exec " + programs.ray_head(start.argv, self.needs.gpus_per_node)]
-            row["gpus_per_node"] = self.needs.gpus_per_node or 0
+            gpus = self.gpus(start, None)
+            row["command"] = ["bash", "-c", "exec " + programs.ray_head(start.argv, gpus)]
+            row["gpus_per_node"] = gpus or 1
+            if not gpus:
+                at = len(self.services)
+                self.fill(("services", at, "gpus_per_node"), "as many as the job has on a node", start.line)
         else:
             row["nodes"] = max((self.needs.nodes or 2) - 1, 1)
             row.pop("on", None)
             row["after"] = ["ray-head"]
             row["command"] = [
                 "bash", "-c",
-                'exec ray start --block --address="${DSLAUNCH_HOST_RAY_HEAD}:${DSLAUNCH_PORT_RAY_HEAD}"',
+                f'exec {said(start.argv[0])} start --block '
+                '--address="${DSLAUNCH_HOST_RAY_HEAD}:${DSLAUNCH_PORT_RAY_HEAD}"',
             ]  # fmt: skip
 
     def command(self, start: _Start, *, trainer: bool = True) -> list[Any]:
@@ -1069,34 +1203,32 @@ class _Import:
             return word.value
         pieces = [piece for piece in word.pieces if piece.name or piece.text]
         first, rest = pieces[0], pieces[1:]
-        if any(piece.name for piece in rest) or first.meaning:
-            if first.meaning == "submit-dir" and not any(piece.name for piece in rest):
-                tail = "".join(piece.text for piece in rest)
-                return normpath("./" + tail.lstrip("/"))
-            return None
-        if not first.name.isidentifier() or SECRET_NAME.regex.fullmatch(first.name):
-            return None
-        # of the script's own making, in a way that is not known; or Slurm's
-        if first.name.islower() or first.name.startswith("SLURM"):
-            return None
-        tail = "".join(piece.text for piece in rest)
-        return {"env": first.name, **({"append": tail} if tail else {})}
+        if first.meaning == "submit-dir" and not any(piece.name for piece in rest):
+            tail = "".join(piece.text for piece in rest)
+            return normpath("./" + tail.lstrip("/"))
+        return _reference(pieces, job=True)
 
     def run_time(self, word: Word, before: Word | None) -> str:
         """A word for `bash -c`, with names that mean the same in a job of dslaunch's."""
         if word.value is not None:
-            return shell_quote(word.value)
+            return shlex.quote(word.value)
         parts = []
         hint = (said(before) if before else "") + word.text
         previous = ""
+        suffix = self.fields.get("slurm", {}).get("address_suffix", "")
         for piece in word.pieces:
             if not piece.name:
-                parts.append(_inside_quotes(piece.text))
+                # the name of the first node has it by then
+                text = piece.text.removeprefix(suffix) if previous == "host" else piece.text
+                parts.append(_inside_quotes(text))
                 hint += piece.text
             else:
                 parts.append(self.expression(piece, port=bool(re.search(r"(?i)port", hint)) or previous == "host"))
             previous = "host" if piece.meaning == "first-node" else (previous if piece.text == ":" else "")
         text = "".join(parts)
+        lone = len(word.pieces) == 1 and not word.meaning and not word.pieces[0].quoted and word.quoting == "none"
+        if lone and word.pieces[0].name.isidentifier() and not SECRET_NAME.regex.fullmatch(word.pieces[0].name):
+            return text  # it may hold several words
         return f'"{text}"'
 
     def expression(self, piece: Piece, *, port: bool) -> str:
@@ -1112,8 +1244,14 @@ class _Import:
             "local-disk": "${DSLAUNCH_LOCAL}", "submit-dir": "${PWD}", "time": "${SLURM_JOB_ID}",
             "random": "${SLURM_JOB_ID}", "array-index": "${ARRAY_INDEX}",
         }  # fmt: skip
+        if meaning in ("rank", "local-rank", "tasks") and self.fields["train"].get("launcher") == "node":
+            tasks = self.needs.tasks_per_node or 1
+            if tasks > 1 or meaning == "local-rank":
+                self.fill(("train", "launcher"), f"{piece.shown} counts {tasks} tasks on a node, and node starts one")
         if meaning == "array-index" and "[" in piece.name:
             return "${" + _one_of(piece.name.partition("[")[0]) + "}"
+        if meaning == "tasks" and self.whole:
+            return "${SLURM_NTASKS}"
         if meaning == "job-id":
             return f"${{{piece.name}}}" if piece.name.isidentifier() else "${SLURM_JOB_ID}"
         if meaning in simple:
@@ -1121,7 +1259,7 @@ class _Import:
         return f"${{{piece.name}}}" if piece.name.isidentifier() else piece.text
 
     def program(self, start: _Start) -> None:
-        start = replace(start, argv=self.arguments(start.argv))
+        start = self.installed(replace(start, argv=self.arguments(start.argv)))
         self.swept(start)
         for name, word in start.own:
             self.variable(name, word, start.line)
@@ -1136,6 +1274,7 @@ class _Import:
         tasks = self.tasks_per_node(start)
         gpus = self.gpus(start, found)
         launcher: str = found.launcher
+        self.whole = launcher == "job"
         if launcher == "python":
             several = start.stepped and (tasks or 0) > 1 and (not gpus or tasks == gpus)
             launcher = (
@@ -1155,16 +1294,22 @@ class _Import:
             self.note(
                 "left out", f"{' '.join(dropped)}: ranks and their meeting point are dslaunch's part", start.line
             )
-        launcher_args = [self.plain(word) for word in found.options]
-        if any(word is None for word in launcher_args):
-            self.note("left out", "arguments of the launcher with values that only a running job knows", start.line)
-            launcher_args = [word for word in launcher_args if word is not None]
+        launcher_args: list[Any] = []
+        for word in found.options:
+            value = self.plain(word)
+            if value is None:  # its flag goes with it, or would take the next argument for its value
+                flag = launcher_args.pop() if launcher_args and re.match(r"-[^=]*$", str(launcher_args[-1])) else ""
+                message = f"{flag} {_short(said(word))} is known to the script alone".strip()
+                self.fill(("train",), f"launcher_args: {message}", start.line)
+            else:
+                launcher_args.append(value)
         if launcher_args:
             self.put(("train", "launcher_args"), launcher_args)
         arguments = self.config(found, start)
+        self.megatron(arguments, start.line)
         plain = [self.plain(word) for word in arguments]
         target = None if found.target is None else self.plain(found.target)
-        per_node = launcher == "node"
+        per_node = launcher in ("node", "job")
         if per_node or found.kind == "command" or any(word is None for word in plain) or target is None:
             words = [*found.head, *([found.target] if found.target else []), *arguments]
             whole = replace(start, argv=tuple(words), own=())
@@ -1177,7 +1322,55 @@ class _Import:
             self.note("carried", found.note, start.line)
         for key, value in start.box.items():
             self.put(("container", key), value)
-        self.step_options(start)
+        if self.whole and start.options:
+            self.note("left out", "srun's options: dslaunch starts the program as the one task of a step", start.line)
+        else:
+            self.step_options(start)
+
+    whole = False  # the program starts the ranks of all nodes itself
+
+    def installed(self, start: _Start) -> _Start:
+        """/envs/x/bin/torchrun is torchrun of the environment /envs/x; torchrun_jsc meets at other names."""
+        word = start.argv[0]
+        if basename(said(word)) == programs.JSC:
+            slurm = self.fields.setdefault("slurm", {})
+            slurm.setdefault("address_suffix", "i")
+            self.note("carried", f"{said(word)} -> torchrun, with slurm.address_suffix", start.line)
+        match = re.search(r"/bin/(torchrun|python[0-9.]*|accelerate|deepspeed)\Z", said(word))
+        system = re.match(r"(/usr|/bin|/opt/conda/bin|/usr/local)\b|.*/\.local/bin/", said(word))
+        taken = start.box or "container" in self.fields or any(key in self.fields for key in ("venv", "conda", "uv"))
+        taken = taken or any(one.name.startswith("container") for one in start.options)
+        if not match or system or taken or not word.pieces or word.pieces[-1].name:
+            return start
+        trimmed = _without_end(word, match[0])
+        kind = "conda" if re.search(r"(?i)(conda|mamba|miniforge)[^/]*/(.*/)?envs/", said(word)) else "venv"
+        self.put((kind,), self.path(trimmed, (kind,), start.line), start.line, said(word))
+        name = "python" if match[1].startswith("python") else match[1]
+        return replace(start, argv=(programs.made(name, word), *start.argv[1:]))
+
+    def megatron(self, words: Sequence[Word], line: int) -> None:
+        """Degrees and batches that Megatron's own arguments say: a DeepSpeed config is made of the same ones."""
+        texts = [text for word in words for text in said(word).split("=", 1)]
+        numbers = {flag.replace("_", "-"): int(value) for flag, value in pairwise(texts)
+                   if flag.startswith("--") and re.fullmatch(r"[0-9][0-9_]{0,8}", value)}  # fmt: skip
+        given = {path: numbers[flag] for flag, path in MEGATRON.items() if flag in numbers}
+        if not any(flag in numbers for flag in ("--micro-batch-size", "--tensor-model-parallel-size")):
+            return
+        inner = numbers.get("--context-parallel-size", 1)
+        if inner > 1:  # no field has it, and a batch of less ranks is another one
+            self.note("left out", f"--context-parallel-size {inner} is the program's own: train has no batch", line)
+            given = {path: value for path, value in given.items() if path[0] in ("seq_len", "steps")}
+        for path, value in given.items():
+            at = self.fields["train"]
+            if path[0] == "parallel" and value == 1:
+                continue
+            if at.get(path[0]) not in (None, value) and len(path) == 1:
+                message = f"the program is told {value}, its DeepSpeed config {at[path[0]]}"
+                self.fill(("train", *path), message, line)
+                continue
+            self.put(("train", *path), value)
+        if given:
+            self.note("carried", f"what the program is told of its ranks and batches -> train ({len(given)})", line)
 
     def config(self, found: Program, start: _Start) -> tuple[Word, ...]:
         """Arguments without the DeepSpeed config that the script itself writes; it becomes fields."""
@@ -1207,8 +1400,6 @@ class _Import:
             return False
         if not isinstance(config, dict):
             return False
-        from launcher.imports import deepspeed
-
         fields, rest = deepspeed.fields(config)
         for path, value in fields.items():
             self.put(("train", *path), value)
@@ -1244,16 +1435,21 @@ class _Import:
     def step_options(self, start: _Start) -> None:
         for one in start.options:
             text = f"srun {one.word.partial}"
+            if one.value is not None and one.value.partial not in one.word.partial:
+                text += f" {one.value.partial}"
             if one.name in OF_A_STEP:
+                self.note("carried", f"{text}: the step has what the job has", one.word.line)
                 continue
             if one.name.startswith("container") and one.value is not None:
                 key = "container-mounts"
                 if one.name == key:
                     self.put(("container", "mounts"), self.mounts(one.value, one.word.line), one.word.line, text)
-                elif one.value.value is None or one.name in ("container-image", "container-workdir"):
+                elif one.name in ("container-image", "container-workdir", "container-name"):
                     name = one.name.removeprefix("container-")
                     value = self.path(one.value, ("container", name), one.word.line)
                     self.put(("container", name), value, one.word.line, text)
+                elif one.value.value is None:
+                    self.note("left out", f"{text}: only a running job knows its value", one.word.line)
                 else:
                     self.option(one.name, one.value.value, one.word.line, text, batch=False)
                 continue
@@ -1263,6 +1459,10 @@ class _Import:
                 )
                 self.put(("container", "runtime"), "edf")
                 continue
+            if one.name == "export" and one.value is not None:
+                self.listed(one.value, one.word.line)
+                self.note("carried", f"{text}: its variables are the job's", one.word.line)
+                continue
             if one.value is not None and one.value.value is None:
                 self.note("left out", f"{text}: only a running job knows its value", one.word.line)
                 continue
@@ -1271,7 +1471,7 @@ class _Import:
                 self.fields.setdefault("slurm", {}).setdefault("srun", []).append(
                     f"--{one.name}={value}" if value else f"--{one.name}"
                 )
-                if one.name not in shell.EVERY:
+                if one.name not in facts.options_of("s"):
                     self.plugin(one.name)
                 self.note("kept", f"{text} -> slurm.srun", one.word.line)
 
@@ -1392,7 +1592,7 @@ class _Import:
                 env = value["env"] if isinstance(value, dict) and "env" in value and len(value) > 1 else value
                 if isinstance(env, str):
                     self.setup.append('eval "$(conda shell.bash hook)"')
-                    self.setup.append(f"conda activate {shell_quote(env)}")
+                    self.setup.append(f"conda activate {shlex.quote(env)}")
             self.note("kept", f"{key} beside {given[0]} -> setup: a job file activates one of them", 0)
         box = self.fields.get("container")
         if box is not None and not box.get("image") and not box.get("environment"):
@@ -1404,6 +1604,14 @@ class _Import:
             self.fields["setup"] = self.setup
 
 
+AFTER = "it runs after the training: a job of its own, or slurm.dependency of the next"
+NODES = ("first-node", "hosts", "node-list", "this-address")
+MEGATRON: dict[str, Path] = {  # degrees of 1 say nothing
+    "--tensor-model-parallel-size": ("parallel", "tensor"),
+    "--pipeline-model-parallel-size": ("parallel", "pipeline"),
+    "--ds-sequence-parallel-size": ("parallel", "sequence"), "--micro-batch-size": ("micro_batch",),
+    "--global-batch-size": ("global_batch",), "--seq-length": ("seq_len",), "--train-iters": ("steps",),
+}  # fmt: skip
 OWN_GPU = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 # What a note says instead of a secret; and whatever stands behind `wandb login`.
 MASK = re.compile(
@@ -1480,18 +1688,103 @@ def _without_end(word: Word, end: str) -> Word:
     return word
 
 
+def _reference(pieces: Sequence[Piece], *, job: bool = False) -> dict[str, Any] | None:
+    """/scratch/$USER/x as {env: USER, prepend: /scratch/, append: /x}: text around one name; else None."""
+    named = [at for at, piece in enumerate(pieces) if piece.name]
+    if len(named) != 1:
+        return None
+    piece = pieces[named[0]]
+    if job and piece.meaning == "job-id" and piece.name.isidentifier():
+        found = {"job": "id"}
+    elif (
+        piece.name.isidentifier()
+        and not piece.meaning
+        and not piece.name.startswith("SLURM")
+        and not SECRET_NAME.regex.fullmatch(piece.name)
+        and not piece.name.islower()  # of the script's own making, in a way that is not known
+    ):
+        found = {"env": piece.name}
+    else:
+        return None
+    before, behind = ("".join(one.text for one in part) for part in (pieces[: named[0]], pieces[named[0] + 1 :]))
+    return {**found, **({"prepend": before} if before else {}), **({"append": behind} if behind else {})}
+
+
+def _holds_options(rest: Sequence[Word]) -> bool:
+    """srun $SRUN_ARGS python: a variable alone that nothing sets, before what is a program or an option."""
+    first, second = rest[0], rest[1]
+    alone = len(first.pieces) == 1 and first.pieces[0].name.isidentifier() and not first.pieces[0].meaning
+    if not alone or first.quoting != "none":
+        return False
+    options = re.search(r"(?i)(args|opts|options|flags|resume|extra|pinning|bind|params)", first.pieces[0].name)
+    return bool(options) or programs.read(rest[1:]) is not None or said(second).startswith("-")
+
+
+def _for_the_script(name: str, text: str) -> bool:
+    """CMD, LAUNCHER, TRAIN_SCRIPT: parts of a command, which a program has no use for."""
+    part = re.search(r"(?i)(script|cmd|command|launcher|torchrun|args|opts|program|executable)", name)
+    return bool(part) or bool(re.search(r"\s", text.strip()) and name.isupper() and programs.command_like(text))
+
+
+SET_FOR_EVERY_JOB = frozenset(
+    """USER HOME LOGNAME PWD PATH LD_LIBRARY_PATH PYTHONPATH HOSTNAME SHELL RANDOM MASTER_ADDR MASTER_PORT NODE_RANK
+    RANK LOCAL_RANK WORLD_SIZE ARRAY_INDEX NNODES NPROC_PER_NODE TMPDIR""".split()
+)
+
+
+def _texts(value: Any) -> Iterable[str]:
+    """Every text of a job, with references as a shell would write them."""
+    if isinstance(value, Mapping):
+        if reference(value):
+            name = value.get("env") or "SLURM_JOB_ID"
+            yield f"{value.get('prepend', '')}${name}{value.get('append', '')}"
+        else:
+            for key, child in value.items():
+                yield str(key)
+                yield from _texts(child)
+    elif isinstance(value, (list, tuple)):
+        for child in value:
+            yield from _texts(child)
+    else:
+        yield str(value)
+
+
+def _tokens(word: Word) -> Iterable[str]:
+    """Of a word what has to stand somewhere: text, and names that mean nothing special."""
+    if SECRET_VALUE.regex.fullmatch(word.partial) or MASK.search(word.partial):
+        return
+    for piece in word.pieces:
+        if not piece.name:
+            yield from re.findall(r"[A-Za-z0-9_./%+@-]*[A-Za-z0-9][A-Za-z0-9_./%+@-]*", piece.text)
+        elif piece.name.isidentifier() and not piece.meaning and not piece.name.startswith("SLURM"):
+            yield piece.name
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _listed(word: Word) -> list[list[Piece]]:
+    """a=$X,b in two."""
+    parts: list[list[Piece]] = [[]]
+    for piece in word.pieces:
+        if piece.name:
+            parts[-1].append(piece)
+            continue
+        for at, chunk in enumerate(piece.text.split(",")):
+            if at:
+                parts.append([])
+            if chunk:
+                parts[-1].append(replace(piece, text=chunk))
+    return [part for part in parts if part]
+
+
 def _tidy_script(path: Any) -> Any:
     return path.removeprefix("./") if isinstance(path, str) else path
 
 
 def _names_in(command: Command) -> set[str]:
     return {name for word in command.words for name in re.findall(r"\$\{?([A-Za-z_]\w*)", word.text)}
-
-
-def shell_quote(text: str) -> str:
-    import shlex
-
-    return shlex.quote(text)
 
 
 def _inside_quotes(text: str) -> str:

@@ -6,11 +6,12 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
 from launcher import spec, yamldoc
+from launcher.bundle import Tree
 from launcher.errors import Path, Problem, UserError
-from launcher.imports import Imported
+from launcher.imports import Imported, reference
 from launcher.spec import JobSpec
 from launcher.spec.train import Train
 
@@ -23,13 +24,34 @@ SPECIAL = re.compile(r"(|-+|~|=|null|true|false|yes|no|on|off|y|n|\.\.\.)\Z", re
 def text(job: Mapping[str, Any], *, comments: Mapping[Path, str] | None = None, head: Iterable[str] = ()) -> str:
     """{"name": "a", "train": {"args": ["--lr", "1"]}} as YAML that `spec.load` reads back to the same."""
     said = dict(comments or {})
+    job = {**job, **{key: _free(job[key], (key,)) for key in job}}
     lines = [f"# {line}" if line else "#" for line in head]
     for key, _ in ordered(job, JobSpec):
-        if lines and (key in SPACED or (isinstance(job[key], dict) and not _reference(job[key]))) and lines[-1]:
+        if lines and (key in SPACED or (isinstance(job[key], dict) and not reference(job[key]))) and lines[-1]:
             lines.append("")
         lines += _entry(key, job[key], 0, (key,), said)
     lines += [f"# FILL IN: {note}" for note in said.values()]  # of what has no line of its own
     return "\n".join(lines) + "\n"
+
+
+class Quoted(str):
+    """Text that has to stay text where no field says so."""
+
+    __slots__ = ()
+
+
+FREE: tuple[Path, ...] = (("kubernetes", "patch"), ("train", "deepspeed"), ("train", "optimizer", "params"))
+
+
+def _free(value: Any, path: Path) -> Any:
+    """ "2" in a patch is text to Kubernetes, and 2 is none."""
+    if isinstance(value, Mapping):
+        return {key: _free(child, (*path, key)) for key, child in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_free(child, (*path, index)) for index, child in enumerate(value)]
+    inside = any(path[: len(one)] == one for one in FREE)
+    number = inside and isinstance(value, str) and (yamldoc.NUMBER.match(value) or yamldoc.LEADING_ZERO.match(value))
+    return Quoted(value) if number else value
 
 
 def _entry(key: str, value: Any, depth: int, path: Path, said: dict[Path, str]) -> Iterator[str]:
@@ -40,18 +62,18 @@ def _entry(key: str, value: Any, depth: int, path: Path, said: dict[Path, str]) 
     flow = _flow(value)
     inner = any(other[: len(path)] == path for other in said)
     short = len(begin) + len(flow) + 1 <= WIDTH
-    whole = isinstance(value, dict) and _reference(value)
+    whole = isinstance(value, dict) and reference(value)
     if not isinstance(value, (dict, list, tuple)) or (depth and short and not inner) or whole or not value:
         yield f"{begin} {flow}{end}"
     elif isinstance(value, dict):
         yield begin + end
         for name, child in ordered(value, SECTIONS[key]) if not depth and key in SECTIONS else value.items():
             yield from _entry(name, child, depth + 1, (*path, name), said)
-    elif short and not inner and not any(isinstance(item, dict) and not _reference(item) for item in value):
+    elif short and not inner and not any(isinstance(item, dict) and not reference(item) for item in value):
         yield f"{begin} {flow}{end}"
     elif (
         not inner
-        and not any(isinstance(item, dict) and not _reference(item) for item in value)
+        and not any(isinstance(item, dict) and not reference(item) for item in value)
         and (max(len(_flow(item)) for item in value) < WIDTH - len(indent))
     ):
         yield begin + " [" + end
@@ -85,16 +107,12 @@ def _wrapped(items: list[str], indent: str) -> Iterator[str]:
 
 
 SECTIONS: dict[str, type] = {"train": Train, "resources": spec.Resources, "slurm": spec.Slurm,
-                             "container": spec.Container}  # fmt: skip
+                             "container": spec.Container, "kubernetes": spec.Kubernetes}  # fmt: skip
 
 
 def ordered(section: Mapping[str, Any], kind: type) -> list[tuple[str, Any]]:
     order = [row.name for row in fields(kind)]
     return sorted(section.items(), key=lambda row: order.index(row[0]) if row[0] in order else len(order))
-
-
-def _reference(item: Mapping[str, Any]) -> bool:
-    return set(item) <= {"env", "append"}
 
 
 def _flow(value: Any) -> str:
@@ -119,6 +137,8 @@ def scalar(value: Any) -> str:
         return "true" if value else "false"
     if isinstance(value, (int, float)):
         return repr(value)
+    if isinstance(value, Quoted):
+        return json.dumps(value)
     word = str(value)
     if PLAIN.match(word) and not SPECIAL.match(word):
         return word
@@ -130,7 +150,9 @@ def scalar(value: Any) -> str:
 # --- checked --------------------------------------------------------------------------------------
 
 
-def checked(made: Imported, *, name: str) -> tuple[str, list[Problem], set[str]]:
+def checked(
+    made: Imported, *, name: str, backend: Literal["slurm", "kubernetes"] = "slurm"
+) -> tuple[str, list[Problem], set[str]]:
     """The text, what keeps it from being submitted as it is, and the variables it reads where it is loaded.
 
     What is not right gets its comment, so that the user sees it in its place.
@@ -138,7 +160,11 @@ def checked(made: Imported, *, name: str) -> tuple[str, list[Problem], set[str]]
     variables = set(_variables(made.job))
     head = heading(made, name)
     body = text(made.job, comments=made.comments, head=head)
-    problems = _problems(body, {variable: f"/{variable.lower()}" for variable in variables})
+    paths_of = {variable: f"/{variable.lower()}" for variable in variables}
+    problems = _problems(body, paths_of, backend)
+    if problems and backend == "kubernetes":  # names of objects stand in variables as often as paths do
+        names_of = {variable: variable.lower().replace("_", "-") for variable in variables}
+        problems = min(problems, _problems(body, names_of, backend), key=len)
     if not problems:
         return body, [], variables
     root = yamldoc.parse(body, name=JOB)
@@ -151,12 +177,13 @@ def checked(made: Imported, *, name: str) -> tuple[str, list[Problem], set[str]]
 
 
 JOB = "job.yaml"
+UNSEEN = Tree(b"", ".", "")  # the code lies where the job file will
 
 
-def _problems(body: str, environ: Mapping[str, str]) -> list[Problem]:
+def _problems(body: str, environ: Mapping[str, str], backend: str) -> list[Problem]:
     """What loading, planning and rendering say of it."""
     from launcher import plan
-    from launcher.backends import slurm
+    from launcher.backends import kubernetes, slurm
 
     try:
         document = spec.load(body, name=JOB, environ=environ)
@@ -166,7 +193,10 @@ def _problems(body: str, environ: Mapping[str, str]) -> list[Problem]:
     if document.spec.sweep or (isinstance(named, str) and named.endswith(".json")):
         return []  # its points are jobs of their own; the file lies where the job file is
     try:
-        slurm.render(plan.make(document.spec))
+        if backend == "kubernetes":
+            kubernetes.render(plan.make(document.spec), code=UNSEEN)
+        else:
+            slurm.render(plan.make(document.spec))
     except UserError as error:
         return [document.place(problem) for problem in error.problems]
     return []
@@ -179,7 +209,7 @@ def heading(made: Imported, name: str) -> list[str]:
 
 def _variables(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
-        if _reference(value) and "env" in value:
+        if reference(value) and "env" in value:
             yield str(value["env"])
         else:
             for child in value.values():

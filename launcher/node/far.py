@@ -4,7 +4,8 @@ Standard input: sixteen digits, so many bytes of JSON, the rest belongs to the r
 that begins with the request's own nonce: whatever a login script prints around it is not read.
 
     {"nonce": "9f..", "op": "run", "argv": ["squeue"], "timeout": 30}     -> {"code": 0, "out": "..", "err": ".."}
-    {"nonce": "9f..", "op": "put", "folder": "runs/x", "link": "runs"}    -> {"folder": "/home/u/runs/x"}, after a tar
+    {"nonce": "9f..", "op": "put", "folder": "runs/x", "link": "runs", "make": ["ckpt"]}
+                                                                          -> {"folder": "/home/u/runs/x"}, after a tar
     {"nonce": "9f..", "op": "get", "folder": "runs/x", "have": {}}        -> {"files": [[path, size, offset, bytes]]}
     {"nonce": "9f..", "op": "missing", "paths": [["/a", "file"]]}         -> {"missing": ["/a"]}
 
@@ -75,10 +76,13 @@ def put(request: Request, payload: bytes) -> Request:
                 place = os.path.normpath(os.path.join(half, member.name))
                 if not place.startswith(half + os.sep):
                     raise ValueError("%s leads out of the run directory" % member.name)
+            if hasattr(tarfile, "fully_trusted_filter"):  # links of a snapshot lead wherever they led
+                archive.extraction_filter = tarfile.fully_trusted_filter
             archive.extractall(half)  # noqa: S202 - looked at above
-        link = os.path.join(half, "submitted-from")
-        if not os.path.lexists(link):
-            os.symlink(at_home(request["link"]), link)
+        above = at_home(request["link"])
+        os.symlink(above, os.path.join(half, "submitted-from"))
+        for path in request["make"]:  # what a link of the snapshot leads to
+            os.makedirs(os.path.join(above, path), exist_ok=True)
         os.rename(half, folder)
     return {"folder": folder}
 

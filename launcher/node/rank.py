@@ -231,14 +231,17 @@ def restore(env: dict[str, str], visible: Mapping[str, str]) -> dict[str, str]:
     return {**{name: value for name, value in env.items() if not name.endswith(mask)}, **visible}
 
 
-def itself(env: Mapping[str, str], *, nodes: int, per_node: int) -> dict[str, str]:
+def itself(env: Mapping[str, str], *, nodes: int, per_node: int, alone: bool = False) -> dict[str, str]:
     """For a program that starts its ranks itself: no rank, but the node's place as scripts and torchrun read it.
 
-    An operator's elastic rendezvous has told torchrun already, and more nodes than one number.
+    An operator's elastic rendezvous has told torchrun already, and more nodes than one number. Who is `alone` starts
+    those of the other nodes too, whose place is not that of the first: srun and mpirun hand this environment on.
     """
     kept = {name: value for name, value in env.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
     told = {"NNODES": str(nodes), "NPROC_PER_NODE": str(per_node)}
     place = {name: env[name] for name in ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")}
+    if alone:
+        return {**{name: value for name, value in kept.items() if name != "NODE_RANK"}, **told}
     if "PET_RDZV_ENDPOINT" in env:
         return {**kept, **told}
     return {**kept, **told, **{f"PET_{name}": value for name, value in {**told, **place}.items()}}
@@ -422,7 +425,7 @@ def main(plan_file: str) -> int:
     per_node = plan.get("starts_itself", 0)
     try:
         if not problem and per_node:
-            env = itself(env, nodes=plan["world"], per_node=per_node)
+            env = itself(env, nodes=plan["nodes"], per_node=per_node, alone=plan["alone"])
         if not problem and plan.get("numa", "none") != "none":
             said = near(plan["numa"], env, int(local))
             if said:

@@ -80,7 +80,8 @@ CACHES = (
     ("TORCHINDUCTOR_CACHE_DIR", "inductor"),
 )
 
-DIRECT = ("srun", "node")  # rank.py is started without a launcher: per rank, and per node for a program with its own
+ITSELF = ("node", "job")  # a program that starts ranks: those of its node, or of all from the first
+DIRECT = ("srun", *ITSELF)  # rank.py is started without a launcher: per rank, or once for a program with its own
 VISIBLE = ("VISIBLE_DEVICES", "VISIBLE_MODULES", "ZE_AFFINITY_MASK")
 
 
@@ -109,6 +110,11 @@ class Options:
     @property
     def world(self) -> int:
         return self.nodes * self.per_node
+
+    @property
+    def programs(self) -> int:
+        """Those that rank.py starts in the whole job."""
+        return {"node": self.nodes, "job": 1}.get(self.launcher, self.world)
 
 
 @dataclass(frozen=True)
@@ -143,7 +149,7 @@ def say(text: str) -> None:
 # What we were asked to do
 
 
-LAUNCHERS = ("torchrun", "deepspeed", "srun", "accelerate", "composer", "node")
+LAUNCHERS = ("torchrun", "deepspeed", "srun", "accelerate", "composer", *ITSELF)
 
 
 def numa(text: str) -> str | tuple[int, ...]:
@@ -194,14 +200,14 @@ def number(env: Mapping[str, str], name: str, *, below: int, least: int = 0) -> 
 
 
 def place(options: Options, env: Mapping[str, str]) -> Place:
-    node = number(env, "NODE_RANK", below=options.nodes)
+    node = number(env, "NODE_RANK", below=1 if options.launcher == "job" else options.nodes)
     if not env.get("MASTER_ADDR"):
         raise Refused("MASTER_ADDR is not set: this node does not know where rank 0 is")
     port = number(env, "MASTER_PORT", below=65536, least=1)
     if options.launcher == "srun":
         rank, local = number(env, "RANK", below=options.world), number(env, "LOCAL_RANK", below=1 << 16)
         return Place(node, env["MASTER_ADDR"], port, [rank], f"node-{node:04d}-{local:02d}")
-    if options.launcher == "node":
+    if options.launcher in ITSELF:
         return Place(node, env["MASTER_ADDR"], port, [node], f"node-{node:04d}")
     first = node * options.per_node
     ranks = list(range(first, first + options.per_node))
@@ -389,8 +395,8 @@ def rank_environment(
     """What the launcher is started with, and what the user may want to know about it."""
     kept = OURS if options.launcher == "srun" else ()
     ours: dict[str, str] = {}
-    if options.launcher == "node":
-        ours = {"RANK": env["NODE_RANK"], "LOCAL_RANK": "0", "WORLD_SIZE": str(options.nodes)}
+    if options.launcher in ITSELF:
+        ours = {"RANK": env["NODE_RANK"], "LOCAL_RANK": "0", "WORLD_SIZE": str(options.programs)}
     elif options.launcher == "accelerate" and options.world == 1:  # which starts a single rank as it is
         ours = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1"}
     elastic = options.launcher == "node" and "PET_RDZV_ENDPOINT" in env  # for the program's own torchrun
@@ -409,7 +415,8 @@ def rank_environment(
     for name in ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_PIPE_FILE"):
         result.setdefault(name, recorder(state))  # the second is the first one's name before torch 2.8
     result.setdefault("OMP_NUM_THREADS", str(threads(options, env)))
-    if options.nodes > 1 and not options.same_host and "GLOO_SOCKET_IFNAME" not in result:
+    several = options.nodes > 1 and options.launcher != "job"  # whose ranks elsewhere may have it under another name
+    if several and not options.same_host and "GLOO_SOCKET_IFNAME" not in result:
         name_of_interface = gloo_interface(addresses)
         if name_of_interface:
             result["GLOO_SOCKET_IFNAME"] = name_of_interface
@@ -798,7 +805,7 @@ def verdict(options: Options, where: Place, ranks: list[dict[str, Any]], end: En
     if hard and not outlived:
         first = hard[0]
         who = f"rank {first['rank']} (local {first['local_rank']}) on {first['host']}"
-        if options.launcher == "node":
+        if options.launcher in ITSELF:
             who = f"the program of node {first['rank']} on {first['host']}"
         text = f"{who} {how(first)} first"
         code = 128 + signal.SIGKILL if first["code"] is None else first["code"]
@@ -940,7 +947,7 @@ def scratch(base: str) -> Iterator[str]:
 def settings(options: Options, where: Place, *, state: str, count: int) -> overseer.Settings:
     return overseer.Settings(
         node=where.node,
-        nodes=options.world if options.launcher == "srun" else options.nodes,
+        nodes={"srun": options.world, "job": 1}.get(options.launcher, options.nodes),
         name=where.name,
         host=host(),
         attempt=count,
@@ -1018,11 +1025,12 @@ def train(
 
 def rank_plan(options: Options, where: Place, env: Mapping[str, str]) -> dict[str, Any]:
     """What rank.py is told. DeepSpeed's launcher overwrites the visible devices, rank.py puts them back."""
-    itself = options.launcher == "node"
     return {
         "argv": options.argv,
-        "world": options.nodes if itself else options.world,
-        "starts_itself": options.per_node if itself else 0,
+        "world": options.programs,
+        "nodes": options.nodes,
+        "alone": options.launcher == "job",
+        "starts_itself": options.per_node if options.launcher in ITSELF else 0,
         "own_gpu": options.own_gpu,
         "numa": options.numa,
         "logs": options.logs,

@@ -21,12 +21,13 @@ from launcher.backends.kubernetes.manifests import (
     preflight,
     recovers,
     render,
+    tree,
 )
 
 __all__ = [
     "DIGEST", "ENTRY", "GRACE", "HERE", "JOIN", "MOUNT", "REASON", "RUN", "SETTLE", "UID", "cancel", "changes",
     "checking", "drain", "events", "evidence", "grace", "kind", "logs", "look_up", "manifests", "notes", "preflight",
-    "recovers", "render", "state", "states", "submit", "validate", "verdict",
+    "recovers", "render", "state", "states", "submit", "tree", "validate", "verdict",
 ]  # fmt: skip
 
 

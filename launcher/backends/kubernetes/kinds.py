@@ -268,7 +268,7 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "hostIPC": ("security", "host_ipc"),
     "securityContext": ("security",),
     "topologySpreadConstraints": ("spread",),
-    "resourceClaims": ("network", "claim_template"),
+    "resourceClaims": ("network", "claim_template"),  # or claims
     "terminationGracePeriodSeconds": ("grace",),
     "schedulerName": ("gang",),
     "envFrom": ("env_from",),
@@ -344,6 +344,8 @@ def unsaid(spec: JobSpec, template: Object) -> Iterator[Problem]:
         path = FIELDS.get(key, ())
         if key == "envFrom" and not options.env_from:
             path = ("secret_env_from",)
+        if key == "resourceClaims" and not options.network.claim_template:
+            path = ("network", "claims")
         at: Path = ("kubernetes", *path)
         if at in told or (path and _get(options, path) == _get(default, path)):
             continue
@@ -380,9 +382,9 @@ def problems(spec: JobSpec, plan: Plan | None, *, training: bool) -> Iterator[Pr
         yield Problem(message, kind.managers[1], (*at, "managed_by"))
     yield from _name_problems(spec, training)
     yield from queueing.problems(spec)
-    if options.grace is not None and options.grace <= KUBELET - 1:
-        message = f"grace {options.grace} is less than Kubernetes' own {KUBELET} s, and 20 of them close the pod"
-        yield Problem(message, "leave it out: what saving takes", ("kubernetes", "grace"))
+    if options.pod_patch and options.kind == "trainjob":
+        message = "a TrainJob's pods are made from its runtime, and it says of them only what its API has fields for"
+        yield Problem(message, "kubernetes.patch of what it has, or kind: jobset", ("kubernetes", "pod_patch"))
     if options.kind == "jobset":
         yield from _jobset_problems(spec)
     if options.kind == "trainjob":
@@ -397,6 +399,9 @@ def problems(spec: JobSpec, plan: Plan | None, *, training: bool) -> Iterator[Pr
     if options.kind == "pytorchjob" and training and asked.backoff_limit is not None and not asked.restart_policy:
         message = f"backoff_limit {asked.backoff_limit}: nothing is counted by it unless pods are restarted in place"
         yield Problem(message, "restart_policy: OnFailure with it, or recover.attempts", (*at, "backoff_limit"))
+    if options.kind == "pytorchjob" and asked.backoff_limit is not None and asked.restart_policy == "ExitCode":
+        message = f"backoff_limit {asked.backoff_limit}: with ExitCode the operator forgets what it counted"
+        yield Problem(message, f"recover.attempts: {asked.backoff_limit}, which counts", (*at, "backoff_limit"))
 
 
 def _name_problems(spec: JobSpec, training: bool) -> Iterator[Problem]:
@@ -476,8 +481,11 @@ def notes(spec: JobSpec) -> Iterator[str]:
             )
         if asked.restart_policy == "Never" and asked.backoff_limit is not None:
             yield "restart_policy Never: the operator never looks at backoffLimit"
-        if asked.restart_policy == "ExitCode" and asked.backoff_limit is not None:
-            yield "restart_policy ExitCode: the operator forgets what it counted, so backoffLimit is never reached"
+    if asked.suspend and not queueing.labels(options) and queueing.QUEUE not in options.labels:
+        yield (
+            "suspend: true, and no queue that would start the job: kubernetes.queue, or "
+            f"kubectl patch {KINDS[options.kind].plural} {spec.name} with the field false"
+        )
     if options.elastic:
         yield "an elastic job plans its batch for resources.nodes; recover.attempts does not count, max_restarts does"
     if options.kind == "jobset" and spec.recover.attempts and not again:

@@ -86,6 +86,7 @@ def attachment(spec: JobSpec) -> Attachment:
         name = row.resource["name"]
         if name not in asked.resources:
             machine = spec.kubernetes.node_selector.get("node.kubernetes.io/instance-type", "")
+            machine = machine.removeprefix("ml.")  # as SageMaker HyperPod names an instance type
             count = count or row.resource.get("instances", {}).get(machine)
             count = count or row.resource.get("by", {}).get(gpu, row.resource.get("other"))
             if count is None:
@@ -112,15 +113,20 @@ def _gpu(spec: JobSpec) -> str:
 
 def _annotations(spec: JobSpec, row: Profile | None, gpu: str, count: int) -> dict[str, str]:
     asked = list(spec.kubernetes.network.multus)
-    own: list[str] = []
-    if row and row.networks:
-        own = row.networks.get("by", {}).get(gpu, row.networks.get("other", []))
-        own = [row.networks["each"]] * count if "each" in row.networks else own
+    own = _networks(row, gpu, count)
+    if MULTUS in spec.kubernetes.pod_annotations or GKE in spec.kubernetes.pod_annotations:  # the user's own
+        main = {GKE_DEFAULT: "eth0"} if GKE in spec.kubernetes.pod_annotations else {}
+        return {**(row.annotations if row else {}), **main}
     if row and row.how == "gke":
-        if asked and len(asked) != len(own):
+        if not asked and not own:
+            return dict(row.annotations)
+        leading = leads(spec, row)  # one in front of the profile's takes the interface that pods are else not given
+        if asked and own and len(asked) != len(own) + leading:
+            more = f", or one in front of them: gvnic-1, {', '.join(own)}" if row.first > 1 else ""
             message = f"{len(asked)} networks, and profile {row.name} has {len(own)} interfaces"
-            raise UserError(Problem(message, ", ".join(own), (*AT, "multus")))
-        pairs = [("eth0", "default"), *((f"eth{row.first + n}", name) for n, name in enumerate(asked or own))]
+            raise UserError(Problem(message, ", ".join(own) + more, (*AT, "multus")))
+        first = row.first - leading
+        pairs = [("eth0", "default"), *((f"eth{first + n}", name) for n, name in enumerate(asked or own))]
         interfaces = [{"interfaceName": interface, "network": name} for interface, name in pairs]
         return {**row.annotations, GKE_DEFAULT: "eth0", GKE: json.dumps(interfaces)}
     found = dict(row.annotations) if row else {}
@@ -129,8 +135,37 @@ def _annotations(spec: JobSpec, row: Profile | None, gpu: str, count: int) -> di
     return found
 
 
+def _networks(row: Profile | None, gpu: str, count: int) -> list[str]:
+    """The names of a profile's own."""
+    if not row or not row.networks:
+        return []
+    if "each" in row.networks:
+        return [row.networks["each"]] * count
+    found: list[str] = row.networks.get("by", {}).get(gpu, row.networks.get("other", []))
+    return found
+
+
+def leads(spec: JobSpec, row: Profile | None) -> bool:
+    """Whether `multus` names one network more than the profile, and in front: [gvnic-1, rdma-0, ...]."""
+    own = _networks(row, _gpu(spec), 0)
+    asked = len(spec.kubernetes.network.multus)
+    return bool(row and row.how == "gke" and row.first > 1 and own and asked == len(own) + 1)
+
+
+def interfaces(spec: JobSpec) -> str:
+    """NCCL_SOCKET_IFNAME of a pod where its networks say it, "" where they do not."""
+    row = profile(spec)
+    return str(row.networks.get("leads", "")) if row and leads(spec, row) else ""
+
+
 def problems(spec: JobSpec) -> Iterator[Problem]:
     asked, security = spec.kubernetes.network, spec.kubernetes.security
+    for key in (MULTUS, GKE):
+        if key in spec.kubernetes.pod_annotations and asked.multus:
+            message = f"network.multus, and the annotation {key}, which it writes"
+            yield Problem(message, "one of both", ("kubernetes", "pod_annotations", key))
+    if len(set(asked.claims)) != len(asked.claims) or asked.claim_template in asked.claims:
+        yield Problem("a claim stands there twice", "each template once", (*AT, "claims"))
     for name in asked.resources:
         if "/" not in name:
             yield Problem(f"resource {name} has no domain", "such as rdma/hca", (*AT, "resources", name))
@@ -165,13 +200,14 @@ def notes(spec: JobSpec, variables: set[str]) -> Iterator[str]:
     asked, resources = spec.kubernetes.network, spec.resources
     row = profile(spec)
     granted = {"allow_ipc_lock": spec.kubernetes.security.allow_ipc_lock or spec.kubernetes.security.privileged,
-               "claim_template": asked.claim_template}  # fmt: skip
+               "claim_template": asked.claim_template or asked.claims, "claims": asked.claims}  # fmt: skip
     for name, why in (row.advises(_gpu(spec)) if row else {}).items():
         if not granted[name]:
-            section = "network" if name == "claim_template" else "security"
-            yield f"network profile {row.name if row else ''}: {why}: kubernetes.{section}.{name}"
+            section = "network" if name in ("claim_template", "claims") else "security"
+            more = "" if section == "network" or spec.kubernetes.security.root else ", with security.root"
+            yield f"network profile {row.name if row else ''}: {why}: kubernetes.{section}.{name}{more}"
     many = resources.nodes > 1 and resources.gpus_per_node > 0 and resources.fabric
-    given = asked.resources or asked.multus or asked.host_network or asked.claim_template
+    given = asked.resources or asked.multus or asked.host_network or asked.claim_template or asked.claims
     if many and asked.profile == "auto" and row is None and not given:
         fabric = facts.fabric(str(resources.fabric)).name
         if fabric not in SLOW:

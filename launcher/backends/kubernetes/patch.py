@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from launcher.errors import Path, Problem, UserError
+from launcher.spec.check import NOT_YOUR_PREFIXES, NOT_YOURS, SECRET_NAME, SECRET_VALUE
 
 AT: Path = ("kubernetes", "patch")
 # The patchMergeKey of core/v1, and the listMapKey of a JobSet and a TrainJob. Other lists are replaced.
@@ -39,20 +40,24 @@ WORD = "$patch"
 # What is counted on elsewhere: ranks, names and the script that starts them.
 COUNTS = ("replicas", "parallelism", "completions", "numNodes", "numProcPerNode", "nprocPerNode", "minReplicas",
           "maxReplicas")  # fmt: skip
+GPUS = ("nvidia.com/gpu", "nvidia.com/mig-", "amd.com/gpu")
+OWN_LABELS = "app.kubernetes.io/"
 IDENTITY = (("apiVersion",), ("kind",), ("metadata", "name"), ("metadata", "namespace"))
 
 
-def apply(job: dict[str, Any], patch: dict[str, Any] | str, *, container: str = "pytorch") -> dict[str, Any]:
+def apply(
+    job: dict[str, Any], patch: dict[str, Any] | str, *, container: str = "pytorch", gpu: str = "", at: Path = AT
+) -> dict[str, Any]:
     """The object with the patch laid over it. Raises UserError where that breaks what dslaunch counts on.
 
-    `container` is the name of the one that trains.
+    `container` is the name of the one that trains, `gpu` the resource that a GPU is, and `at` where the patch stands.
     """
     if isinstance(patch, str):  # pure code reads no files
-        raise UserError(Problem(f"the patch {patch} was not read", "a section in its place", AT))
+        raise UserError(Problem(f"the patch {patch} was not read", "a section in its place", at))
     problems: list[Problem] = []
-    made = _merged(job, patch, AT, problems)
+    made = _merged(job, patch, at, problems)
     if not problems:
-        problems += _broken(job, made, container)
+        problems += _broken(job, made, container, gpu, at)
     if problems:
         raise UserError(*(replace(p, message=f"{'.'.join(map(str, p.at[2:]))}: {p.message}") for p in problems))
     assert isinstance(made, dict)
@@ -115,17 +120,30 @@ def _items(under: list[Any], over: list[Any], keys: tuple[str, ...], at: Path, p
 # --- what has to stay -----------------------------------------------------------------------------
 
 
-def _broken(job: dict[str, Any], made: dict[str, Any], container: str) -> Iterator[Problem]:
+def _broken(job: dict[str, Any], made: dict[str, Any], container: str, gpu: str, root: Path) -> Iterator[Problem]:
     for where in IDENTITY:
         if _at(job, where) != _at(made, where):
-            yield Problem(f"{'.'.join(where)} is dslaunch's own: the job is found by it", at=(*AT, *where))
+            yield Problem(f"{'.'.join(where)} is dslaunch's own: the job is found by it", at=(*root, *where))
+    for where, value in _labels(job, ()):
+        if _at(made, where) != value:
+            yield Problem(f"label {where[-1]} is dslaunch's own: pods are found by it", at=(*root, *where))
     for where, value in _counts(job, ()):
         if _at(made, where) != value:
             message = f"{where[-1]} is {value}, which the plan was made for"
-            yield Problem(message, "resources.nodes, gpus_per_node or kubernetes.elastic", (*AT, *where))
+            yield Problem(message, "resources.nodes, gpus_per_node or kubernetes.elastic", (*root, *where))
+    for where, value in _amounts(job, ()):
+        now = _at(made, where) or {}
+        before = value.get(gpu)
+        if gpu and str(now.get(gpu)) != str(before):
+            message = f"{gpu} is {before}, which the plan was made for"
+            yield Problem(message, "resources.gpus_per_node", (*root, *where, gpu))
+        for name in sorted(set(now) - set(value) - {gpu}):
+            if name.startswith(GPUS) and gpu:
+                hint = "resources.gpus_per_node, kubernetes.gpu_resource"
+                yield Problem(f"{name} beside {gpu} is a GPU that the plan has not", hint, (*root, *where, name))
     for where, pod in _pods(job, ()):
         now = _at(made, where)
-        at = (*AT, *where)
+        at = (*root, *where)
         boxes = now.get("containers") if isinstance(now, dict) else None
         rows = [one for one in boxes if one.get("name") == container] if isinstance(boxes, list) else []
         before = next((one for one in pod["containers"] if one["name"] == container), None)
@@ -138,6 +156,9 @@ def _broken(job: dict[str, Any], made: dict[str, Any], container: str) -> Iterat
         for name in ("command", "args"):
             if rows[0].get(name) != before.get(name):
                 yield Problem(f"{name} of {container} starts the ranks", "train.command", (*at, "containers", name))
+        told = {one["name"]: one for one in before.get("env") or ()}
+        for one in rows[0].get("env") or ():
+            yield from _variable(one, told, (*at, "containers", "env"))
         for name, key in (("volumeMounts", "mountPath"), ("env", "name")):
             now_there = {one[key]: one for one in rows[0].get(name) or ()}
             for one in before.get(name) or ():
@@ -147,6 +168,20 @@ def _broken(job: dict[str, Any], made: dict[str, Any], container: str) -> Iterat
         volumes = [one for one in now.get("volumes") or () if one.get("name") == "bundle"]
         if volumes != [one for one in pod.get("volumes") or () if one["name"] == "bundle"]:
             yield Problem("the volume bundle has the scripts", "another name", (*at, "volumes"))
+
+
+def _variable(one: dict[str, Any], before: dict[str, Any], at: Path) -> Iterator[Problem]:
+    name, value = str(one["name"]), one.get("value")
+    if one == before.get(name):
+        return
+    prefix = next((prefix for prefix in NOT_YOUR_PREFIXES if name.startswith(prefix)), "")
+    if name in NOT_YOURS or (prefix and prefix != "DSLAUNCH_"):  # which has a message of its own
+        yield Problem(f"{name} cannot be set: {NOT_YOURS.get(name) or NOT_YOUR_PREFIXES[prefix]}", "remove it", at)
+    elif isinstance(value, str) and (
+        SECRET_VALUE.regex.fullmatch(value) or (value and SECRET_NAME.regex.fullmatch(name))
+    ):
+        hint = f"secrets: {{{name}: {{secret: NAME, key: KEY}}}}"
+        yield Problem(f"{name} looks like a secret, and manifests are written to files", hint, at)
 
 
 def _at(value: Any, where: tuple[Any, ...]) -> Any:
@@ -171,6 +206,23 @@ def _counts(value: Any, where: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...
             yield (*where, name), child
         else:
             yield from _counts(child, (*where, name))
+
+
+def _labels(value: Any, where: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    for name, child in _steps(value):
+        if name == "labels" and isinstance(child, dict):
+            yield from (((*where, name, key), one) for key, one in child.items() if key.startswith(OWN_LABELS))
+        elif name not in ("matchLabels", "env", "volumes"):
+            yield from _labels(child, (*where, name))
+
+
+def _amounts(value: Any, where: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:
+    """Limits and requests of containers that have some, and of a TrainJob's trainer."""
+    for name, child in _steps(value):
+        if name in ("resources", "resourcesPerNode") and isinstance(child, dict):
+            yield from (((*where, name, side), child[side]) for side in ("limits", "requests") if side in child)
+        else:
+            yield from _amounts(child, (*where, name))
 
 
 def _pods(value: Any, where: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], dict[str, Any]]]:

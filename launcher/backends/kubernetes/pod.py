@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import posixpath
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from launcher import facts, software
 from launcher.backends.kubernetes import network, security
-from launcher.errors import Path, Problem
+from launcher.errors import Path, Problem, UserError
 from launcher.plan import Plan
 from launcher.preflight import pods
 from launcher.spec import JobSpec
 from launcher.spec.check import NOT_YOUR_PREFIXES, NOT_YOURS, SECRET_NAME, SECRET_VALUE
 from launcher.spec.kubernetes import NodeTerm, PodTerm, Scratch, Sidecar, Volume
-from launcher.spec.software import Code
+from launcher.spec.software import Code, Secret
 
 Object = dict[str, Any]
 
@@ -71,7 +72,7 @@ def template(
         "name": container,  # the operators look for it by its name
         "image": spec.box.image,
         "command": ["bash", "-c", WELCOME + _writable(spec, training) + command],
-        "env": [*_variables(spec, training=training, recovers=recovers), *_secrets(spec)],
+        "env": [*_variables(spec, training=training, recovers=recovers), *_secrets(spec.credentials)],
         "terminationMessagePolicy": "FallbackToLogsOnError",  # what fails before it can write its own
         "ports": [_port(spec, labels)],
         "securityContext": _rights(spec),
@@ -86,9 +87,12 @@ def template(
         ]
     if cloned(spec) and not spec.train.workdir.startswith("/"):
         trainer["workingDir"] = CODE
-    if amounts := _amounts(spec, fabric):
+    amounts = _amounts(spec, fabric)
+    if limits := _limits(spec, amounts):
         # requests too: a gang scheduler adds up requests and forgets what stands in limits alone
-        trainer["resources"] = {"limits": dict(amounts), "requests": dict(amounts)}
+        trainer["resources"] = {"limits": limits, **({"requests": dict(amounts)} if amounts else {})}
+    elif amounts:
+        trainer["resources"] = {"requests": dict(amounts)}
     pod: Object = {
         "automountServiceAccountToken": options.service_account_token,
         "enableServiceLinks": False,
@@ -97,9 +101,11 @@ def template(
         "containers": [trainer],
         "volumes": volumes,
     }
-    if options.network.claim_template:
-        trainer.setdefault("resources", {})["claims"] = [{"name": "network"}]
-        pod["resourceClaims"] = [{"name": "network", "resourceClaimTemplateName": options.network.claim_template}]
+    if claims := _claims(spec):
+        trainer.setdefault("resources", {})["claims"] = [{"name": name} for name in claims]
+        pod["resourceClaims"] = [
+            {"name": name, "resourceClaimTemplateName": template} for name, template in claims.items()
+        ]
     if first := [*_beside(fabric), *_clone(spec), *(_sidecar(row) for row in options.sidecars)]:
         pod["initContainers"] = first
     if options.network.host_network:
@@ -108,7 +114,7 @@ def template(
         pod["hostIPC"] = True
     pod |= _placed(spec, labels)
     metadata: Object = {"labels": {**labels, **options.pod_labels}}
-    if annotations := {**options.pod_annotations, **fabric.annotations}:
+    if annotations := {**fabric.annotations, **options.pod_annotations}:
         metadata["annotations"] = annotations
     return {"metadata": metadata, "spec": pod}
 
@@ -117,7 +123,8 @@ def _writable(spec: JobSpec, training: bool) -> str:
     """What somebody who is not root has to see to: where ranks begin, and where checkpoints go."""
     if spec.kubernetes.security.root:
         return ""
-    room = ROOM if spec.train.workdir == "." and not cloned(spec) else ""
+    own = spec.train.workdir == "." and not cloned(spec) and not taken(spec)
+    room = ROOM if own else ""
     place = _checkpoints(spec)
     return room + (KEEP.format(place=shlex.quote(place)) if training and place.startswith("/") else "")
 
@@ -137,16 +144,52 @@ def _variables(spec: JobSpec, *, training: bool, recovers: bool) -> list[Object]
     if recovers:  # empty where kubectl created the job
         run = {"fieldRef": {"fieldPath": f"metadata.annotations['{RUN}']"}}
         env.append({"name": "DSLAUNCH_RUN", "valueFrom": run})
-    for name, path in spec.kubernetes.env_fields.items():
-        env.append({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}})
+    env += _fields(spec.kubernetes.env_fields)
+    for name, value in spec.kubernetes.env_keys.items():
+        key = {"name": value.config_map, "key": value.key, **({"optional": True} if value.optional else {})}
+        env.append({"name": name, "valueFrom": {"configMapKeyRef": key}})
+    # bash hands on what it cannot export
+    env += [{"name": name, "value": _plain(value)} for name, value in spec.kubernetes.pod_env.items()]
+    if (interfaces := network.interfaces(spec)) and "NCCL_SOCKET_IFNAME" not in spec.env:
+        env.append({"name": "NCCL_SOCKET_IFNAME", "value": interfaces})
     return env
 
 
-def _secrets(spec: JobSpec) -> list[Object]:
+def _plain(value: str) -> str:
+    """As it is: $( in a variable's value is Kubernetes' own."""
+    return value.replace("$(", "$$(")
+
+
+def _fields(asked: Mapping[str, str]) -> list[Object]:
+    found: list[Object] = []
+    for name, path in asked.items():
+        amount = path.startswith(("limits.", "requests."))
+        source = {"resourceFieldRef": {"resource": path}} if amount else {"fieldRef": {"fieldPath": path}}
+        found.append({"name": name, "valueFrom": source})
+    return found
+
+
+def _secrets(asked: Mapping[str, Secret]) -> list[Object]:
     return [
-        {"name": name, "valueFrom": {"secretKeyRef": {"name": source.secret, "key": source.key}}}
-        for name, source in spec.credentials.items()
+        {
+            "name": name,
+            "valueFrom": {
+                "secretKeyRef": {
+                    "name": source.secret,
+                    "key": source.key,
+                    **({"optional": True} if source.optional else {}),
+                }
+            },
+        }
+        for name, source in asked.items()
     ]
+
+
+def _claims(spec: JobSpec) -> dict[str, str]:
+    """Templates by the names that the pod's claims get: network, network-1."""
+    asked = spec.kubernetes.network
+    templates = [*([asked.claim_template] if asked.claim_template else []), *asked.claims]
+    return {f"network-{number}" if number else "network": template for number, template in enumerate(templates)}
 
 
 def _port(spec: JobSpec, labels: dict[str, str]) -> Object:
@@ -167,8 +210,43 @@ def _amounts(spec: JobSpec, fabric: network.Attachment) -> dict[str, str]:
     if options.ephemeral_storage:
         amounts["ephemeral-storage"] = str(options.ephemeral_storage)
     if resources.gpus_per_node:
-        amounts[options.gpu_resource] = str(resources.gpus_per_node)
+        amounts[gpu_resource(spec)] = str(resources.gpus_per_node)
     return {**amounts, **fabric.resources}
+
+
+def _limits(spec: JobSpec, amounts: dict[str, str]) -> dict[str, str]:
+    limits = dict(amounts)
+    for name, limit in (("cpu", spec.kubernetes.cpu_limit), ("memory", spec.kubernetes.memory_limit)):
+        if limit == "none":
+            limits.pop(name, None)
+        elif limit:
+            limits[name] = limit
+    return limits
+
+
+MAKERS = {"amd.com/": "AMD", "nvidia.com/": "NVIDIA"}
+# Accelerators on which nothing of this runs: ranks are launched, checked and configured for CUDA, ROCm or CPUs.
+OTHERS = {
+    "habana.ai/": "Gaudi takes Habana's own DeepSpeed and HCCL",
+    "aws.amazon.com/neuron": "Trainium and Inferentia take neuronx-distributed",
+    "google.com/tpu": "TPUs take torch_xla or JAX",
+    "huawei.com/": "Ascend takes torch_npu and HCCL",
+    "gpu.intel.com/": "Intel's GPUs take oneCCL",
+}
+
+
+def _maker(spec: JobSpec) -> str:
+    """AMD, NVIDIA, or "" where the GPU is not named; a name that no table has is told by the plan."""
+    try:
+        gpu = facts.gpu(spec.resources.gpu) if spec.resources.gpu and spec.resources.gpus_per_node else None
+    except UserError:
+        return ""
+    return "" if gpu is None else "AMD" if gpu.arch.startswith("cdna") else "NVIDIA"
+
+
+def gpu_resource(spec: JobSpec) -> str:
+    """What a GPU is called: amd.com/gpu of an MI300X."""
+    return spec.kubernetes.gpu_resource or ("amd.com/gpu" if _maker(spec) == "AMD" else "nvidia.com/gpu")
 
 
 # --- who it runs as -------------------------------------------------------------------------------
@@ -185,6 +263,8 @@ def _user(spec: JobSpec) -> Object:
         context["runAsUser"] = user
     if asked.run_as_group is not None:
         context["runAsGroup"] = asked.run_as_group
+    if asked.supplemental_groups:
+        context["supplementalGroups"] = list(asked.supplemental_groups)
     group = user if asked.fs_group is None and isinstance(user, int) and user else asked.fs_group
     if group is not None:
         # OnRootMismatch: a volume of checkpoints takes minutes to walk through
@@ -279,10 +359,13 @@ def _source(volume: Volume) -> Object:
     if volume.host_path:
         kind = {"type": volume.host_path_type} if volume.host_path_type else {}
         return {"hostPath": {"path": volume.host_path, **kind}}
+    keys: Object = {"items": [{"key": key, "path": path} for key, path in volume.items.items()]}
+    keys = keys if volume.items else {}
+    mode = {"defaultMode": int(volume.default_mode, 8)} if volume.default_mode else {}
     if volume.config_map:
-        return {"configMap": {"name": volume.config_map}}
+        return {"configMap": {"name": volume.config_map, **keys, **mode}}
     if volume.secret:
-        return {"secret": {"secretName": volume.secret, "defaultMode": SECRET_MODE}}
+        return {"secret": {"secretName": volume.secret, "defaultMode": SECRET_MODE, **keys, **mode}}
     return _scratch(volume.scratch or Scratch())
 
 
@@ -324,15 +407,27 @@ def _beside(fabric: network.Attachment) -> list[Object]:
 
 def _sidecar(row: Sidecar) -> Object:
     """As an init container in both cases: one that goes on beside the ranks may not keep the pod from its end."""
-    privileged = {"privileged": True, "runAsNonRoot": False, "runAsUser": 0}
+    uid = row.run_as_user
+    user: Object = {} if uid is None else {"runAsUser": uid, "runAsNonRoot": uid != 0}
+    added = [name.removeprefix("CAP_") for name in row.capabilities]
+    if row.privileged:
+        rights: Object = {"privileged": True, "runAsNonRoot": False, "runAsUser": 0}
+    else:
+        denied: Object = {} if "SYS_ADMIN" in added else {"allowPrivilegeEscalation": False}
+        rights = {**denied, "capabilities": {"drop": ["ALL"], **({"add": added} if added else {})}, **user}
     given: Object = {
         "restartPolicy": None if row.init else "Always",
         "command": list(row.command),
         "args": list(row.args),
-        "env": [{"name": name, "value": value} for name, value in row.env.items()],
+        "imagePullPolicy": row.image_pull_policy,
+        "env": [
+            *({"name": name, "value": value} for name, value in row.env.items()),
+            *_fields(row.env_fields),
+            *_secrets(row.secrets),
+        ],
         "volumeMounts": [{"name": name, "mountPath": path} for name, path in row.mounts.items()],
         "resources": {"limits": dict(row.resources), "requests": dict(row.resources)} if row.resources else None,
-        "securityContext": privileged if row.privileged else dict(RESTRICTED),
+        "securityContext": rights,
     }
     return {"name": row.name, "image": row.image, **{key: value for key, value in given.items() if value}}
 
@@ -364,6 +459,11 @@ echo "dslaunch: $1 at $(git rev-parse HEAD)"
 
 def cloned(spec: JobSpec) -> Code | None:
     return spec.code if isinstance(spec.code, Code) and spec.code.clone else None
+
+
+def taken(spec: JobSpec) -> bool:
+    """Whether pods unpack the code as it was taken."""
+    return software.snapshot(spec) != "none" and not cloned(spec)
 
 
 def _code_at(spec: JobSpec) -> str:
@@ -440,9 +540,14 @@ def _affinity(spec: JobSpec, own: Object) -> Object:
     # by name, which a label need not be; the API takes one name for each of these
     fields = [{"key": "metadata.name", "operator": "NotIn", "values": [name]} for name in options.exclude]
     labels = [_expression(row) for row in options.node_affinity if row.weight is None]
-    if fields or labels:  # in one term, whose parts all have to hold; of several terms one is enough
-        term = {**({"matchExpressions": labels} if labels else {}), **({"matchFields": fields} if fields else {})}
-        found["nodeAffinity"] = {REQUIRED: {"nodeSelectorTerms": [term]}}
+    anyhow = [[*labels, *map(_expression, rows)] for rows in options.node_affinity_any] or [labels]
+    # the parts of a term all have to hold; of several terms one is enough
+    terms = [
+        {**({"matchExpressions": rows} if rows else {}), **({"matchFields": fields} if fields else {})}
+        for rows in anyhow
+    ]
+    if terms != [{}]:
+        found["nodeAffinity"] = {REQUIRED: {"nodeSelectorTerms": terms}}
     if preferred := [
         {"weight": row.weight, "preference": {"matchExpressions": [_expression(row)]}}
         for row in options.node_affinity
@@ -454,8 +559,8 @@ def _affinity(spec: JobSpec, own: Object) -> Object:
         alone = PodTerm(NODE, away=True)
         rows += [] if alone in rows else [alone]
     for name, away in (("podAffinity", False), ("podAntiAffinity", True)):
-        if terms := _pod_terms([row for row in rows if row.away is away], own):
-            found[name] = terms
+        if near := _pod_terms([row for row in rows if row.away is away], own):
+            found[name] = near
     return found
 
 
@@ -491,9 +596,8 @@ def problems(spec: JobSpec, plan: Plan | None) -> Iterator[Problem]:
 
 def _pod_problems(spec: JobSpec) -> Iterator[Problem]:
     options = spec.kubernetes
-    name = options.gpu_resource
-    if "/" not in name:
-        yield Problem(f"gpu_resource {name} has no domain", "such as nvidia.com/gpu", ("kubernetes", "gpu_resource"))
+    yield from _gpu_problems(spec)
+    yield from _limit_problems(spec)
     for index, row in enumerate(options.tolerations):
         at: Path = ("kubernetes", "tolerations", index)
         if row.operator == "Exists" and row.value:
@@ -502,12 +606,21 @@ def _pod_problems(spec: JobSpec) -> Iterator[Problem]:
             yield Problem("operator Equal needs a key", "operator: Exists tolerates every taint", at)
         if row.seconds is not None and row.effect != "NoExecute":
             yield Problem("seconds are for taints that end pods", "effect: NoExecute", (*at, "seconds"))
-    for name in options.env_fields:
-        if name in spec.env or name in spec.credentials:
-            other = "env" if name in spec.env else "secrets"
-            yield Problem(f"{name} stands in {other}, too", "once", ("kubernetes", "env_fields", name))
-        if reason := _reserved(name):
-            yield Problem(f"{name} cannot be set: {reason}", "another name", ("kubernetes", "env_fields", name))
+    seen: dict[str, str] = {**dict.fromkeys(spec.credentials, "secrets"), **dict.fromkeys(spec.env, "env")}
+    for where in ("env_fields", "env_keys", "pod_env"):
+        for name in getattr(options, where):
+            if name in seen:
+                yield Problem(f"{name} stands in {seen[name]}, too", "once", ("kubernetes", where, name))
+            seen[name] = where
+            if reason := _reserved(name):
+                yield Problem(f"{name} cannot be set: {reason}", "another name", ("kubernetes", where, name))
+    for name, value in options.pod_env.items():
+        here: Path = ("kubernetes", "pod_env", name)
+        if name.isidentifier():
+            yield Problem(f"{name} is a name that a shell can export", f"env: {{{name}: ...}}", here)
+        if SECRET_NAME.regex.fullmatch(name.replace(".", "_")) or SECRET_VALUE.regex.fullmatch(value):
+            message = f"{name} looks like a secret, and manifests are written to files"
+            yield Problem(message, "a volume with secret:, mounted where the program looks", here)
     for name in options.pod_labels:
         if name in OURS or name == "app.kubernetes.io/managed-by":
             yield Problem(f"label {name} is dslaunch's own", "another key", ("kubernetes", "pod_labels", name))
@@ -518,9 +631,63 @@ def _reserved(name: str) -> str | None:
     return NOT_YOURS.get(name) or (NOT_YOUR_PREFIXES[prefix] if prefix else None)
 
 
+def _gpu_problems(spec: JobSpec) -> Iterator[Problem]:
+    name, at = gpu_resource(spec), ("kubernetes", "gpu_resource")
+    if "/" not in name:
+        yield Problem(f"gpu_resource {name} has no domain", "such as nvidia.com/gpu", at)
+    for prefix, why in OTHERS.items():
+        if name.startswith(prefix):
+            message = f"{name} is no GPU of NVIDIA's or AMD's: {why}; dslaunch configures and checks CUDA and ROCm"
+            yield Problem(message, "nvidia.com/gpu or amd.com/gpu", at)
+    theirs = next((maker for prefix, maker in MAKERS.items() if name.startswith(prefix)), "")
+    if theirs and _maker(spec) not in ("", theirs):
+        message = f"{name} is {theirs}'s, and a {spec.resources.gpu} is {_maker(spec)}'s: no node would have both"
+        yield Problem(message, "leave it out", at)
+
+
+UNITS = {"": 1.0, "m": 1e-3, **{unit: 10.0 ** (3 * n) for n, unit in enumerate("kMGTPE", 1)}, "K": 1e3,
+         **{f"{unit}i": 1024.0**n for n, unit in enumerate("KMGTPE", 1)}}  # fmt: skip
+
+
+def _bytes(amount: str) -> float:
+    """1Gi is 1,073,741,824, and 500m half."""
+    number = amount.rstrip("mkKMGTPEi")
+    return float(number) * UNITS[amount[len(number) :]]
+
+
+def _limit_problems(spec: JobSpec) -> Iterator[Problem]:
+    requested = _amounts(spec, network.Attachment())
+    names = {"cpu": "resources.cpus_per_node", "memory": "resources.memory"}
+    for name, limit in (("cpu", spec.kubernetes.cpu_limit), ("memory", spec.kubernetes.memory_limit)):
+        at = ("kubernetes", f"{name}_limit")
+        if limit == "none" and name not in requested:
+            yield Problem(f"no {name} is requested, so that none is limited", f"{names[name]} with it", at)
+        elif limit and limit != "none" and name in requested and _bytes(limit) < _bytes(requested[name]):
+            message = f"limit {limit}, and {names[name]} requests {requested[name]}: the API server refuses that"
+            yield Problem(message, f"{requested[name]} or more, or none", at)
+    if spec.kubernetes.cpu_limit is None and spec.kubernetes.memory_limit is None:
+        return
+    for name, path in spec.kubernetes.env_fields.items():  # which then is the node's
+        side, _, amount = path.partition(".")
+        if side == "limits" and amount not in _limits(spec, requested):
+            message = f"{path} of a container without one is what the node has"
+            yield Problem(message, f"requests.{amount}", ("kubernetes", "env_fields", name))
+
+
 def _placing_problems(spec: JobSpec) -> Iterator[Problem]:
-    for index, row in enumerate(spec.kubernetes.node_affinity):
-        at = ("kubernetes", "node_affinity", index)
+    rows: list[tuple[Path, NodeTerm]] = [
+        (("kubernetes", "node_affinity", index), row) for index, row in enumerate(spec.kubernetes.node_affinity)
+    ]
+    for number, terms in enumerate(spec.kubernetes.node_affinity_any):
+        where: Path = ("kubernetes", "node_affinity_any", number)
+        if not terms:
+            yield Problem("a list without terms holds nowhere", "[{key: a, values: [b]}]", where)
+        for index, row in enumerate(terms):
+            rows.append(((*where, index), row))
+            if row.weight is not None:
+                message = f"weight {row.weight}: what has to hold is not preferred"
+                yield Problem(message, "node_affinity, or no weight", (*where, index, "weight"))
+    for at, row in rows:
         if row.operator in ("In", "NotIn") and not row.values:
             yield Problem(f"operator {row.operator} needs values", "values: [a100]", at)
         if row.operator in ("Exists", "DoesNotExist") and row.values:
@@ -574,6 +741,12 @@ def _volume_problems(spec: JobSpec, plan: Plan | None) -> Iterator[Problem]:
         if name_of(volume, index) in names:
             yield Problem(f"volume {volume.name} is there already", "another name", (*here, "name"))
         names.add(name_of(volume, index))
+        for name in ("items", "default_mode"):
+            if getattr(volume, name) and not (volume.config_map or volume.secret):
+                yield Problem(f"{name} without config_map or secret", "of what has keys", (*here, name))
+        for key, path in volume.items.items():
+            if path.startswith("/") or ".." in path.split("/"):
+                yield Problem(f"{path} is no path below the mount", f"such as {key}", (*here, "items", key))
         if volume.host_path_type and not volume.host_path:
             yield Problem("host_path_type without host_path", "host_path: /data", (*here, "host_path_type"))
         if volume.host_path and not volume.host_path.startswith("/"):
@@ -605,8 +778,6 @@ def _called(volume: Volume, index: int) -> str:
 
 
 def _profile(spec: JobSpec) -> network.Profile | None:
-    from launcher.errors import UserError
-
     try:
         return network.profile(spec)
     except UserError:  # network.problems() tells it
@@ -628,6 +799,24 @@ def _sidecar_problems(spec: JobSpec) -> Iterator[Problem]:
             if name not in volumes:
                 hint = f"{', '.join(sorted(volumes))}; volumes: [{{name: {name}, ...}}]"
                 yield Problem(f"no volume is called {name}", hint, (*at, "mounts", name))
+        for name, source in sidecar.secrets.items():
+            if not (source.secret and source.key):
+                message = f"secret {name} of a sidecar is a Secret's key"
+                yield Problem(message, "{secret: NAME, key: KEY}", (*at, "secrets", name))
+        for name in {*sidecar.env_fields, *sidecar.secrets}:
+            if sum(name in rows for rows in (sidecar.env, sidecar.env_fields, sidecar.secrets)) > 1:
+                yield Problem(f"{name} is said twice", "once", (*at, "env_fields"))
+        for name, path in sidecar.env_fields.items():
+            if path.startswith(("limits.", "requests.")) and path.split(".", 1)[1] not in sidecar.resources:
+                message = f"{path} of a sidecar without resources is what the node has"
+                yield Problem(message, f"resources: {{{path.split('.', 1)[1]}: ...}}", (*at, "env_fields", name))
+        root = spec.kubernetes.security.root
+        if sidecar.privileged and (sidecar.run_as_user or sidecar.capabilities):
+            name = "run_as_user" if sidecar.run_as_user else "capabilities"
+            yield Problem(f"privileged is root with every right, and {name} is less", "one of both", (*at, name))
+        elif sidecar.capabilities and sidecar.run_as_user != 0 and not (root and sidecar.run_as_user is None):
+            message = "capabilities reach root alone: Kubernetes sets no ambient ones"
+            yield Problem(message, "run_as_user: 0 with them", (*at, "capabilities"))
         for name, value in sidecar.env.items():
             if SECRET_NAME.regex.fullmatch(name) or SECRET_VALUE.regex.fullmatch(value):
                 message = f"{name} looks like a secret, and manifests are written to files"
@@ -653,16 +842,26 @@ def _clone_problems(spec: JobSpec) -> Iterator[Problem]:
 # --- what surprises -------------------------------------------------------------------------------
 
 
-def notes(spec: JobSpec, variables: set[str]) -> list[str]:
-    """What runs where it is allowed to, and what it is: `variables` are the names that are exported."""
+def notes(spec: JobSpec, variables: set[str], patched: Sequence[Object] = ()) -> list[str]:
+    """What runs where it is allowed to, and what it is: `variables` are the names that are exported.
+
+    `patched` are the specs of the job's pods as they are in the end, where a patch changes what dslaunch makes.
+    """
     found = list(network.notes(spec, variables))
     bundle: Object = {"name": "bundle", "projected": {"sources": []}}
     made = template(spec, labels={}, bundle=bundle, command="", training=True, recovers=False, ending=0)
-    found += _admission(security.violations(made["spec"]))
+    broken = [one for pod in patched or [made["spec"]] for one in security.violations(pod)]
+    found += _admission(list(dict.fromkeys(broken)))
     options = spec.kubernetes
     who = f"user {_user(spec)['runAsUser']}" if "runAsUser" in _user(spec) else "the image's user"
     if spec.setup and not options.security.root:
         found.append(f"setup runs as {who}, who installs into its home alone; security.root: true is the other way")
+    added = trainer(made)["securityContext"].get("capabilities", {}).get("add")
+    if added and not options.security.root:
+        found.append(
+            f"{' and '.join(added)} reaches root alone, and the ranks are {who}: Kubernetes sets no ambient "
+            "capabilities; security.root: true with it"
+        )
     if options.security.run_as_user == "image":
         found.append(
             "pods run as the image's own user: where that is root, or a name, the kubelet answers "
@@ -671,7 +870,8 @@ def notes(spec: JobSpec, variables: set[str]) -> list[str]:
     if any(row.get("restartPolicy") for row in made["spec"].get("initContainers", ())):
         found.append("sidecars end with the ranks from Kubernetes 1.29 on; before, the pod waits for them for ever")
     for volume in options.volumes:
-        if (volume.nfs or volume.host_path) and not volume.read_only and not options.security.root:
+        unsaid = options.security.run_as_user in (None, "image") and not options.security.root
+        if (volume.nfs or volume.host_path) and not volume.read_only and unsaid:
             found.append(
                 f"{volume.mount} is written as {who}, and no fsGroup changes whose it is: security.run_as_user: UID"
             )

@@ -17,6 +17,9 @@ TOPOLOGY = {  # annotations of its pods, by `topology_required`
 }
 
 
+KAI_QUEUE = "kai.scheduler/queue"  # label of the job, and of its pods: KAI 0.4 to 0.12
+
+
 @dataclass(frozen=True)
 class Scheduler:
     """One that knows pod groups: its name, its PodGroup, and how a pod says to which one it belongs."""
@@ -29,6 +32,8 @@ class Scheduler:
 
 SCHEDULERS = {
     "volcano": Scheduler("volcano", "scheduling.volcano.sh/v1beta1", annotation="scheduling.k8s.io/group-name"),
+    # its pod-grouper makes the group of whatever owns the pods, and takes the queue from a label
+    "kai": Scheduler("kai-scheduler", ""),
     "coscheduling": Scheduler(  # the chart of sigs.k8s.io/scheduler-plugins installs it beside the default one
         "scheduler-plugins-scheduler", "scheduling.x-k8s.io/v1alpha1", label="scheduling.x-k8s.io/pod-group"
     ),
@@ -45,10 +50,11 @@ def gang(options: Kubernetes) -> Gang | None:
 
 def labels(options: Kubernetes) -> dict[str, str]:
     """Of the job: Kueue looks at nothing else."""
-    queue = section(options)
+    queue, wanted = section(options), gang(options)
+    found = {KAI_QUEUE: wanted.queue} if wanted and wanted.by == "kai" and wanted.queue else {}
     if not queue or not queue.name:
-        return {}
-    return {QUEUE: queue.name, **({PRIORITY: queue.priority} if queue.priority else {})}
+        return found
+    return {**found, QUEUE: queue.name, **({PRIORITY: queue.priority} if queue.priority else {})}
 
 
 def mark(spec: JobSpec, name: str, template: dict[str, Any]) -> None:
@@ -64,6 +70,8 @@ def mark(spec: JobSpec, name: str, template: dict[str, Any]) -> None:
             annotations[scheduler.annotation] = name
         if options.kind != "pytorchjob" and scheduler.label:
             told[scheduler.label] = name
+        if wanted.by == "kai" and wanted.queue:
+            told[KAI_QUEUE] = wanted.queue
     elif wanted and wanted.scheduler:
         template["spec"]["schedulerName"] = wanted.scheduler
     if annotations:
@@ -76,7 +84,7 @@ def scheduling_policy(spec: JobSpec) -> dict[str, Any]:
     if wanted is None:
         return {}
     policy: dict[str, Any] = {"minAvailable": wanted.min_available or spec.resources.nodes}
-    if wanted.queue:
+    if wanted.queue and wanted.by != "kai":
         policy["queue"] = wanted.queue
     if spec.kubernetes.priority_class and wanted.by != "operator":
         policy["priorityClass"] = spec.kubernetes.priority_class
@@ -89,7 +97,7 @@ def pod_group(spec: JobSpec, name: str) -> dict[str, Any] | None:
     """The group that no operator makes, without its metadata; None where one does, or nobody asked for one."""
     wanted = gang(spec.kubernetes)
     scheduler = SCHEDULERS.get(wanted.by) if wanted else None
-    if wanted is None or scheduler is None or spec.kubernetes.kind != "jobset":
+    if wanted is None or scheduler is None or not scheduler.api or spec.kubernetes.kind != "jobset":
         return None
     content: dict[str, Any] = {"minMember": wanted.min_available or spec.resources.nodes}
     if wanted.by == "volcano":
@@ -107,6 +115,10 @@ def problems(spec: JobSpec) -> Iterator[Problem]:
     queue, wanted = section(options), gang(options)
     if queue and not queue.name:
         yield Problem("queue has no name", "the LocalQueue's", ("kubernetes", "queue"))
+    for key, said in ((QUEUE, queue and queue.name), (KAI_QUEUE, wanted and wanted.by == "kai" and wanted.queue)):
+        if said and options.labels.get(key, said) != said:
+            message = f"label {key} says {options.labels[key]}, and the job's queue is {said}"
+            yield Problem(message, "one of both", ("kubernetes", "labels", key))
     if wanted is None:
         return
     at = ("kubernetes", "gang")
@@ -121,7 +133,11 @@ def problems(spec: JobSpec) -> Iterator[Problem]:
     if options.kind == "jobset" and wanted.by == "operator":
         if wanted.queue or wanted.min_available or wanted.timeout:
             message = "JobSet makes no pod groups: nobody would read this"
-            yield Problem(message, "by: volcano, or by: coscheduling", at)
+            yield Problem(message, "by: volcano, by: coscheduling, or by: kai", at)
+    elif wanted.by == "kai" and (wanted.timeout or (options.kind == "jobset" and wanted.min_available)):
+        name = "timeout" if wanted.timeout else "min_available"
+        message = f"KAI's pod-grouper counts the pods of a {options.kind} itself, and nobody would read {name}"
+        yield Problem(message, "leave it out", (*at, name))
     elif wanted.by == "volcano" and wanted.timeout:
         yield Problem("Volcano's PodGroups have no timeout", "leave it out", (*at, "timeout"))
     elif wanted.by == "coscheduling" and wanted.queue:
@@ -136,13 +152,17 @@ def notes(spec: JobSpec) -> Iterator[str]:
             "Kueue 0.19 as installed has kubeflow.org/pytorchjob off in its integrations: there the queue's label "
             "does nothing, and the job starts at once"
         )
-    if wanted and wanted.by != "operator" and options.kind == "pytorchjob":
+    if QUEUE in options.labels and not queue:
+        yield f"label {QUEUE} is what kubernetes.queue: {options.labels[QUEUE]} writes, and judges"
+        queue = Queueing(options.labels[QUEUE])
+    if wanted and wanted.by in ("volcano", "coscheduling") and options.kind == "pytorchjob":
         flag = {"volcano": "volcano", "coscheduling": "scheduler-plugins"}[wanted.by]
         yield (
             f"the training operator makes PodGroups when it runs with --gang-scheduler-name={flag}; "
             "without it the group is ignored in silence"
         )
-    if wanted and wanted.by == "operator" and options.kind == "jobset" and spec.resources.nodes > 1 and not queue:
+    alone = wanted and wanted.by == "operator" and not wanted.scheduler  # one of another name may know groups
+    if alone and options.kind == "jobset" and spec.resources.nodes > 1 and not queue:
         yield "pods of a JobSet are scheduled one by one: kubernetes.queue, or gang.by: volcano, starts all or none"
     if wanted and options.kind == "trainjob" and spec.resources.nodes > 1 and not queue:
         yield (

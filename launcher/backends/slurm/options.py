@@ -9,44 +9,22 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 from typing import Any
 
-from launcher import hostfile
+from launcher import facts, hostfile
 from launcher.errors import Path as At
 from launcher.errors import Problem, UserError
 from launcher.spec import JobSpec
-
-TABLE = Path(__file__).parents[2] / "data" / "slurm.tsv"
-
-
-@dataclass(frozen=True)
-class Row:
-    """An option, or a value of one: "exclusive=topo"."""
-
-    name: str
-    of: str  # b: sbatch, s: srun
-    since: str = ""
-    until: str = ""
-    field: str = ""  # of the job file, which says the same
-    why: str = ""  # nothing does
-    source: str = ""
-
-
-@cache
-def rows() -> dict[str, Row]:
-    lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    return {row.name: row for row in (Row(*line.split("\t")) for line in lines[1:])}
-
+from launcher.spec.words import mebibytes, seconds
 
 # --- what is asked of sbatch ------------------------------------------------------------------------------------
 
 
 def tasks(spec: JobSpec) -> int:
-    """Slurm tasks on one node: one that starts the ranks, or with `launcher: srun` one for each rank."""
-    return spec.per_node if spec.train.launcher == "srun" else 1
+    """Slurm tasks on one node: one that starts the ranks; one for each rank where `launcher: srun` starts them, or
+    with `launcher: job` the program itself, whose mpirun counts a node's slots by them.
+    """
+    return spec.per_node if spec.train.launcher in ("srun", "job") else 1
 
 
 def sbatch(spec: JobSpec) -> dict[str, Any]:
@@ -131,19 +109,13 @@ def _memory(spec: JobSpec) -> dict[str, Any]:
     memory, by = spec.resources.memory, _shares(spec)
     if not memory:
         return {}
-    return {spec.slurm.memory_as: memory if by == 1 else _size(_mebibytes(memory) // by)}
+    return {spec.slurm.memory_as: memory if by == 1 else _size(mebibytes(memory) // by)}
 
 
 def _shares(spec: JobSpec) -> int:
     """Into how many parts a node's memory is divided."""
     parts = {"mem-per-gpu": spec.resources.gpus_per_node, "mem-per-cpu": spec.resources.cpus_per_node}
     return parts.get(spec.slurm.memory_as) or 1
-
-
-def _mebibytes(text: str) -> float:
-    """ "500G" is 512000, and so is "512000"; "64K" is 0.0625."""
-    scale = {"K": 1 / 1024, "M": 1, "G": 1024, "T": 1024**2}
-    return int(text[:-1]) * scale[text[-1]] if text[-1] in scale else int(text)
 
 
 def _size(mebibytes: float) -> str:
@@ -153,15 +125,7 @@ def _size(mebibytes: float) -> str:
 
 def minutes(time: str) -> int:
     """Slurm's spelling to whole minutes: "90" is 90, "1-12" is 2160, "30:01" is 31."""
-    days, dash, clock = time.rpartition("-")
-    parts = [int(part) for part in clock.split(":")]
-    if dash:
-        hours, mins, seconds = [*parts, 0, 0][:3]
-    elif len(parts) == 3:
-        hours, mins, seconds = parts
-    else:
-        hours, (mins, seconds) = 0, [*parts, 0][:2]
-    return (int(days) if dash else 0) * 1440 + hours * 60 + mins + (seconds > 0)
+    return -(-(seconds(time) or 0) // 60)
 
 
 # --- what is asked of srun --------------------------------------------------------------------------------------
@@ -183,6 +147,9 @@ def unset(spec: JobSpec) -> str:
 def training(spec: JobSpec) -> list[str]:
     """Words of the step that trains, not quoted."""
     slurm = spec.slurm
+    if spec.train.launcher == "job":
+        words = [word for word in checking(spec) if not word.startswith("--mpi=")]
+        return [*words, "--mpi=none"]  # what starts MPI's ranks is none of them
     binds = {"cpu-bind": slurm.cpu_bind, "mem-bind": slurm.mem_bind, "gpu-bind": slurm.gpu_bind}
     words = [*_share(spec, per_node=tasks(spec)), *(f"--{name}={value}" for name, value in binds.items() if value)]
     words += [f"--accel-bind={slurm.accel_bind}"] if slurm.accel_bind else []
@@ -200,6 +167,46 @@ def checking(spec: JobSpec) -> list[str]:
         words.append(f"--cpu-bind={slurm.cpu_bind}")
     words += [f"--mpi={slurm.mpi}"] if slurm.mpi else []
     return words
+
+
+# What srun tells a task of its own step. To the program of `launcher: job`, sruns of its own are steps of the job.
+OF_THE_STEP = (
+    "SLURM_CPUS_PER_TASK", "SRUN_CPUS_PER_TASK", "SLURM_TRES_PER_TASK", "SLURM_MEM_PER_CPU", "SLURM_MEM_PER_GPU",
+    "SLURM_CPU_BIND_TYPE", "SLURM_CPU_BIND_LIST", "SLURM_CPU_BIND_VERBOSE", "SLURM_PROCID", "SLURM_LOCALID",
+    "SLURM_NODEID", "SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NODELIST", "SLURM_STEP_NUM_NODES",
+    "SLURM_STEP_NUM_TASKS", "SLURM_STEP_TASKS_PER_NODE", "SLURM_STEP_GPUS", "SLURM_MPI_TYPE", "SLURM_DISTRIBUTION",
+    "SLURM_JOB_NAME",
+)  # fmt: skip
+
+
+def reaching(spec: JobSpec) -> str:
+    """Shell in the one task of `launcher: job`: its hostfile, and Slurm's variables as a batch script has them.
+
+    A step within shares the CPUs, GPUs and memory that this one holds; Slurm 22.05 gives it memory only where it asks
+    for all (0). Nodes are those that train: a job has spares, too, and nodes of services.
+    """
+    if spec.train.launcher != "job":
+        return ""
+    nodes, per_node = spec.resources.nodes, spec.per_node
+    told = {
+        "DSLAUNCH_HOSTFILE": "$0/hostfile",
+        "DLTS_HOSTFILE": "$0/hostfile",  # as GPT-NeoX and DeepSpeed's examples ask for it
+        "SLURM_OVERLAP": 1,
+        "SLURM_MEM_PER_NODE": 0,
+        "SLURM_CPU_BIND": "none",
+        "SLURM_NNODES": nodes,
+        "SLURM_JOB_NUM_NODES": nodes,
+        "SLURM_NTASKS": nodes * per_node,
+        "SLURM_NPROCS": nodes * per_node,
+        "SLURM_NTASKS_PER_NODE": per_node,
+        "SLURM_TASKS_PER_NODE": f"{per_node}(x{nodes})" if nodes > 1 else per_node,
+        "SLURM_JOB_NODELIST": "$1",
+        "SLURM_NODELIST": "$1",
+        "SLURM_MPI_TYPE": spec.slurm.mpi or "",
+        "SLURM_DISTRIBUTION": spec.slurm.distribution or "",
+    }
+    exports = " ".join(f'{name}="{value}"' for name, value in told.items() if value != "")
+    return f"unset {' '.join(OF_THE_STEP)}; export {exports};"
 
 
 def without(spec: JobSpec) -> str:
@@ -298,6 +305,19 @@ def _bindings(spec: JobSpec) -> Iterator[Problem]:
         yield Problem(f"{message}its LOCAL_RANK", "leave gpu_bind out, or gpu_bind: none", ("slurm", "gpu_bind"))
 
 
+def _reaching(spec: JobSpec) -> Iterator[Problem]:
+    """Fields of the step that starts the ranks, where that is the program's own."""
+    if spec.train.launcher != "job":
+        return
+    for name in ("cpu_bind", "mem_bind", "gpu_bind", "accel_bind"):
+        if getattr(spec.slurm, name):
+            message = f"{name} is for the step of the ranks, and with launcher job your program starts that"
+            yield Problem(message, "say it in the program's own srun or mpirun", ("slurm", name))
+    if spec.slurm.srun:
+        message = "slurm.srun is for the step of the ranks, and with launcher job your program starts that"
+        yield Problem(message, "say it in the program's own srun", ("slurm", "srun"))
+
+
 # --- what cannot be ---------------------------------------------------------------------------------------------
 
 MAIL_TYPES = (
@@ -318,7 +338,7 @@ MOST_COMMENT = 160  # squeue shows 256, and the run's token stands behind it
 
 def problems(spec: JobSpec) -> list[Problem]:
     """Everything in the job file that Slurm would refuse, or that would do nothing."""
-    checks = (_passed_on, _unequal, _bindings, _words, _nodes, _places, _versions)
+    checks = (_passed_on, _unequal, _bindings, _reaching, _words, _nodes, _places, _versions)
     return [problem for check in checks for problem in check(spec)]
 
 
@@ -350,8 +370,8 @@ def _unequal(spec: JobSpec) -> Iterator[Problem]:
         elif memory == "0":
             message = "memory 0 is all of a node's, which only memory_as: mem can say"
             yield Problem(message, "memory_as: mem", at)
-        elif _mebibytes(memory) % parts:
-            nearest = max(1, int(_mebibytes(memory)) // parts) * parts
+        elif mebibytes(memory) % parts:
+            nearest = max(1, int(mebibytes(memory)) // parts) * parts
             message = f"memory {memory} of a node cannot be shared evenly by {parts} {what}s"
             yield Problem(message, f"memory: {_size(nearest)}", ("resources", "memory"))
     nodes = resources.nodes + resources.spares + spec.serving
@@ -460,29 +480,17 @@ def _passed_on(spec: JobSpec) -> Iterator[Problem]:
         if word.startswith("--"):
             yield from _passed("srun", word[2:].partition("=")[0], ("slurm", "srun", index), spec)
         elif word.startswith("-") and len(word) > 1:
-            name = SHORT.get(word[1])
+            name = facts.letters_of("s").get(word[1])
             if name is None:
                 yield Problem(f"srun has no option {word[:2]}", "", ("slurm", "srun", index))
             else:
                 yield from _passed("srun", name, ("slurm", "srun", index), spec)
 
 
-SHORT = {  # srun(1)
-    "A": "account", "B": "extra-node-info", "b": "begin", "C": "constraint", "c": "cpus-per-task", "d": "dependency",
-    "D": "chdir", "e": "error", "E": "preserve-env", "F": "nodefile", "G": "gpus", "H": "hold", "i": "input",
-    "I": "immediate", "J": "job-name", "K": "kill-on-bad-exit", "k": "no-kill", "l": "label", "L": "licenses",
-    "M": "clusters", "m": "distribution", "N": "nodes", "n": "ntasks", "O": "overcommit", "o": "output",
-    "p": "partition", "q": "qos", "Q": "quiet", "r": "relative", "s": "oversubscribe", "S": "core-spec",
-    "T": "threads", "t": "time", "u": "unbuffered", "V": "version", "v": "verbose", "W": "wait", "w": "nodelist",
-    "X": "disable-status", "x": "exclude", "Z": "no-allocate",
-}  # fmt: skip
-
-
 def _passed(program: str, option: str, at: At, spec: JobSpec) -> Iterator[Problem]:
     if option in spec.slurm.plugin_options:
         return
-    letter = {"sbatch": "b", "srun": "s"}[program]
-    table = {name: row for name, row in rows().items() if letter in row.of and "=" not in name}
+    table = facts.options_of({"sbatch": "b", "srun": "s"}[program])
     if option not in table:
         whole = next((name for name in table if option and name.startswith(option)), None)  # getopt's way
         hint = f"did you mean {whole}?" if whole else meant(option, tuple(table))
@@ -513,7 +521,8 @@ def _versions(spec: JobSpec) -> Iterator[Problem]:
     if not version:
         return
     for name, value, at in _used(spec):
-        for row in filter(None, (rows().get(name), rows().get(f"{name}={value}"))):
+        table = facts.slurm_options()
+        for row in filter(None, (table.get(name), table.get(f"{name}={value}"))):
             what = f"--{row.name}"
             instead = INSTEAD.get(name, "")
             if row.since and _release(version) < _release(row.since):

@@ -228,8 +228,8 @@ while :; do
 TRAIN = """
   # one task fails -> Slurm ends the others, which would wait for the dead; one done early waits for the rest
   # shellcheck disable=SC2016  # every task expands this for itself
-  srun {srun} \\
-    bash -c 'trap "" USR2; {exports} exec {inside}bash "$0/node.sh"' "$run" &
+  {without}srun {srun} \\
+    bash -c 'trap "" USR2; {exports} exec {inside}bash "$0/node.sh"' "$run"{these} &
   step=$!
   "${{recover[@]}}" watch --attempt "$attempt" --script "$$" --step "$step" --hosts "${{hosts[@]}}" &
   watcher=$!
@@ -245,19 +245,28 @@ TRAIN = """
 {verdict}"""
 
 
+# The program's own steps may be left where it was killed.
+LEFT = """\
+  while read -r id name; do
+    case $id:$name in *.batch:* | *.extern:* | *:service-*) ;; *) scancel --quiet "$id" ;; esac
+  done < <(squeue --noheader --steps --jobs="$SLURM_JOB_ID" --format='%i %j')
+"""
+
+
 def _body(plan: Plan, *, exchanged: bool) -> str:
     spec, nodes = plan.spec, plan.spec.resources.nodes
+    alone = spec.train.launcher == "job"
     words = [
-        *_srun(nodes, options.tasks(spec)),
+        *(_srun(1, 1) if alone else _srun(nodes, options.tasks(spec))),
         f"--kill-on-bad-exit={int(spec.slurm.kill_on_bad_exit)}",
         "--wait=0",
         "--unbuffered",
-        THESE,
+        '--nodelist="${hosts[0]}"' if alone else THESE,
         *map(bundles.quote, options.training(spec)),
         *_more(spec),
     ]
     words += ["--het-group=0"] if services.components(spec) else []
-    exports = "export NODE_RANK=$SLURM_NODEID;"
+    exports = "export NODE_RANK=$SLURM_NODEID;" + (f" {options.reaching(spec)}" if alone else "")
     if spec.train.launcher == "srun":
         exports += " export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS;"
     everywhere = nodes + spec.resources.spares
@@ -270,9 +279,11 @@ def _body(plan: Plan, *, exchanged: bool) -> str:
         again = "  fit\n"
     train = TRAIN.format(
         inside=software.inside(spec, "$0"),
+        without=f"{apart} \\\n    " if alone and (apart := options.without(spec)) else "",
         srun=bundles.wrap(words).replace("\n", "\n  "),
         exports=exports,
-        verdict=bundles.indent(bundles.VERDICT, "  "),
+        these=' "$(IFS=,; echo "${hosts[*]}")"' if alone else "",
+        verdict=(LEFT if alone else "") + bundles.indent(bundles.VERDICT, "  "),
     )
     loop = LOOP.format(
         nodes=nodes,

@@ -222,8 +222,11 @@ def _step(spec: JobSpec, service: Service, more: list[str]) -> str:
         words += ["--overlap", "--mem=0"]
     elif service.memory:
         words.append(f"--mem={service.memory}")
-    if service.cpus_per_node:
-        words.append(f"--cpus-per-task={service.cpus_per_node // service.tasks_per_node}")
+    cpus = service.cpus_per_node
+    if cpus is None and service.on == "own" and not service.component:
+        cpus = spec.resources.cpus_per_node  # srun's own word is one, and sites that bind keep a server to it
+    if cpus:
+        words.append(f"--cpus-per-task={max(1, cpus // service.tasks_per_node)}")
     gpus = service.gpus_per_node
     there = spec.resources.gpus_per_node
     gpus = gpus if gpus is not None else (there if service.on == "own" and not service.component else 0)

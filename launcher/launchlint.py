@@ -1,4 +1,4 @@
-"""Command lines of launchers as other people write them: how many ranks, on which nodes, with which batch.
+"""Command lines of launchers as other people write them, judged: how many ranks, on which nodes, with which batch.
 
 `read` finds the launcher in a command; `judge` compares what it says with the nodes and GPUs around it.
 """
@@ -76,7 +76,7 @@ FLAGS = {
     "force_multi", "save_pid", "no_ssh_check", "bind_cores_to_rank", "elastic_training", "multi_gpu", "cpu", "tpu",
     "use_deepspeed", "use_fsdp", "use_megatron_lm", "use_cpu", "use_xpu", "debug", "same_network", "quiet", "q",
     "allow_run_as_root", "oversubscribe", "tag_output", "version", "help", "verbose", "v", "report_bindings",
-    "use_parallelism_config", "ipex", "enable_cpu_affinity", "tee_output",
+    "use_parallelism_config", "ipex", "enable_cpu_affinity", "tee_output", "downcast_bf16",
 }  # fmt: skip
 NAMES = {
     "torchrun": "torchrun",
@@ -94,6 +94,7 @@ MODULES = {
     "torch.distributed.launch": "torchrun",
     "torch.distributed.elastic.launcher": "torchrun",
     "accelerate.commands.launch": "accelerate",
+    "deepspeed.launcher": "deepspeed",
     "deepspeed.launcher.runner": "deepspeed",
     "deepspeed.launcher.launch": "deepspeed-node",
     "composer.cli.launcher": "composer",

@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# gpt-neox-20b-12x8: runs once on every node, with NODE_RANK, MASTER_ADDR and MASTER_PORT set.
+# gpt-neox-20b: 20,554,567,680 parameters, ZeRO-1, fp16, 12 x 8 ranks,
+# batch 1536 = 4 x 32 x 12.
+set -eo pipefail
+trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+logs=${DSLAUNCH_LOGS:-"$here/logs"}
+mkdir -p -- "$logs"
+# shellcheck disable=SC2329  # the trap calls it; ERR alone does not hear of an `activate` that is missing
+failed() {
+  local rc=$? said
+  trap - ERR EXIT
+  if [ "$rc" != 0 ]; then
+    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: ${why:-$1}"
+    echo "$said" >&2
+    (set -C; echo "$said" >"$logs/failed-before-ranks") 2>/dev/null || true
+  fi
+  exit "$rc"
+}
+trap 'failed "$BASH_COMMAND"' ERR EXIT
+
+# --- Python environment
+why="there is no conda: give conda.root, or load its module"
+[ -x /fsx/miniforge3/bin/conda ] || exit 69
+why="conda cannot set up this shell"
+hook=$(/fsx/miniforge3/bin/conda shell.bash hook)
+eval "$hook"
+why="conda has no environment "/fsx/envs/neox
+conda activate /fsx/envs/neox || true  # its scripts may end with codes that mean nothing
+[ -n "${CONDA_PREFIX-}" ] || exit 66
+[ "${CONDA_DEFAULT_ENV-}" = /fsx/envs/neox ] || [ "$CONDA_PREFIX" -ef /fsx/envs/neox ] || exit 66
+why=
+
+# --- environment
+export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale
+export TORCH_NCCL_ASYNC_ERROR_HANDLING=3  # a dead peer ends this rank instead of leaving it to hang
+export TORCH_FR_BUFFER_SIZE=2000  # flight recorder on: a time-out says which rank never came
+export TORCH_NCCL_DUMP_ON_TIMEOUT=1  # the flight recorder is written when a collective times out
+export NCCL_IB_HCA=mlx5  # every mlx5 port; list them exactly (=mlx5_0,mlx5_1) where some serve storage
+
+python3 - <<'EOF'  # without this a node with no usable GPU would train on its CPU, or hang the others
+import sys, torch
+found = torch.cuda.device_count()
+if found < 8:
+    sys.exit(f"dslaunch: torch sees {found} GPUs on this node and the job was planned for 8")
+EOF
+
+# --- training
+cd -P -- /fsx/gpt-neox
+export DSLAUNCH_DS_CONFIG="$here/ds_config.json"  # for scripts that take no flag
+export DSLAUNCH_CHECKPOINT_DIR=/fsx/checkpoints/neox-20b
+export DSLAUNCH_TENSOR_PARALLEL=2
+export DSLAUNCH_PIPELINE_PARALLEL=4
+export DSLAUNCH_CHECKPOINT_EVERY=500
+export DSLAUNCH_CHECKPOINT_KEEP=2
+export DSLAUNCH_STEPS=150000
+export DSLAUNCH_SEQ_LEN=2048
+exec python3 -u "$here/node/supervise.py" \
+  --launcher job --nodes 12 --per-node 8 \
+  --hang 300 --first-step 1800 --steps 150000 --stage 1 --model-parallel 8 --vouch \
+  --logs "$logs" --shared-logs -- \
+  python deepy.py train.py -d configs 20B.yml local_setup.yml

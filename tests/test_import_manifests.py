@@ -1,0 +1,551 @@
+"""Kubernetes manifests of others as job files, and those that dslaunch rendered back to what they were rendered from.
+
+data/manifests/ has objects in the patterns that clouds and frameworks publish.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from click.testing import CliRunner
+
+from launcher import cli, plan, spec, yamldoc
+from launcher.backends import kubernetes
+from launcher.backends.kubernetes import kinds
+from launcher.errors import UserError
+from launcher.imports import Imported, manifests, pods, write
+
+ROOT = Path(__file__).parents[1]
+DATA = Path(__file__).parent / "data" / "manifests"
+REFUSED = {"rayjob": "places the work of its own workers", "mpijob-nccl-tests": "ask MPI who they are"}
+FILES = sorted(path for path in DATA.iterdir() if path.stem not in REFUSED)
+GALLERY = sorted((ROOT / "manifests").glob("*/job.yaml"))
+VARIABLES = {"IMAGE_URI": "registry.example.com/fsdp:1"}
+
+
+@pytest.fixture(autouse=True)
+def no_site_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("DSLAUNCH_SITE", raising=False)
+
+
+def imported(name: str) -> Imported:
+    path = next(path for path in DATA.iterdir() if path.stem == name)
+    return manifests.read(path.read_text(), name=path.name)
+
+
+def read(pod: dict[str, Any] | None = None, box: dict[str, Any] | None = None, **metadata: Any) -> Imported:
+    """A PyTorchJob of four pods with this in its pods and their container."""
+    container = {"name": "pytorch", "image": "registry.example.com/train:1", "command": ["torchrun", "train.py"],
+                 "resources": {"limits": {"nvidia.com/gpu": 8}}, **(box or {})}  # fmt: skip
+    template = {"spec": {"containers": [container], **(pod or {})}}
+    content = {"pytorchReplicaSpecs": {"Worker": {"replicas": 4, "template": template}}}
+    job = {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {"name": "a", **metadata},
+        "spec": content,
+    }
+    return manifests.read(json.dumps(job), name="job.json")
+
+
+def at(job: Any, path: str) -> Any:
+    for key in path.split("/"):
+        job = job[int(key)] if isinstance(job, (list, tuple)) else job[key]
+    return job
+
+
+def said(made: Imported, kind: str) -> str:
+    return "\n".join(note.message for note in made.notes if note.kind == kind)
+
+
+def rendered(made: Imported) -> dict[str, Any]:
+    """The object that the job file of it renders to."""
+    document = spec.load(write.text(made.job), name="job.yaml", environ=VARIABLES)
+    text = kubernetes.render(plan.make(document.spec)).text(kubernetes.ENTRY)
+    return [one for one in yaml.safe_load_all(text) if one["kind"] in kinds.BY_KIND][-1]
+
+
+# --- whole manifests ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_manifest_becomes_a_job_file_that_loads_and_renders(path):
+    made = manifests.read(path.read_text(), name=path.name)
+    assert made.typed / (made.typed + made.raw) >= 0.8
+    text, problems, variables = write.checked(made, name=path.name, backend="kubernetes")
+    unknown = path.stem == "trainer-patches"  # what network its own runtime's pods have
+    assert [problem.message for problem in problems] == ["4 nodes with GPUs, and no network is named"] * unknown
+    assert variables <= set(VARIABLES)
+    if not unknown:
+        document = spec.load(text, name="job.yaml", environ=VARIABLES)
+        documents = list(yaml.safe_load_all(kubernetes.render(plan.make(document.spec)).text(kubernetes.ENTRY)))
+        assert documents[-1]["kind"] == kinds.of(document.spec).kind
+
+
+@pytest.mark.parametrize(("name", "words"), REFUSED.items())
+def test_what_cannot_be_said_is_refused_with_the_reason(name, words):
+    with pytest.raises(UserError) as error:
+        imported(name)
+    assert words in str(error.value)
+    assert all(problem.hint for problem in error.value.problems)
+
+
+def test_on_average_nearly_all_fields_are_typed():
+    made = [manifests.read(path.read_text(), name=path.name) for path in FILES]
+    assert sum(one.typed for one in made) / sum(one.typed + one.raw for one in made) >= 0.95
+
+
+def templates(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of any of the kinds: every template with pods that ask for GPUs."""
+    found = []
+    if isinstance(document, dict):
+        if isinstance(document.get("spec"), dict) and "containers" in document["spec"]:
+            found += [document] if pods.gpus(pods.trains(document["spec"]))[1] else []
+        for value in document.values():
+            found += templates(value)
+    elif isinstance(document, list):
+        for value in document:
+            found += templates(value)
+    return found
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if not path.stem.startswith("trainer")], ids=lambda p: p.stem
+)
+def test_pods_ask_for_what_they_asked_for_before(path):
+    """Amounts, places, claims and interfaces: the rendered pod has all that the imported one had."""
+    before = next(iter(templates(list(yaml.safe_load_all(path.read_text())))))
+    now = templates(rendered(manifests.read(path.read_text(), name=path.name)))[-1]
+    theirs, ours = pods.trains(before["spec"]), pods.trains(now["spec"])
+    amounts = {name: pods.quantity(amount) for name, amount in pods.amounts(ours).items()}
+    for name, amount in pods.amounts(theirs).items():
+        if name not in ("cpu", "memory"):
+            assert amounts[name] == pods.quantity(amount), name
+        else:  # whole cores, and whole MiB
+            assert amounts[name] == pytest.approx(float(pods.quantity(amount)), rel=0.07), name
+    for key in ("nodeSelector", "priorityClassName", "runtimeClassName", "serviceAccountName", "hostNetwork",
+                "imagePullSecrets", "hostAliases", "hostPID"):  # fmt: skip
+        assert now["spec"].get(key) == before["spec"].get(key), key
+    tolerated = [{key: row.get(key) for key in ("key", "effect")} for row in now["spec"].get("tolerations", [])]
+    for row in before["spec"].get("tolerations", []):
+        assert {key: row.get(key) for key in ("key", "effect")} in tolerated
+    where = {row["mountPath"]: row["name"] for row in ours["volumeMounts"]}
+    sources = {row["name"]: row for row in now["spec"]["volumes"]}
+    olds = {row["name"]: row for row in before["spec"].get("volumes", [])}
+    for mount in theirs.get("volumeMounts", []):
+        source = sources[where[mount["mountPath"]]]
+        for kind in ("persistentVolumeClaim", "nfs", "csi", "hostPath", "configMap", "secret"):
+            old = olds.get(mount["name"], {}).get(kind, {})
+            if mount["mountPath"] != "/dev/shm":
+                given = {key: value for key, value in old.items() if key not in ("defaultMode", "readOnly")}
+                assert given.items() <= source.get(kind, {}).items()
+    assert now["spec"].get("resourceClaims", []) == [
+        {**row, "name": "network"} for row in before["spec"].get("resourceClaims", [])
+    ]
+
+
+EXPECTED: dict[str, dict[str, Any]] = {
+    "eks-fsdp-etcd": {
+        "kubernetes/elastic": {"min": 2, "max": 16, "max_restarts": 100, "backend": "etcd", "endpoint": "etcd:2379"},
+        "train/launcher": "node", "train/command/0": "torchrun", "resources/fabric": "efa", "preflight/run": False,
+        "kubernetes/network/devices": 32, "container": {"env": "IMAGE_URI"}, "kubernetes/image_pull_policy": "Always",
+        "secrets/HF_TOKEN": {"secret": "hugging-face", "key": "token"}, "resources/gpu": "h100-80gb",
+    },
+    "hyperpod-pytorchjob": {
+        "kubernetes/queue": {"name": "hyperpod-ns-team-a-localqueue", "priority": "training-priority",
+                             "topology": "topology.k8s.aws/network-node-layer-1"},
+        "kubernetes/network": {"hugepages": "5120Mi", "devices": 32}, "setup": ["pip install -r requirements.txt"],
+        "kubernetes/volumes/0/sub_path": "team-a", "kubernetes/sidecars/0/init": True, "recover/attempts": 3,
+        "kubernetes/env_fields/POD_NAME": "metadata.name", "train/workdir": "/fsx/code", "resources/memory": "1800G",
+        "kubernetes/node_affinity/2/weight": 100, "kubernetes/run_policy/ttl": 86400, "kubernetes/shm": "512Gi",
+    },
+    "hyperpod-operator": {"train/script": "/opt/train/sft.py", "recover/attempts": 5, "train/args": ["--lr", "1e-5"]},
+    "gke-a3mega-jobset": {
+        "resources/fabric": "gcp-tcpxo", "resources/nodes": 16, "kubernetes/kind": "jobset",
+        "kubernetes/shm": "250Gi",
+        "kubernetes/volumes/0/csi/driver": "gcsfuse.csi.storage.gke.io", "env/OMP_NUM_THREADS": "12",
+        "kubernetes/queue/topology_required": False, "kubernetes/labels": {"team": "llm"}, "recover/attempts": 2,
+    },
+    "gke-a3ultra-gib": {
+        "resources/fabric": "gcp-gib", "resources/gpu": "h200-141gb", "train/module": "torchtitan.train",
+        "train/workdir": "/workspace/torchtitan", "kubernetes/security": {"privileged": True, "root": True},
+        "secrets/WANDB_API_KEY": {"secret": "llama70b-a3u-secrets", "key": "WANDB_API_KEY"},
+        "setup": ["source /usr/local/gib/scripts/set_nccl_env.sh"],
+    },
+    "aks-ndv5-ib": {
+        "resources/fabric": "azure-nd", "kubernetes/network/devices": 8, "train/zero": 3, "train/micro_batch": 2,
+        "kubernetes/volumes/0/read_only": True, "kubernetes/image_pull_secrets": ["acr"], "resources/nodes": 4,
+        "kubernetes/tolerations/0": {"key": "sku", "operator": "Equal", "value": "gpu", "effect": "NoSchedule"},
+    },
+    "oci-roce-hostnetwork": {
+        "resources/fabric": "oci", "kubernetes/network/host_network": True, "kubernetes/ephemeral_storage": "32Gi",
+        "kubernetes/gang": {"by": "volcano", "queue": "gpu"}, "train/script": "pretrain_gpt.py",
+        "kubernetes/volumes":
+            [{"name": "fss", "mount": "/mnt/fss", "nfs": {"server": "10.0.4.11", "path": "/export"}}],
+    },
+    "coreweave-ib": {
+        "resources/fabric": "coreweave", "kubernetes/env_from": ["nccl-settings"], "resources/nodes": 2,
+        "kubernetes/pod_affinity": [{"topology_key": "backend.coreweave.cloud/leafgroup", "weight": 50}],
+        "kubernetes/secret_env_from": ["trackers"], "kubernetes/node_affinity/0/values": ["H100_NVLINK_80GB"],
+    },
+    "volcano-gang-pytorchjob": {
+        "kubernetes/gang": {"queue": "training", "by": "volcano"}, "kubernetes/runtime_class": "nvidia",
+        "kubernetes/run_policy/deadline": 86400, "kubernetes/spread/0/when_unsatisfiable": "ScheduleAnyway",
+        "kubernetes/patch/spec/pytorchReplicaSpecs/Worker/template/spec/hostAliases/0/ip": "10.1.2.3",
+    },
+    "volcano-ssh-deepspeed": {
+        "train/launcher": "deepspeed", "train/script": "main.py", "resources/nodes": 2, "kubernetes/kind": "jobset",
+        "kubernetes/network/resources": {"rdma/hca": "1"}, "train/workdir": "/workspace/DeepSpeedExamples",
+    },
+    "trainer-overrides": {
+        "kubernetes/trainer": "2.1", "kubernetes/service_account": "trainer", "resources/cpus_per_node": 32,
+        "kubernetes/volumes/0": {"name": "out", "mount": "/mnt/out", "claim": "out"}, "kubernetes/kind": "trainjob",
+    },
+    "trainer-patches": {
+        "kubernetes/runtime": "torch-infiniband", "kubernetes/runtime_kind": "TrainingRuntime",
+        "kubernetes/pod_annotations": {"cost-center": "42"}, "kubernetes/volumes/0/read_only": True,
+    },
+    "gb200-compute-domain": {
+        "kubernetes/network/claim_template": "nvl-channel", "resources/fabric": "nvl72",
+        "resources/gpu": "gb200-186gb",
+        "kubernetes/pod_affinity": [{"topology_key": "nvidia.com/gpu.clique"}],
+    },
+    "multus-roce": {
+        "kubernetes/network": {"resources": {"nvidia.com/roce": "2"}, "multus": ["net/roce-0", "net/roce-1"]},
+        "kubernetes/sidecars/0/mounts": {"scratch": "/scratch"}, "kubernetes/security/run_as_user": 1001,
+        "kubernetes/volumes/1/scratch": {"size": "2Ti", "storage_class": "local-nvme"},
+        "train/launcher_args": ["--config_file", "/etc/accelerate/fsdp.yaml"],
+        "kubernetes/patch/spec/pytorchReplicaSpecs/Worker/template/spec/containers/0/env/0/name": "CPUS",
+    },
+    "mpijob-deepspeed": {
+        "train/script": "/examples/cifar10_deepspeed.py", "env": {"NCCL_DEBUG": "INFO"},
+        "resources/memory": "476837M",
+    },
+    "indexed-job": {
+        "code": {"clone": "https://github.com/example/trainer.git", "ref": "v2"}, "kubernetes/kind": "jobset",
+        "train/args": ["--lr", "3e-4", "--data", "/data/tokens"], "setup": ["pip install -e ."],
+        "secrets/WANDB_API_KEY": {"secret": "tracker", "key": "api-key"}, "resources/gpus_per_node": 4,
+    },
+    "statefulset": {"kubernetes/volumes/0/scratch": {"size": "500Gi", "storage_class": "fast"}, "resources/nodes": 2},
+    "plain-pod": {"train/module": "axolotl.cli.train", "train/launcher": "accelerate", "resources/nodes": 1},
+    "kubectl-get": {"name": "old-style-job", "train/script": "/opt/mnist.py", "resources/nodes": 3},
+}  # fmt: skip
+
+
+def test_every_manifest_is_looked_at():
+    assert {path.stem for path in FILES} == set(EXPECTED)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value"), [(name, *row) for name, rows in EXPECTED.items() for row in rows.items()]
+)
+def test_what_matters_arrives_in_its_field(name, path, value):
+    assert at(imported(name).job, path) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "words"),
+    [
+        ("eks-fsdp-etcd", "left out", "Deployment etcd: it is no part of the job"),
+        ("eks-fsdp-etcd", "left out", "metrics of elasticPolicy"),
+        ("gke-a3mega-jobset", "carried", "container tcpxo-daemon: network profile gcp-tcpxo"),
+        ("gke-a3mega-jobset", "left out", "MASTER_ADDR: of each attempt"),
+        ("gke-a3ultra-gib", "fill in", "kubectl create secret generic llama70b-a3u-secrets"),
+        ("gke-a3ultra-gib", "left out", "Service llama70b: the operator makes"),
+        ("multus-roce", "left out", "init container wait-for-master: it waits for the others"),
+        ("mpijob-deepspeed", "carried", "this was an MPIJob"),
+        ("mpijob-deepspeed", "carried", "mpirun -> train.launcher: torchrun"),
+        ("volcano-ssh-deepspeed", "left out", "master: pods without GPUs"),
+        ("volcano-ssh-deepspeed", "left out", "plugins ssh, svc, env"),
+        ("indexed-job", "left out", "Secret tracker: its values are not read"),
+        ("indexed-job", "left out", "PersistentVolumeClaim data"),
+        ("statefulset", "carried", "this was a StatefulSet"),
+        ("kubectl-get", "left out", "restartPolicy ExitCode: recover.attempts"),
+    ],
+)
+def test_nothing_is_dropped_without_a_word(name, kind, words):
+    assert words in said(imported(name), kind)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_a_secret_s_value_goes_nowhere(path):
+    made = manifests.read(path.read_text(), name=path.name)
+    everything = write.text(made.job, comments=made.comments) + str(made.notes)
+    assert "not-the-real-one" not in everything
+    assert "not-for-the-job-file" not in everything
+
+
+# --- fields ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("pod", "box", "path", "value"),
+    [
+        ({}, {"resources": {"limits": {"amd.com/gpu": 8}}}, "kubernetes/gpu_resource", "amd.com/gpu"),
+        ({}, {"resources": {"limits": {"nvidia.com/mig-3g.40gb": 2}}}, "resources/gpus_per_node", 2),
+        ({"schedulerName": "scheduler-plugins-scheduler"}, {}, "kubernetes/gang", {"by": "coscheduling"}),
+        ({"schedulerName": "runai-scheduler"}, {}, "kubernetes/gang", {"scheduler": "runai-scheduler"}),
+        ({"schedulerName": "corp/own"}, {}, "kubernetes/patch/spec/pytorchReplicaSpecs/Worker/template/spec",
+         {"schedulerName": "corp/own"}),
+        ({"terminationGracePeriodSeconds": 600}, {}, "kubernetes/grace", 600),
+        ({"hostIPC": True}, {}, "kubernetes/security/host_ipc", True),
+        ({"securityContext": {"fsGroup": 2000, "runAsUser": 1000}}, {}, "kubernetes/security",
+         {"run_as_user": 1000, "fs_group": 2000}),
+        ({}, {"securityContext": {"capabilities": {"add": ["SYS_PTRACE"]}}}, "kubernetes/security",
+         {"capabilities": ["SYS_PTRACE"], "root": True}),
+        ({}, {"securityContext": {"seccompProfile": {"type": "Unconfined"}}}, "kubernetes/security/seccomp",
+         "Unconfined"),
+        ({"tolerations": [{"operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 60}]}, {},
+         "kubernetes/tolerations", [{"operator": "Exists", "effect": "NoExecute", "seconds": 60}]),
+        ({"affinity": {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [
+            {"matchFields": [{"key": "metadata.name", "operator": "NotIn", "values": ["gpu-7"]}]}]}}}}, {},
+         "kubernetes/exclude", ["gpu-7"]),
+        ({}, {"env": [{"name": "A", "value": "x"}, {"name": "B", "value": "$(A)/y"}]}, "env/B", "x/y"),
+        ({}, {"env": [{"name": "A", "value": "1"}], "command": ["torchrun", "t.py", "--a=$(A)", "$$(B)"]},
+         "train/args", ["--a=1", "$(B)"]),
+        ({}, {"command": ["sh", "-c", "exec torchrun t.py --x '{\"a\": 1}'"]}, "train/args", ["--x", '{"a": 1}']),
+        ({}, {"command": ["python", "t.py", "--rank", "$(RANK)"]}, "train/command",
+         ["bash", "-c", 'exec python t.py --rank "${NODE_RANK}"']),
+        ({}, {"command": ["/bin/bash", "-lc", "apt-get update; torchrun t.py"]}, "kubernetes/security/root", True),
+        ({}, {"command": ["bash", "-c", "mkdir -p /c && cp /x/a.json /c; nvidia-smi; torchrun t.py"]}, "setup",
+         ["mkdir -p /c", "cp /x/a.json /c"]),
+        ({}, {"command": ["bash", "-c", "mpirun -np 32 bash -c 'python t.py --lr 1'"]}, "train",
+         {"script": "t.py", "args": ["--lr", "1"], "config_flag": "none"}),
+        ({}, {"command": ["sh", "-c", "for lr in 1 2; do torchrun t.py --lr $lr; done"]}, "sweep/over/env.lr",
+         ["1", "2"]),
+        ({}, {"command": ["horovod.sh"], "args": []}, "train/command/0", "horovod.sh"),
+    ],
+)  # fmt: skip
+def test_a_field_of_a_pod_becomes_a_field(pod, box, path, value):
+    assert at(read(pod, box).job, path) == value
+
+
+def test_a_volume_in_two_places_and_a_mount_with_more_said_are_kept():
+    volume = {"name": "data", "persistentVolumeClaim": {"claimName": "data"}}
+    mounts = [{"name": "data", "mountPath": "/a", "subPath": "a"}, {"name": "data", "mountPath": "/b"},
+              {"name": "data", "mountPath": "/c", "mountPropagation": "HostToContainer"}]  # fmt: skip
+    pod = templates(rendered(read({"volumes": [volume]}, {"volumeMounts": mounts})))[-1]["spec"]
+    found = {row["mountPath"]: row for row in pod["containers"][0]["volumeMounts"]}
+    claims = {row["name"]: row.get("persistentVolumeClaim") for row in pod["volumes"]}
+    assert [claims[found[path]["name"]] for path in ("/a", "/b", "/c")] == [{"claimName": "data"}] * 3
+    assert found["/a"]["subPath"] == "a"
+    assert found["/c"]["mountPropagation"] == "HostToContainer"
+
+
+def test_what_no_field_says_is_rendered_by_the_patch():
+    projected = {"name": "tokens", "projected": {"sources": [{"serviceAccountToken": {"path": "t"}}]}}
+    made = read({"volumes": [projected], "shareProcessNamespace": True},
+                {"volumeMounts": [{"name": "tokens", "mountPath": "/tokens"}]})  # fmt: skip
+    pod = templates(rendered(made))[-1]["spec"]
+    assert pod["shareProcessNamespace"] is True
+    assert projected in pod["volumes"]
+    assert {"name": "tokens", "mountPath": "/tokens"} in pod["containers"][0]["volumeMounts"]
+    assert "shareProcessNamespace" in said(made, "kept")
+
+
+def test_several_terms_of_affinity_of_which_one_is_enough_stay_as_they_are():
+    terms = [{"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]} for zone in ("a", "b")]
+    affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
+    assert templates(rendered(read({"affinity": affinity})))[-1]["spec"]["affinity"] == affinity
+
+
+def test_a_leader_that_starts_waiting_workers_says_what_they_run():
+    def job(name: str, pods: int, command: str) -> dict[str, Any]:
+        box = {"name": "t", "image": "i", "command": ["sh", "-c", command]}
+        box["resources"] = {"limits": {"nvidia.com/gpu": 8}}
+        work = {"parallelism": pods, "completions": pods, "template": {"spec": {"containers": [box]}}}
+        return {"name": name, "replicas": 1, "template": {"spec": work}}
+
+    jobs = [job("leader", 1, "deepspeed --hostfile h train.py"), job("worker", 3, "/usr/sbin/sshd -D")]
+    one = {"apiVersion": "jobset.x-k8s.io/v1alpha2", "kind": "JobSet", "metadata": {"name": "a"}}
+    made = manifests.read(json.dumps({**one, "spec": {"replicatedJobs": jobs}}), name="x.json")
+    assert made.job["train"] == {"launcher": "deepspeed", "config_flag": "none", "script": "train.py"}
+    assert made.job["resources"]["nodes"] == 4
+
+
+HOLES = """
+apiVersion: kubeflow.org/v1
+kind: PyTorchJob
+metadata: {name: fsdp, namespace: "${NS}"}
+spec:
+  pytorchReplicaSpecs:
+    Worker:
+      replicas: $NUM_NODES
+      template:
+        spec:
+          volumes: [{name: d, persistentVolumeClaim: {claimName: $PVC}}]
+          containers:
+          - name: pytorch
+            image: ${REGISTRY}/fsdp:1
+            resources: {limits: {nvidia.com/gpu: $GPUS, vpc.amazonaws.com/efa: $EFA}}
+            volumeMounts: [{name: d, mountPath: /d}]
+            command: [torchrun, --nproc_per_node=$GPUS, --nnodes=$NUM_NODES, train.py, --data, $DATA]
+"""
+
+
+def test_what_envsubst_would_fill_in_comes_from_the_environment():
+    environ = {"NS": "ml", "NUM_NODES": "4", "PVC": "fsx", "REGISTRY": "r.example.com", "GPUS": "8", "EFA": "32"}
+    made = manifests.read(HOLES, name="x.yaml", environ=environ)
+    job = made.job
+    assert (job["resources"]["nodes"], job["resources"]["gpus_per_node"], job["container"]) == (
+        4,
+        8,
+        "r.example.com/fsdp:1",
+    )
+    assert job["kubernetes"]["volumes"] == [{"name": "d", "mount": "/d", "claim": "fsx"}]
+    assert job["train"]["args"] == ["--data", {"env": "DATA"}]
+    assert made.to_fill == ()
+
+
+def test_what_the_environment_does_not_say_is_the_user_s_to_say():
+    made = manifests.read(HOLES, name="x.yaml")
+    assert made.job["kubernetes"]["namespace"] == {"env": "NS"}
+    assert made.job["container"] == {"env": "REGISTRY", "append": "/fsdp:1"}
+    assert "resources.nodes: the number of pods is $NUM_NODES there" in said(made, "fill in")
+    assert "resources.gpus_per_node" in said(made, "fill in")
+
+
+# --- refused --------------------------------------------------------------------------------------
+
+JOB = "apiVersion: kubeflow.org/v1\nkind: PyTorchJob\nmetadata: {name: %s}\n"
+POD = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: a, image: i, command: %s}]}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {{ .Values.name }}\n", "helm template"),
+        ("{{- if .Values.on }}\napiVersion: v1\nkind: Pod\n{{- end }}\n", "helm template"),
+        (
+            "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources: [a.yaml]\n",
+            "kubectl kustomize",
+        ),
+        ("resources: [a.yaml]\npatches: []\n", "kubectl kustomize"),
+        ("apiVersion: v1\nkind: Pod\n  bad: [", "no YAML"),
+        ("apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: d}\nspec: {}\n", "started again for ever"),
+        ("apiVersion: v1\nkind: Service\nmetadata: {name: d}\n", "no job that trains"),
+        (JOB % "a" + "---\n" + JOB % "b", "2 jobs in one file (PyTorchJob a, PyTorchJob b)"),
+        (JOB % "a", "no replicas"),
+        (
+            POD % "[sh, -c, 'ray start --head']",
+            "places the work of its own workers",
+        ),
+        (
+            POD % "[horovodrun, python, t.py]",
+            "torchrun or deepspeed",
+        ),
+        ("name: x\ntrain: {script: t.py}\n", "apiVersion and a kind"),
+    ],
+)
+def test_what_is_no_job_is_refused_with_a_way_out(text, words):
+    with pytest.raises(UserError) as error:
+        manifests.read(text, name="x.yaml")
+    assert words in " ".join(f"{problem.message} {problem.hint}" for problem in error.value.problems)
+
+
+def test_anchors_that_unfold_without_end_are_refused():
+    rows = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 9))
+    with pytest.raises(UserError, match="anchors unfolded"):
+        manifests.read(f"apiVersion: v1\nkind: Pod\na0: &a0 [x, x]\n{rows}\n", name="x.yaml")
+
+
+@pytest.mark.parametrize("path", sorted(DATA.iterdir()), ids=lambda path: path.stem)
+def test_a_manifest_that_is_cut_off_is_imported_or_refused(path):
+    lines = path.read_text().splitlines(keepends=True)
+    for count in range(1, len(lines), 7):
+        try:
+            made = manifests.read("".join(lines[:count]), name=path.name)
+        except UserError:
+            continue
+        assert made.job["name"]
+
+
+# --- of our own making ----------------------------------------------------------------------------
+
+
+def site(path: Path) -> str | None:
+    """Beside a job file that goes to several clusters."""
+    beside = path.with_name("site.yaml")
+    return str(beside) if beside.is_file() else None
+
+
+def own(path: Path) -> list[str]:
+    """What is rendered of a job file, or of each point of its sweep."""
+    points = [(one.document, one.plan) for one in cli.swept(str(path), site(path), (), suffixed=True)]
+    jobs = points or [cli.load(str(path), site(path), ())]
+    return [cli.render(kubernetes, document, made).text(kubernetes.ENTRY) for document, made in jobs]
+
+
+@pytest.mark.parametrize("path", GALLERY, ids=lambda path: path.parent.name)
+def test_rendered_imported_and_rendered_again_is_the_same(path):
+    for text in own(path):
+        made = manifests.read(text, name="manifests.yaml")
+        document, planned = cli.load(str(path.parent / "again.yaml"), None, (), text=write.text(made.job))
+        assert cli.render(kubernetes, document, planned).text(kubernetes.ENTRY) == text
+
+
+def test_the_points_of_a_sweep_are_imported_one_by_one():
+    texts = own(ROOT / "manifests" / "tinyllama-sweep-1x8" / "job.yaml")
+    with pytest.raises(UserError, match=f"these {len(texts)} jobs: the points of a sweep"):
+        manifests.read("---\n".join(texts), name="manifests.yaml")
+
+
+def test_what_was_written_into_a_rendered_object_since_becomes_its_patch():
+    path = ROOT / "manifests" / "llama-70b-8x8" / "job.yaml"
+    documents = list(yaml.safe_load_all(own(path)[0]))
+    job = documents[-1]
+    job["status"] = {"conditions": []}
+    job["metadata"]["resourceVersion"] = "7"
+    for replica in job["spec"]["pytorchReplicaSpecs"].values():
+        replica["template"]["spec"]["hostAliases"] = [{"ip": "10.0.0.1", "hostnames": ["a"]}]
+        replica["template"]["spec"]["containers"][0]["tty"] = True
+    made = manifests.read(yamldoc.dump(documents), name="manifests.yaml")
+    added = {
+        "hostAliases": [{"ip": "10.0.0.1", "hostnames": ["a"]}],
+        "containers": [{"name": "pytorch", "tty": True}],
+    }
+    replicas = made.job["kubernetes"]["patch"]["spec"]["pytorchReplicaSpecs"]
+    assert replicas == {name: {"template": {"spec": added}} for name in ("Master", "Worker")}
+    again = rendered(made)["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    assert again["containers"][0]["tty"] is True
+
+
+def test_a_rendered_object_alone_says_what_is_missing():
+    job = own(ROOT / "manifests" / "cpu-demo" / "job.yaml")[0].rpartition("\n---\n")[2]
+    with pytest.raises(UserError, match="cpu-demo-bundle"):
+        manifests.read(job, name="manifests.yaml")
+
+
+# --- the command ----------------------------------------------------------------------------------
+
+
+def test_the_command_reads_a_manifest_from_standard_input(tmp_path):
+    text = (DATA / "coreweave-ib.yaml").read_text()
+    done = CliRunner().invoke(cli.cli, ["import", "-"], input=text)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.startswith("# From <stdin> by `dslaunch import`; 30 of 30 fields are typed.\nname: cw-olmo\n")
+    assert "carried: affinity to pods -> kubernetes.pod_affinity" in done.stderr
+    (tmp_path / "job.yaml").write_text(done.stdout)
+    shown = CliRunner().invoke(cli.cli, ["k8s", str(tmp_path / "job.yaml")])
+    assert shown.exit_code == 0, shown.output
+    assert "rdma/ib: '1'" in shown.stdout or 'rdma/ib: "1"' in shown.stdout
+
+
+def test_the_command_exits_1_when_something_is_left_to_say():
+    done = CliRunner().invoke(cli.cli, ["import", str(DATA / "gke-a3ultra-gib.yaml")])
+    assert done.exit_code == 1
+    assert "# FILL IN: its value stood in the manifest" in done.stdout
+
+
+def test_the_command_exits_2_for_what_it_refuses():
+    command = [sys.executable, "-m", "launcher", "import", str(DATA / "rayjob.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "`services:` start Ray" in done.stderr
