@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from launcher import envlint, facts, launchlint, scriptlint, shell, yamldoc
+from launcher import envlint, facts, launchlint, scriptlint, yamldoc
 from launcher.backends.kubernetes import network
 from launcher.errors import Problem, UserError
 from launcher.launchlint import Around, Found, Word
@@ -1048,7 +1048,7 @@ def _one_rank(one: Node, gpus: int, severity: str) -> Iterator[Found]:
         plain = [command for command, _ in case.commands if not command.inside and not command.background]
         if case.launches or not plain or len(plain) != len(case.commands):
             return
-        last = next((command for command in reversed(plain) if command.name not in TELLS), plain[-1])
+        last = next((command for command in reversed(plain) if command.name not in scriptlint.TELLS), plain[-1])
         argv, place = [word.partial for word in last.argv], words[at]
     argv = argv[1:] if argv[:1] == ["exec"] else argv
     program = next((word for word in argv[1:] if not word.startswith("-")), "")
@@ -1119,7 +1119,7 @@ def _script(node: Node, around: Around) -> Iterator[Found]:
     for assigned in case.script.assignments:
         if assigned.value is not None and launchlint.assigned_secret(assigned.name, assigned.value.value):
             yield _moved(case.at(assigned, "LCH010", f"{assigned.name} is a secret in plain text"), node, shift)
-    for code, command in _codes(case):
+    for code, command in scriptlint.codes(case):
         message = f"{code.name}=$? is the code of `{command.name}`, which stands between"
         yield _moved(case.at(code, "SLM042", message, f"{code.name}=$? before `{command.name}`"), node, shift)
     hidden = [c for launch, c, step in case.launches if c.pipeline and not c.last]
@@ -1127,23 +1127,6 @@ def _script(node: Node, around: Around) -> Iterator[Found]:
         yield _moved(
             case.at(hidden[0], "SLM041", "the exit code is that of the last command of the pipe"), node, shift
         )
-
-
-TELLS = {"touch", "echo", "printf", "date", "sleep", "sync"}  # nobody asks whether these failed
-
-
-def _codes(case: scriptlint.Case) -> Iterator[tuple[shell.Assignment, shell.Command]]:
-    """`touch done; code=$?`: what takes the exit code of the wrong command, and that command."""
-    every = case.script.commands
-    for code in case.script.assignments:
-        if code.value is None or code.value.text.strip('"') != "$?":
-            continue
-        earlier = [one for one in every if (one.line, one.column) < (code.line, code.column)]
-        last = max(earlier, key=lambda one: (one.line, one.column), default=None)
-        between = [one for one in case.script.assignments if last and last.line <= one.line and one is not code]
-        between = [one for one in between if (one.line, one.column) < (code.line, code.column)]
-        if last and last.name in TELLS and last.inside == code.inside and not last.pipeline and not between:
-            yield code, last
 
 
 def _moved(one: Found, node: Node, shift: int) -> Found:

@@ -98,7 +98,9 @@ class Case:
             self.nodes = nodes
         self.gpus = self._gpus() or gpus
         self.commands = [(c, r) for c, r in _walk(self.script, None) if "substitution" not in c.inside]
-        self.local = [c for c, remote in self.commands if remote is None]
+        # `if [ $SLURM_NNODES -gt 1 ]; then ... else`: of four nodes the else is never run
+        self.running = [(c, r) for c, r in self.commands if "never" not in c.inside]
+        self.local = [c for c, remote in self.running if remote is None]
 
     def value(self, option: str) -> str:
         one = self.header.get(option)
@@ -373,6 +375,29 @@ def _header_values(case: Case) -> Iterator[Found]:
     if per_task and per_node and per_node > 1 and bound != "none" and not case.ours:
         message = f"each of {per_node} tasks on a node sees {per_task} GPU{'s' if per_task > 1 else ''}, called 0"
         yield case.of(case.header["gpus-per-task"], "SLM007", message)
+    elif not case.ours:
+        for step in case.steps:
+            yield from _one_gpu(case, step)
+
+
+ONE_GPU = re.compile(r"(?:(?:verbose|quiet|v|q),)*(?:single:1|per_task:1|map_gpu:.*)")
+LOCAL_RANK = re.compile(r"(?i)\blocal_?rank[=\s]+[\"']?\\?\$\{?SLURM_LOCALID\b")
+
+
+def _one_gpu(case: Case, step: Step) -> Iterator[Found]:
+    """--gpus-per-task=1 with LOCAL_RANK=$SLURM_LOCALID: the second task takes GPU 1 of the one that it sees."""
+
+    def said(option: str) -> str:
+        given = step.options.get(option)
+        return given.value.partial if given and given.value else case.value(option)
+
+    single = said("gpus-per-task").rpartition(":")[2] == "1" or ONE_GPU.fullmatch(said("gpu-bind"))
+    if step.kind != "srun" or (step.per_node or 1) < 2 or said("gpu-bind") == "none" or not single:
+        return
+    text = step.command.text + (step.command.script.text if step.command.script else "")
+    if LOCAL_RANK.search(text):
+        message = "each task sees one GPU, called 0, and is told LOCAL_RANK=$SLURM_LOCALID"
+        yield case.at(step.command, "SLM007", message)
 
 
 def _hosts(text: str) -> int | None:
@@ -395,8 +420,11 @@ def _steps(case: Case) -> Iterator[Found]:
             yield from _per_task(case, launch, step)
         elif step is None and not itself:
             yield from _first_node_only(case, launch, command)
+        if step and step.kind == "srun":
+            yield from _fixed_rank(launch, step, command)
         yield from launchlint.judge(launch, _around(case, launch, step))
     for step in case.steps:
+        yield from _deepy(case, step)
         if not step.launches and step.trains and step.per_node and step.nodes and step.per_node > 1:
             words = case.words(step.program)
             yield from launchlint.arithmetic(words, Around(step.nodes, step.per_node))
@@ -409,11 +437,39 @@ def _around(case: Case, launch: Launch, step: Step | None) -> Around:
         nodes = int(count[0])
     if step is None and launch.kind in ("torchrun", "accelerate", "composer") and (case.nodes or 1) > 1:
         nodes = case.nodes if said else nodes
+    if step and step.nodes == 1 and (case.nodes or 1) > 1 and _one_of_several(launch, step):
+        nodes = _joined(launch, case)
     gpus = case.gpus
     if step and (step.per_node or 1) > 1:
         gpus = None  # its own rule
     env = {name: one.value.partial if one.value else "" for name, one in case.assigned.items()}
     return Around(nodes, gpus, env)
+
+
+def _one_of_several(launch: Launch, step: Step) -> bool:
+    """`srun -w $node -n1 torchrun --node-rank $i &` in a loop: a step of one node, in a job that all of them make."""
+    command = step.command
+    return bool(
+        launch.option("node_rank", "machine_rank")
+        or {"nodelist", "relative"} & set(step.options)
+        or {"for", "while"} & set(command.inside)
+        or command.background
+    )
+
+
+def _joined(launch: Launch, case: Case) -> int | None:
+    """How many nodes the steps of one node make together: what they say themselves, and no more than there are."""
+    assert case.nodes is not None
+    said = launch.option("nnodes", "num_machines", "num_nodes")
+    if said:
+        return min(said.number, case.nodes) if said.number else None
+    world = launch.option("world_size")
+    if world is None:
+        return None if launch.option("node_rank", "machine_rank") else 1  # else a job of its own on each node
+    if not world.number or not case.gpus:
+        return None
+    whole = world.number % case.gpus == 0 and world.number <= case.nodes * case.gpus
+    return world.number // case.gpus if whole else case.nodes
 
 
 def _ranks(case: Case) -> Iterator[Found]:
@@ -434,7 +490,13 @@ def _ranks(case: Case) -> Iterator[Found]:
         return
     for one in case.script.assignments:
         pieces = {piece.name for piece in one.value.pieces} & set(RANKS) if one.value else set()
-        if pieces and one.exported and not one.prefix and re.search(r"RANK|PROCID|NODEID", one.name):
+        if (
+            "never" not in one.inside
+            and pieces
+            and one.exported
+            and not one.prefix
+            and re.search(r"RANK|PROCID|NODEID", one.name)
+        ):
             name = min(pieces)
             yield case.at(
                 one, "SLM010", f"{one.name} is exported as ${name} of the batch shell, 0 for every {RANKS[name]}"
@@ -445,7 +507,7 @@ def _rank(case: Case, step: Step, name: str) -> Found:
     fixed = f"srun bash -c '... ${name} ...' in single quotes, or \\${name}"
     message = f"${name} is put in by the batch shell: every task gets {RANKS[name]} 0"
     launch = next((launch for launch, _ in step.launches), None)
-    backend = launch.option("rdzv_backend") if launch and launch.kind == "torchrun" else None
+    backend = launch.option("rdzv_backend") if launch and launch.kind in ("torchrun", "accelerate") else None
     if backend and backend.text != "static":
         return case.at(
             step.command, "SLM010", f"{message}, which the {backend.text} rendezvous does not mind", fixed, "note"
@@ -479,6 +541,38 @@ def _per_task(case: Case, launch: Launch, step: Step) -> Iterator[Found]:
         yield Found("SLM011", message, word.line, word.column, "", "", end)
 
 
+def _fixed_rank(launch: Launch, step: Step, command: shell.Command) -> Iterator[Found]:
+    """`srun torchrun --nnodes 2 --node-rank 0`: one command line for all nodes has one rank for all of them."""
+    said = launch.option("node_rank", "machine_rank")
+    named = {"nodelist", "relative"} & set(step.options) and "nodes" not in step.options
+    asked = command is not step.command and {"if", "case"} & set(command.inside)  # each node its own branch
+    if said is None or said.number is None or (step.nodes or 1) < 2 or named or asked:
+        return
+    backend = launch.option("rdzv_backend")
+    dynamic = backend is not None and backend.text != "static"
+    message = f"every one of {step.nodes} nodes is told that its rank is {said.text}"
+    if backend is not None and dynamic:
+        message += f", which the {backend.text} rendezvous does not mind"
+    fix = "srun bash -c '... $SLURM_NODEID ...' in single quotes"
+    yield Found(
+        "LCH014", message, said.line, said.column, fix, "note" if dynamic else "", said.column + len(said.text)
+    )
+
+
+def _deepy(case: Case, step: Step) -> Iterator[Found]:
+    """GPT-NeoX's deepy.py is DeepSpeed's launcher: it reads a hostfile and starts the whole job."""
+    if step.kind != "srun" or not step.several:
+        return
+    words = case.words(step.program)
+    inner = step.command.script.everything() if step.command.script else ()
+    words += [word for one in inner for word in case.words(one.argv, step.command)]
+    for word in words:
+        if basename(word.text) == "deepy.py":
+            message = f"deepy.py starts every rank of the job, and srun starts it {step.tasks or step.nodes} times"
+            yield Found("SLM012", message, word.line, word.column, "", "", word.column + len(word.text))
+            return
+
+
 def _first_node_only(case: Case, launch: Launch, command: shell.Command) -> Iterator[Found]:
     if (case.nodes or 1) <= 1 or launch.kind in ("mpi", "deepspeed-node"):
         return
@@ -510,7 +604,7 @@ def _first_node_only(case: Case, launch: Launch, command: shell.Command) -> Iter
 # --- meeting ----------------------------------------------------------------------------------------
 
 ADDRESS = re.compile(
-    r"(?i)(MASTER_?(ADDR|IP|HOST|NODE)?|MAIN_PROCESS_IP|HEAD_?NODE(_?(IP|ADDR|ADDRESS))?|RDZV_HOST|MASTER_ADDRESS|MAIN_IP)"
+    r"(?i)(MASTER_?(ADDR|IP|HOST|NODE)?|MAIN_PROCESS_IP|HEAD_?(NODE_?)?(IP|ADDR|ADDRESS)|HEAD_?NODE|RDZV_HOST|MASTER_ADDRESS|MAIN_IP)"
 )
 PORT = re.compile(r"(?i)(MASTER_?PORT|MAIN_PROCESS_PORT|RDZV_PORT|MPORT)")
 
@@ -519,7 +613,7 @@ def _meeting(case: Case) -> Iterator[Found]:
     several = (case.nodes or 0) > 1 or any(step.several for step in case.steps)
     alone = "exclusive" in case.header
     for one in case.script.assignments:
-        if one.value is None:
+        if one.value is None or "never" in one.inside:
             continue
         if ADDRESS.fullmatch(one.name):
             yield from _address(case, one, several)
@@ -530,7 +624,7 @@ def _meeting(case: Case) -> Iterator[Found]:
             if said.isdigit() and int(said) not in (ranks, case.nodes):  # of nodes, as operators count them
                 message = f"WORLD_SIZE={said} where {case.nodes} x {case.gpus} GPUs are {ranks}"
                 yield case.at(one, "LCH005", message, f"{ranks}")
-    for command, remote in case.commands:
+    for command, remote in case.running:
         for one in (
             command.script.assignments if command.script and remote is None and _kind(command) == "srun" else ()
         ):
@@ -610,6 +704,8 @@ def _environment(case: Case) -> Iterator[Found]:
         if "=" in text and not re.search(r"(^|,)ALL(,|$)", text.strip("'\"")):
             message = f"--export={text[:50]}: only that and SLURM_* arrive, no PATH"
             yield case.at(step.command, "SLM031", message, f"--export=ALL,{text[:50]}")
+    for step in case.steps:
+        yield from _lists(case, step)
     cpus = case.number("cpus-per-task")
     if not cpus or cpus < 2 or "SRUN_CPUS_PER_TASK" in case.code:
         return
@@ -617,6 +713,28 @@ def _environment(case: Case) -> Iterator[Found]:
         if step.kind == "srun" and step.trains and not {"cpus-per-task", "cpus-per-gpu"} & set(step.options):
             message = f"--cpus-per-task={cpus} is not handed to srun, whose tasks get one CPU each"
             yield case.at(step.command, "SLM050", message)
+
+
+LISTS = re.compile(r"(?:(?:verbose|quiet|v|q),)*((?:map|mask)_(?:cpu|ldom|mem))[:=]([0-9A-Fa-fxX*,]+)")
+
+
+def _lists(case: Case, step: Step) -> Iterator[Found]:
+    """--cpu-bind=mask_cpu:ff,ff00: one entry for each task of a node, in turn; `0xff*8` is eight of them."""
+    if step.kind != "srun" or not step.trains or not step.per_node:
+        return
+    for option in ("cpu-bind", "mem-bind"):
+        given = step.options.get(option)
+        match = LISTS.fullmatch(given.value.partial) if given and given.value else None
+        if match is None:
+            continue
+        times = [re.search(r"\*([0-9]{1,4})$", one) for one in match[2].split(",") if one]
+        count = sum(int(one[1]) if one else 1 for one in times)
+        if count == step.per_node:
+            continue
+        less = "tasks share what it names" if count < step.per_node else "the rest of it is not used"
+        one = "1 task" if step.per_node == 1 else f"{step.per_node} tasks"
+        message = f"--{option}={match[1]} has {count} entr{'y' if count == 1 else 'ies'} for {one} on a node: {less}"
+        yield case.at(step.command, "SLM051", message)
 
 
 # --- how it ends ------------------------------------------------------------------------------------
@@ -634,7 +752,7 @@ def _ends(case: Case) -> Iterator[Found]:
         if step.kind == "srun" and step.trains and step.several and not told:
             message = "when one task fails, the others go on waiting for it until the time limit"
             yield case.at(step.command, "SLM040", message)
-    for command, remote in case.commands:
+    for command, remote in case.running:
         mine = id(command) in working or (remote is not None and id(command) in launched)
         if mine and command.pipeline and not command.last and not _pipefail(case, command, remote):
             yield case.at(
@@ -642,6 +760,15 @@ def _ends(case: Case) -> Iterator[Found]:
             )
     if not work or not case.batch:
         return
+    if "errexit" not in script.options:
+        for code, between in codes(case):
+            earlier = [c for c in top if (c.line, c.column) < (between.line, between.column)]
+            before = next((c for c in reversed(earlier) if c.name not in TELLS), None)
+            ran = [one for one in work if before and (one is before or 0 < one.pipeline == before.pipeline)]
+            asked = any(re.search(r"\$\?|PIPESTATUS", c.text) for c in earlier if ran and c.line >= ran[0].line)
+            if ran and not asked:
+                message = f"{code.name}=$? is the code of `{between.name}`, which stands between"
+                yield case.at(code, "SLM042", message, f"{code.name}=$? before `{between.name}`")
     last = work[-1]
     for one in work:
         follower = next((c for c in top if c.line >= one.end and c is not one and c.before == "||"), None)
@@ -663,9 +790,14 @@ def _ends(case: Case) -> Iterator[Found]:
         return
     asks = re.compile(r"\$\?|PIPESTATUS|\bwait\s+(-n\s+)?[\"']?\$")
     tail = "\n".join(case.lines[last.line - 1 :])
-    if not rest or asks.search(tail):
+    if not rest:
         return
     end = rest[-1]
+    if asks.search(tail):  # and says it, but does not end with it
+        kept = re.search(r"\b(exit|return|false|kill|scancel|scontrol)\b", tail)
+        if end.name in TELLS and not end.inside and not kept:
+            yield case.at(end, "SLM042", f"the code of the training is read, and the job's is that of `{end.name}`")
+        return
     if end.name == "exit" and [word.value for word in end.argv[1:]] == ["0"]:
         yield case.at(end, "SLM043", "exit 0: the job succeeds, whatever the training did")
     elif end.name == "wait":
@@ -674,6 +806,23 @@ def _ends(case: Case) -> Iterator[Found]:
         )
     elif end.name not in ("exit", "exec", "scontrol", "sbatch"):
         yield case.at(end, "SLM042", f"the job's exit code is that of `{end.name[:40]}`, not of the training")
+
+
+TELLS = {"touch", "echo", "printf", "date", "sleep", "sync"}  # nobody asks whether these failed
+
+
+def codes(case: Case) -> Iterator[tuple[shell.Assignment, shell.Command]]:
+    """`touch done; code=$?`: what takes the exit code of the wrong command, and that command."""
+    every = case.script.commands
+    for code in case.script.assignments:
+        if code.value is None or code.value.text.strip('"') != "$?":
+            continue
+        earlier = [one for one in every if (one.line, one.column) < (code.line, code.column)]
+        last = max(earlier, key=lambda one: (one.line, one.column), default=None)
+        between = [one for one in case.script.assignments if last and last.line <= one.line and one is not code]
+        between = [one for one in between if (one.line, one.column) < (code.line, code.column)]
+        if last and last.name in TELLS and last.inside == code.inside and not last.pipeline and not between:
+            yield code, last
 
 
 def _pipefail(case: Case, command: shell.Command, remote: shell.Command | None) -> bool:
@@ -790,6 +939,29 @@ def _shell(case: Case) -> Iterator[Found]:
         message = "TORCH_EXTENSIONS_DIR and TRITON_CACHE_DIR are not set: all nodes compile in one home"
         yield Found("SLM062", message, word.line, word.column, "", "", word.column + len(word.text))
 
+    yield from _split(case)
+
+
+def _split(case: Case) -> Iterator[Found]:
+    """`ARGS=a.py $MORE` without quotes: MORE is run as a program, which has ARGS, and the script has not."""
+    kept = {one.name for one in case.script.assignments if not one.prefix} | set(case.script.exported)
+    for command, remote in case.running:
+        if not command.assignments or not command.argv or not command.words:
+            continue
+        given, word = command.assignments[-1], command.words[0]
+        option = bool(re.match(r"--?[A-Za-z]", command.argv[0].partial))
+        variable = re.fullmatch(r"\$\{?[A-Za-z_]\w*(\[[@*]\])?\}?", word.text)
+        if not option and not variable:
+            continue
+        name = given.name
+        rest = case.text.replace(command.text, "")
+        # `DEVICE=0 $CMD` is fine; where the script reads DEVICE afterwards it was meant for the script
+        if not option and (name in kept or not re.search(rf"\$(\{{{name}\b|{name}\b)", rest)):
+            continue
+        message = f"{word.text} is run as a program, and {name} is not set for what follows"
+        fix = f'{name}="... {word.text} ..."'
+        yield case.at(_shown(case, command, remote), "SLM067", message, fix)
+
 
 # --- files ------------------------------------------------------------------------------------------
 
@@ -800,6 +972,7 @@ LOCAL_DISK = re.compile(r"/(var/)?tmp/|/dev/shm/")
 def _files(case: Case) -> Iterator[Found]:
     several = (case.nodes or 1) > 1 or any(step.several for step in case.steps)
     written: dict[str, shell.Command] = {}
+    told: set[str] = set()
     hosts = re.compile(r"(?i)(^|[/_.-])(my)?(host|machine|node)s?_?-?(file|list)?s?(\.\w+)?$")
     for command in case.local:
         for redirect in command.redirects:
@@ -813,7 +986,9 @@ def _files(case: Case) -> Iterator[Found]:
                 or "SLURM_JOB_NODELIST" in command.text
                 or "scontrol show host" in command.text
             )
-            if case.batch and several and hosts.search(basename(path)) and listing and not target.left:
+            shared = case.batch and several and hosts.search(basename(path)) and listing and not target.left
+            if shared and path not in told:
+                told.add(path)
                 yield case.at(command, "SLM063", f"{path} is the same file for every job", f"{path}.$SLURM_JOB_ID")
     if not several or case.says(r"\bsbcast\b"):
         return

@@ -705,7 +705,10 @@ class _Reader:
                 for inner in child.named_children:
                     if inner.type == "file_redirect":
                         redirects.append(self.redirect(inner))
-                    elif inner.type in ("command", "pipeline", "list", "redirected_statement"):
+                    elif (
+                        inner.type in ("command", "pipeline", "list", "redirected_statement")
+                        and inner.start_point[0] == child.start_point[0]  # else the grammar takes the body for one
+                    ):
                         more.append(inner)  # what follows `<<EOF |` on its line
         if body is not None:
             self.walk(body, inside, {**how, "redirects": tuple(redirects), "heredoc": heredoc})
@@ -1198,6 +1201,9 @@ class _Reader:
         written = self.bare(node)
         text = written[2:-1].strip() if written.startswith("$(") else written.strip("`").strip()
         flat = " ".join(text.replace("\\\n", " ").split())
+        if flat in ("whoami", "id -un"):
+            yield from self.variable("USER", "$USER", quoted)
+            return
         simple = self.builtin(node)
         if simple is not None:
             yield Piece(simple, quoted=quoted)
@@ -1215,12 +1221,20 @@ class _Reader:
                 meaning = "first-node"
             elif meanings & {"job-id", "random"}:
                 meaning = "job-id"
+            if not meaning:  # what runs it may not know the script's own names
+                written = re.sub(r"\$\{?([A-Za-z_]\w*)\}?", self.put_in, written)
         if meaning == "nodes" and self.plain("SLURM_NNODES"):
             yield from self.variable("SLURM_NNODES", written, quoted)
         elif meaning == "gpus" and self.plain("SLURM_GPUS_ON_NODE"):
             yield from self.variable("SLURM_GPUS_ON_NODE", written, quoted)
         else:
             yield Piece(written, written, meaning, quoted)
+
+    def put_in(self, match: re.Match[str]) -> str:
+        """The value of a name in a line that stays a line: $D/tool.py is /d/tool.py."""
+        values = self.known.get(match[1], ())
+        whole = match[0].startswith("${") == match[0].endswith("}")
+        return self.shown(values) if len(values) == 1 and whole else match[0]
 
     def builtin(self, node: Any) -> str | None:
         """$(echo x), $(basename a/b), $(realpath x): what can be said without running it."""

@@ -446,6 +446,25 @@ def test_eth0_is_right_in_pods_that_have_a_network_of_their_own(pods, host, note
     assert any("[ENV016]" in note for note in notes) == noted
 
 
+@pytest.mark.parametrize(
+    ("train", "noted"),
+    [
+        ("{script: a.py}", True),  # the planner may choose ZeRO
+        ("{script: a.py, zero: 0}", False),
+        ("{script: a.py, zero: 2}", True),
+        ("{script: a.py, deepspeed: {zero_optimization: {stage: 1}}}", True),
+    ],
+)
+def test_one_connection_is_of_interest_where_zero_may_overlap(train, noted):
+    text = JOB.replace('NCCL_IB_DISABLE: "1"', 'CUDA_DEVICE_MAX_CONNECTIONS: "1"').replace("{script: a.py}", train)
+    assert any("[ENV029]" in note for note in nccl.variables(spec.load(text, name="job.yaml").spec).notes) == noted
+
+
+def test_one_connection_is_right_for_megatron_without_zero():
+    text = JOB.replace('NCCL_IB_DISABLE: "1"', 'CUDA_DEVICE_MAX_CONNECTIONS: "1"').replace("model: gpt2\n", "")
+    assert not any("[ENV029]" in note for note in nccl.variables(spec.load(text, name="job.yaml").spec).notes)
+
+
 def test_the_backend_decides_whose_interfaces_they_are(tmp_path):
     text = JOB.replace('NCCL_IB_DISABLE: "1"', "NCCL_SOCKET_IFNAME: eth0")
     said = {}

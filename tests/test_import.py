@@ -6,6 +6,7 @@ data/scripts/ has scripts in the patterns that sites publish: one for each centr
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from launcher import cli, launchlint, plan, spec, sweep
+from launcher import cli, launchlint, plan, shell, spec, sweep
 from launcher.backends import slurm
 from launcher.backends.slurm import array
 from launcher.errors import UserError
@@ -225,7 +226,7 @@ def test_run_time_values_stay_with_the_names_that_dslaunch_gives_them():
         ("nanotron", "left out", "--array=1-3%1: no line uses its index"),
         ("per-node-loop", "left out", "python prepare_data.py --out /data/tok: it prepares"),
         ("gcp-tcpxo", "kept", "nccl-env-profile.sh -> setup"),
-        ("alps-edf", "left out", "numactl --membind=0-3: train.numa binds each rank"),
+        ("alps-edf", "carried", "numactl --membind=0-3 -> train.prefix"),
     ],
 )
 def test_nothing_is_dropped_without_a_word(name, kind, words):
@@ -313,10 +314,195 @@ def test_a_secret_on_the_command_line_becomes_a_variable_of_the_submitting_shell
         ("C='torchrun t.py'\neval srun \"$C --x\"", "train.args", ["--x"]),
         ("srun torchrun t.py 2>&1 | tee log.txt", "train.script", "t.py"),
         ("srun bash -c 'module load a; source /v/bin/activate; torchrun t.py'", "venv", "/v"),
+        ("srun --cpu-bind=v,mask_cpu=0xff,0xff00 torchrun t.py", "slurm.cpu_bind", "mask_cpu:0xff,0xff00"),
+        ("srun --container-image=a --container-env=$X torchrun t.py", "container", "a"),
+        ("LIB=/l source /l/profile.sh\nsrun torchrun t.py", "setup", ['LIB=/l source /l/profile.sh']),
+        ("N=$(f)\nsrun accelerate launch --config_file a --gradient_accumulation_steps $N t.py",
+         "train.launcher_args", ["--config_file", "a"]),
+        ("srun $SRUN_ARGS torchrun t.py --x", "train.args", ["--x"]),
+        ("srun $SRUN_ARGS -u bash -c 'torchrun t.py --x'", "train.args", ["--x"]),
+        ("E=--x\nif [ 2 -gt 1 ]; then E=--y; fi\nsrun torchrun t.py $E", "train.args", ["--y"]),
+        ("E=a\nif [ $E = b ]; then srun python u.py; else srun torchrun t.py; fi", "train.script", "t.py"),
+        ("[ $SLURM_JOB_NUM_NODES -gt 1 ] && X=--far\nsrun torchrun t.py $X", "train.args", ["--far"]),
+        ("case a in a) X=1;; *) X=2;; esac\nsrun torchrun t.py $X", "train.args", ["1"]),
+        ("A=(--x 1)\nif f; then A=\"${A[@]} --y\"; else A=\"${A[@]} --z\"; fi\nsrun torchrun t.py $A", "train.args",
+         ["--x", "1", "--z"]),
+        ("export MASTER_ADDR=$(scontrol show hostnames | head -n1)i\nsrun my.sh $MASTER_ADDR:29400", "train.command",
+         ["bash", "-c", 'exec my.sh "${MASTER_ADDR}:29400"']),
+        ("srun torchrun_jsc t.py", "slurm.address_suffix", "i"),
+        ("srun torchrun_jsc t.py", "train.script", "t.py"),
+        ("srun shifter --image=a:b --env X=$HOME/y,Z=1 torchrun t.py", "env",
+         {"X": {"env": "HOME", "append": "/y"}, "Z": "1"}),
+        ("srun --export=ALL,A=$HOME/y,B=2 torchrun t.py", "env", {"A": {"env": "HOME", "append": "/y"}, "B": "2"}),
+        ("srun --ntasks-per-node=4 /opt/env/bin/python t.py", "venv", "/opt/env"),
+        ("srun /w/miniconda3/envs/a/bin/python -m torch.distributed.run t.py", "conda", "/w/miniconda3/envs/a"),
+        ("T=./env/bin/torchrun\nsrun $T t.py", "venv", "./env"),
+        ("mkdir -p /x/$SLURM_JOB_ID\nmkdir logs\nsrun torchrun t.py", "setup", ["mkdir -p /x/${SLURM_JOB_ID} logs"]),
+        ("srun python -c 'import a; a.clean()'\nsrun torchrun t.py", "setup", ["python -c 'import a; a.clean()'"]),
+        ("sbcast -pf /l/e.tar.gz /mnt/bb/${USER}/e.tar.gz\nsrun mkdir /mnt/bb/$USER/e\n"
+         "srun tar -xzf /mnt/bb/${USER}/e.tar.gz -C /mnt/bb/${USER}/e\nsrun torchrun t.py", "stage",
+         [{"source": "/l/e.tar.gz", "to": "e"}]),
+        ("srun bash -c 'export LD_LIBRARY_PATH=/x:$LD_LIBRARY_PATH; torchrun t.py'", "setup",
+         ['export LD_LIBRARY_PATH="/x:${LD_LIBRARY_PATH}"']),
+        ("srun torchrun t.py --out /s/$USER/x runs/$SLURM_JOB_ID", "train.args",
+         ["--out", {"env": "USER", "prepend": "/s/", "append": "/x"}, {"job": "id", "prepend": "runs/"}]),
+        ("D=/home/$(whoami)/x\nsrun torchrun t.py --d $D", "train.args.1",
+         {"env": "USER", "prepend": "/home/", "append": "/x"}),
+        ("srun torchrun t.py --d $A:$B", "env", {"A": {"env": "A"}, "B": {"env": "B"}}),
+        ("srun numactl --membind=0-3 torchrun t.py", "train.prefix", ["numactl", "--membind=0-3"]),
+        ("source /v/bin/activate\nsrun /v/bin/torchrun t.py", "train.script", "t.py"),
+        ("D=/d\nsrun torchrun t.py --d $(f $D/x)", "train.command.2", 'exec python -u t.py --d "$(f /d/x)"'),
     ],
 )  # fmt: skip
 def test_a_line_becomes_a_field(line, path, value):
     assert at(read(line), path) == value
+
+
+@pytest.mark.parametrize(
+    ("line", "place", "words"),
+    [
+        ("E=\"\"\n[ -d /opt/x ] && E=--a\nsrun torchrun t.py $E", ("train",), "`[ -d /opt/x ]` makes it --a"),
+        ("A=(--x 1)\nif f; then A=\"${A[@]} --y\"; else A=\"${A[@]} --z\"; fi\nsrun torchrun t.py $A", ("train",),
+         "`f` makes it --x 1 --y"),
+        ("if [ -n \"$K\" ]; then L=1; else export M=off; fi\nsrun torchrun t.py", ("env", "M"), "M=off here"),
+        ("srun torchrun $training_commands", ("train", "command"), "${training_commands} is set by no line"),
+        ("srun deepspeed $TASK_ARGS --x", ("train", "script"), "what TASK_ARGS is"),
+        ("srun deepspeed \"${TASK_ARGS}\" --x", ("train", "script"), "what TASK_ARGS is"),
+        ("if [ $H = a ]; then module load b; fi\nsrun torchrun t.py", ("modules",),
+         "module load b stands in a condition"),
+        ("if f; then NGPU=8; else NGPU=4; fi\nsrun torchrun --nproc_per_node $NGPU t.py",
+         ("resources", "gpus_per_node"), "NGPU=4 here; `f` makes it 8"),
+        ("source /v/bin/activate\nsrun /w/bin/torchrun t.py", ("train",), "is not the torchrun of the environment"),
+        ("srun my.sh $SLURM_LOCALID", ("train", "launcher"), "counts 1 tasks on a node"),
+        ("srun accelerate launch --gradient_accumulation_steps $(f) t.py", ("train",),
+         "--gradient_accumulation_steps"),
+        ("srun -N1 -n1 ray start --head &\nsrun -N1 -n1 ray job submit -- python t.py",
+         ("services", 0, "gpus_per_node"), "as many as the job has"),
+    ],
+)  # fmt: skip
+def test_what_only_a_run_would_tell_is_marked_and_not_guessed(line, place, words):
+    head = "#SBATCH -N 2\nexport NCCL_IB_HCA=mlx5\n"
+    made = sbatch.read(f"#!/bin/bash\n{head}{line}\n", name="x.sbatch")
+    assert words in made.comments[place]
+    assert words in said(made, "fill in")
+
+
+def test_nodes_that_no_line_says_are_asked_for_where_the_script_counts_them():
+    text = "#SBATCH --gpus-per-node=4\nsrun torchrun t.py{}\n"
+    made = sbatch.read(text.format(" --n $SLURM_NNODES"), name="x")
+    assert "no #SBATCH line says it" in made.comments["resources", "nodes"]
+    made = sbatch.read(text.format(""), name="x")
+    assert not made.comments
+    assert "no #SBATCH line says --nodes: 1" in said(made, "left out")
+    assert "no #SBATCH line says --time" in said(made, "left out")
+
+
+MEGATRON = """\
+cat <<EOT > ds.json
+{"train_micro_batch_size_per_gpu": 4, "train_batch_size": 64, "zero_optimization": {"stage": 0}}
+EOT
+srun torchrun pretrain_gpt.py --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2 --micro-batch-size 4 \\
+    --global-batch-size 64 --seq-length 2048 --train-iters 500 --deepspeed --deepspeed_config ds.json
+"""
+
+
+def test_megatron_s_degrees_keep_the_accumulation_of_its_deepspeed_config():
+    made = sbatch.read(f"#SBATCH -N 1 --gpus-per-node=4\n{MEGATRON}", name="x")
+    train = made.job["train"]
+    assert (train["parallel"], train["seq_len"], train["steps"]) == ({"tensor": 2, "pipeline": 2}, 2048, 500)
+    text, problems, _ = write.checked(made, name="x")
+    assert problems == []
+    config = plan.make(spec.load(text, name="job.yaml").spec).config
+    # 64 samples, 4 per pass, on 4 GPUs / (2 x 2) = 1 replica
+    assert config["gradient_accumulation_steps"] == 16
+
+
+def test_megatron_s_numbers_that_differ_from_its_deepspeed_config_are_asked_for():
+    text = MEGATRON.replace("--global-batch-size 64", "--global-batch-size 128")
+    made = sbatch.read(f"#SBATCH -N 1 --gpus-per-node=4\n{text}", name="x")
+    assert "told 128, its DeepSpeed config 64" in made.comments["train", "global_batch"]
+    text = MEGATRON.replace("--seq", "--context-parallel-size 2 --seq")
+    made = sbatch.read(f"#SBATCH -N 1 --gpus-per-node=4\n{text}", name="x")
+    assert "parallel" not in made.job["train"]
+
+
+def test_a_ray_head_has_the_job_s_gpus_and_keeps_its_program():
+    job = read("nodes=($(scontrol show hostnames))\nexport ip_head=${nodes[0]}:6379\n"
+               "srun -N1 -n1 -w ${nodes[0]} /r/bin/ray start --head --port=6379 --block &\n"
+               "srun -N1 -n1 -w ${nodes[1]} /r/bin/ray start --address $ip_head --block &\n"
+               "srun --overlap -N1 -n1 /r/bin/ray job submit -- python t.py")  # fmt: skip
+    head, workers = job["services"]
+    assert head["gpus_per_node"] == 4
+    assert head["command"][2].startswith("exec /r/bin/ray start --head")
+    assert workers["command"][2].startswith("exec /r/bin/ray start --block")
+    assert "setup" not in job
+
+
+def test_what_stands_behind_the_training_is_named():
+    text = "srun torchrun t.py\ncp -r out /archive\npython plot.py\n"
+    made = sbatch.read(f"#SBATCH --gpus-per-node=1\n{text}", name="x")
+    notes = said(made, "left out")
+    assert "cp -r out /archive: it runs after the training" in notes
+    assert "python plot.py: it runs after the training" in notes
+
+
+def test_parts_of_the_command_are_no_variables_of_the_program():
+    job = read("export SCRIPT=t.py\nexport SCRIPT_ARGS=' --a 1 '\nexport CMD=\"torchrun $SCRIPT $SCRIPT_ARGS\"\n"
+               "export DATA=/d\nsrun $CMD --d $DATA")  # fmt: skip
+    assert job["env"] == {"DATA": "/d"}
+    assert job["train"]["args"] == ["--a", "1", "--d", "/d"]
+
+
+# --- nothing is lost ------------------------------------------------------------------------------
+
+
+def lost(text: str) -> list[str]:
+    """Words of commands, assignments and directives that stand neither in the job file nor in a note."""
+    made = sbatch.read(text, name="x.sbatch")
+    notes = [note.message for note in made.notes]
+    told = "\n".join([write.text(made.job), *notes]).replace("{", "").replace("}", "")
+    flat = re.sub(r"\s+", " ", told)
+
+    def missing(word: shell.Word) -> list[str]:
+        texts = [piece.text for piece in word.pieces if not piece.name]
+        unknown = [piece.name for piece in word.pieces if piece.name.isidentifier() and not piece.meaning]
+        names = [name for name in unknown if not name.startswith("SLURM")]
+        tokens = [token for text in texts for token in re.split(r"[^\w./%+@-]+", text) if re.search(r"\w", token)]
+        return [token for token in [*tokens, *names] if token.rstrip("/") not in told]
+
+    found = []
+    script = shell.read(text, "x.sbatch")
+    for one in script.directives:
+        if one.text not in told and f"#SBATCH --{one.option}" not in told:
+            found.append(f"{one.line}: {one.text}")
+    for part in [script, *(command.script for command in script.everything() if command.script)]:
+        for command in part.commands:
+            named = re.sub(r"\s+", " ", command.text).replace("{", "").replace("}", "") in flat
+            if named or "substitution" in command.inside or command.name in part.functions or command.script:
+                continue
+            words = [word for word in command.argv if word.value not in ("srun", "exec")]
+            found += [f"{command.line}: {command.name} {token}" for word in words for token in missing(word)]
+        for one in part.assignments:
+            if any(re.match(rf"{one.name}\b", note) for note in notes):
+                continue
+            words = list(one.array) if one.array is not None else [one.value] if one.value else []
+            found += [f"{one.line}: {one.name}={token}" for word in words for token in missing(word)]
+    secret = re.compile(r"hf_|TOKEN|_KEY|[0-9a-f]{16}")
+    return [row for row in found if not secret.search(row)]
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_every_word_of_a_script_is_in_the_job_file_or_in_a_note(path):
+    assert lost(path.read_text()) == []
+
+
+def test_every_word_of_a_script_made_of_odd_lines_is_in_the_job_file_or_in_a_note():
+    lines = ["B=(--one 1 --two two)", "if [ -d /q ]; then C=--three; D=four; fi", "E=five; export F=$E/six",
+             "frobnicate --seven", "for i in 1 2; do echo $i; done", "G=$(mystery eight)", "H=/nine/$USER/$J/ten",
+             "srun --unknown-thing=eleven $K torchrun --role twelve t.py ${B[@]} $C --thirteen $G $H",
+             "cp fourteen /fifteen", "L=sixteen"]  # fmt: skip
+    head = "#!/bin/bash\n#SBATCH -N 2 --gres=gpu:4\n#SBATCH --comment=seventeen --site-option=eighteen\n"
+    assert lost(head + "\n".join(lines)) == []
 
 
 @pytest.mark.parametrize(

@@ -166,12 +166,13 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "kubernetes/env_fields/POD_NAME": "metadata.name", "train/workdir": "/fsx/code", "resources/memory": "1800G",
         "kubernetes/node_affinity/2/weight": 100, "kubernetes/run_policy/ttl": 86400, "kubernetes/shm": "512Gi",
     },
-    "hyperpod-operator": {"train/script": "/opt/train/sft.py", "recover/attempts": 5, "train/args": ["--lr", "1e-5"]},
+    "hyperpod-operator": {"train/script": "/opt/train/sft.py", "train/args": ["--lr", "1e-5"]},
     "gke-a3mega-jobset": {
         "resources/fabric": "gcp-tcpxo", "resources/nodes": 16, "kubernetes/kind": "jobset",
         "kubernetes/shm": "250Gi",
         "kubernetes/volumes/0/csi/driver": "gcsfuse.csi.storage.gke.io", "env/OMP_NUM_THREADS": "12",
-        "kubernetes/queue/topology_required": False, "kubernetes/labels": {"team": "llm"}, "recover/attempts": 2,
+        "kubernetes/queue/topology_required": False, "kubernetes/labels": {"team": "llm"},
+        "kubernetes/run_policy/max_restarts": 2,
     },
     "gke-a3ultra-gib": {
         "resources/fabric": "gcp-gib", "resources/gpu": "h200-141gb", "train/module": "torchtitan.train",
@@ -268,6 +269,7 @@ def test_what_matters_arrives_in_its_field(name, path, value):
         ("indexed-job", "left out", "PersistentVolumeClaim data"),
         ("statefulset", "carried", "this was a StatefulSet"),
         ("kubectl-get", "left out", "restartPolicy ExitCode: recover.attempts"),
+        ("hyperpod-operator", "fill in", "5 restarts: a job starts again from checkpoints on a volume"),
     ],
 )
 def test_nothing_is_dropped_without_a_word(name, kind, words):

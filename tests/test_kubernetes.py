@@ -346,6 +346,7 @@ def test_names_fit_with_every_suffix(name):
     [
         ({"container": None}, "need an image"),
         ({"train": {"launcher": "srun"}}, "needs Slurm"),
+        ({"train": {"command": ["mpirun", "t"], "launcher": "job"}}, "neither srun nor ssh to each other"),
         ({"resources": {"spares": 1}}, "no spare pods"),
         ({"modules": ["cuda/12.4"]}, "no environment modules"),
         ({"train": {"workdir": "src"}}, "workdir src is relative"),

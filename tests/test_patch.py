@@ -138,6 +138,10 @@ def trainer(**more):
         (trainer(resources={"limits": {"nvidia.com/gpu": None}}), "nvidia.com/gpu is 8"),
         (trainer(resources={"limits": {"nvidia.com/mig-1g.10gb": 4}}), "a GPU that the plan has not"),
         (trainer(resources=None), "nvidia.com/gpu is 8"),
+        (
+            of_the_master(containers=[{"name": "b", "image": "i", "resources": {"limits": {"nvidia.com/gpu": 1}}}]),
+            "nvidia.com/gpu of another container",
+        ),
         (trainer(env=[{"name": "MASTER_ADDR", "value": "x"}]), "MASTER_ADDR cannot be set"),
         (trainer(env=[{"name": "PET_NNODES", "value": "2"}]), "PET_NNODES cannot be set"),
         (trainer(env=[{"name": "WANDB_API_KEY", "value": "x"}]), "looks like a secret"),

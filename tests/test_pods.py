@@ -24,6 +24,7 @@ from launcher.spec.kubernetes import (
     Nfs,
     NodeTerm,
     PodTerm,
+    Projection,
     Scratch,
     Security,
     Sidecar,
@@ -252,6 +253,11 @@ EXERCISED = {
         "scratch": (volume(scratch={}), "spec/volumes/volume-0/emptyDir", {}),
         "config_map": (volume(config_map="cm"), "spec/volumes/volume-0/configMap/name", "cm"),
         "secret": (volume(secret="se"), "spec/volumes/volume-0/secret/secretName", "se"),
+        "projected": (
+            volume(projected=[{"config_map": "a"}, {"secret": "b"}]),
+            "spec/volumes/volume-0/projected",
+            {"sources": [{"configMap": {"name": "a"}}, {"secret": {"name": "b"}}]},
+        ),
         "items": (
             volume(secret="se", items={"k": "a/b"}),
             "spec/volumes/volume-0/secret/items",
@@ -393,6 +399,19 @@ EXERCISED = {
             "spec/initContainers/side/imagePullPolicy",
             "Always",
         ),
+    },
+    Projection: {
+        name: (
+            volume(projected=[{"config_map": "z"}, {"optional": True, "items": {"k": "a/b"}, source: "cm"}]),
+            f"spec/volumes/volume-0/projected/sources/1/{theirs}",
+            value,
+        )
+        for name, source, theirs, value in (
+            ("config_map", "config_map", "configMap/name", "cm"),
+            ("secret", "secret", "secret/name", "cm"),
+            ("items", "secret", "secret/items", [{"key": "k", "path": "a/b"}]),
+            ("optional", "config_map", "configMap/optional", True),
+        )
     },
     MapValue: {
         name: (
@@ -623,6 +642,16 @@ def test_what_the_standards_allow():
         (k8s(gpu_resource="aws.amazon.com/neuroncore"), "kubernetes.gpu_resource", "neuronx-distributed"),
         (k8s(gpu_resource="amd.com/gpu"), "kubernetes.gpu_resource", "is NVIDIA's"),
         (
+            k8s(network={"resources": {"habana.ai/gaudi": 8}}),
+            "kubernetes.network.resources.habana.ai/gaudi",
+            "HCCL",
+        ),
+        (
+            k8s(network={"resources": {"nvidia.com/gpu": 4}}),
+            "kubernetes.network.resources.nvidia.com/gpu",
+            "resources.gpus_per_node",
+        ),
+        (
             k8s(gpu_resource="nvidia.com/gpu") | {"resources": {"gpu": "mi300x"}},
             "kubernetes.gpu_resource",
             "a mi300x is AMD's",
@@ -644,6 +673,13 @@ def test_what_the_standards_allow():
         (volume(claim="c", items={"a": "b"}), "kubernetes.volumes.0.items", "without config_map"),
         (volume(claim="c", default_mode="755"), "kubernetes.volumes.0.default_mode", "without config_map"),
         (volume(secret="s", items={"a": "../b"}), "kubernetes.volumes.0.items.a", "no path below"),
+        (volume(projected=[]), "kubernetes.volumes.0.projected", "from nothing"),
+        (volume(projected=[{"items": {"a": "b"}}]), "kubernetes.volumes.0.projected.0", "one config_map"),
+        (
+            volume(projected=[{"secret": "s", "items": {"a": "/b"}}]),
+            "kubernetes.volumes.0.projected.0.items.a",
+            "no path below",
+        ),
         (sidecar(capabilities=["NET_ADMIN"]), "kubernetes.sidecars.0.capabilities", "root alone"),
         (sidecar(privileged=True, run_as_user=5), "kubernetes.sidecars.0.run_as_user", "is less"),
         (sidecar(secrets={"A": {"from_env": "A"}}), "kubernetes.sidecars.0.secrets.A", "a Secret's key"),
@@ -651,6 +687,11 @@ def test_what_the_standards_allow():
             sidecar(env={"A": "b"}, env_fields={"A": "metadata.name"}),
             "kubernetes.sidecars.0.env_fields",
             "said twice",
+        ),
+        (
+            sidecar(resources={"nvidia.com/gpu": "1"}),
+            "kubernetes.sidecars.0.resources.nvidia.com/gpu",
+            "beside the ranks'",
         ),
         (sidecar(env_fields={"A": "limits.cpu"}), "kubernetes.sidecars.0.env_fields.A", "without resources"),
         (sidecar(mounts={"gone": "/x"}), "kubernetes.sidecars.0.mounts.gone", "no volume"),

@@ -242,8 +242,6 @@ def test_other_arguments_reach_the_launcher_word_for_word(launcher, words):
         ("launcher: job", "", "the reference trainer does not"),
         ("script: x.py, launcher: job, numa: auto", "", "numa is for ranks"),
         ("script: x.py, launcher: job", "env: {DLTS_HOSTFILE: /h}", "DLTS_HOSTFILE stands in env"),
-        ("script: x.py, launcher: job", "container: /images/t.sif", "what it starts on other nodes does not"),
-        ("script: x.py, launcher: job", "stage: [{source: a.tar, to: data}]", "stage would unpack on the first node alone"),
         ("script: x.py, launcher: node", "env: {NNODES: '2'}", "NNODES stands in env"),
         ("script: x.py, numa: [3, 1]", "", "numa names 2 NUMA nodes, and a node has 4 ranks"),
         ("script: x.py, numa: [3, 1, 2, 0], launcher_args: [--numa-binding, node]", "", "binds ranks to cores"),
@@ -411,6 +409,31 @@ def test_a_launcher_that_is_not_installed_is_named(tmp_path):
     assert node.run("true") == 1
     assert "composer on" in node.err
     assert "No module named" in node.err
+
+
+# --- a program that starts the ranks of all nodes --------------------------------------------------------
+
+
+def test_one_machine_has_no_other_nodes_to_reach():
+    with pytest.raises(UserError, match="one machine has no other nodes to reach"):
+        local.render(made("train: {command: [mpirun, t], launcher: job}\nresources: {nodes: 2}\n"))
+
+
+def test_it_has_the_job_s_numbers_and_no_place_of_its_own(tmp_path):
+    node = Node(tmp_path, "job", nodes=3, per_node=4)
+    assert node.python("import json, os; json.dump(dict(os.environ), open('told.json', 'w'))") == 0
+    told = json.loads((tmp_path / "told.json").read_text())
+    assert (told["NNODES"], told["NPROC_PER_NODE"]) == ("3", "4")
+    assert {"MASTER_ADDR", "MASTER_PORT"} <= set(told)
+    assert not [name for name in told if name.startswith("PET_") or name in ("RANK", "WORLD_SIZE", "NODE_RANK")]
+
+
+def test_what_starts_ranks_elsewhere_is_not_told_that_time_is_nearly_up(tmp_path):
+    node = Node(tmp_path, "job", nodes=3)
+    process = node.start("sh", "-c", 'trap "exit 9" USR2; touch ready; for n in 1 2 3 4; do sleep 0.5; done; exit 3')
+    until(lambda: (tmp_path / "ready").exists())
+    process.send_signal(signal.SIGUSR2)
+    assert process.wait(timeout=60) == 3
 
 
 # --- a program that starts its ranks itself ---------------------------------------------------------------

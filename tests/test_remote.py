@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import test_slurm
@@ -27,7 +28,7 @@ PROGRAM = "import os, sys; print('rank', os.environ['RANK'], 'of', os.environ['W
 
 
 @pytest.fixture(scope="module")
-def login(tmp_path_factory, request):
+def login(tmp_path_factory):
     """A login node: sshd with a key of its own, whose shell talks before every command."""
     if not SSHD or os.geteuid() != 0:
         reason = "needs root and openssh-server: apt-get install openssh-server"
@@ -39,7 +40,7 @@ def login(tmp_path_factory, request):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    os.makedirs("/run/sshd", exist_ok=True)
+    Path("/run/sshd").mkdir(exist_ok=True)
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/authorized\n"
         f"StrictModes no\nUsePAM no\nPasswordAuthentication no\nPidFile none\nSetEnv SLURM_CONF=/none\n"
@@ -63,13 +64,14 @@ def login(tmp_path_factory, request):
     (folder / "bin" / "ssh").write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/config "$@"\n')
     (folder / "bin" / "ssh").chmod(0o755)
     daemon = subprocess.Popen([SSHD, "-D", "-e", "-f", folder / "sshd_config"], stderr=subprocess.DEVNULL)
-    request.addfinalizer(lambda: (daemon.kill(), daemon.wait()))
     for _ in range(100):
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 break
         time.sleep(0.1)
-    return folder
+    yield folder
+    daemon.kill()
+    daemon.wait()
 
 
 @pytest.fixture
@@ -125,7 +127,7 @@ def test_a_run_directory_arrives_once_and_as_a_whole(reach, tmp_path):
         remote.ask(HOST, request, packed(text))
     assert (tmp_path / "runs" / "x" / "job.sbatch").read_text() == "first"
     assert (tmp_path / "runs" / "x").stat().st_mode & 0o777 == 0o700
-    assert os.listdir(tmp_path / "runs") == ["x"]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["x"]
 
 
 @pytest.fixture

@@ -451,7 +451,8 @@ def test_a_secret_lies_in_its_own_file_and_nowhere_else(tmp_path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.delenv("DSLAUNCH_SITE", raising=False)
-    for command in (["slurm"], ["slurm", "--dry-run"], ["plan", "--json"], ["env"], ["config", "deepspeed"], ["plan"]):
+    others = (["slurm", "--dry-run"], ["plan", "--json"], ["env"], ["config", "deepspeed"], ["plan"])
+    for command in (["slurm"], *others):
         monkeypatch.setattr(
             sys, "argv", ["dslaunch", *command, "job.yaml", *(["--runs", "runs"] * (command == ["slurm"]))]
         )

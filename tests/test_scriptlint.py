@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher import lint, sarif, scriptlint
+from launcher import lint, plan, sarif, scriptlint, spec
+from launcher.backends import slurm
 from launcher.spec import words
 
 ROOT = Path(__file__).parent.parent
@@ -298,6 +299,18 @@ def test_nothing_is_said_about_what_dslaunch_renders(path):
     text = path.read_text(encoding="utf-8")
     assert lint.kind(text, name=path.name) == "script"
     assert results(text, name=str(path)) == ()
+
+
+@pytest.mark.parametrize("bind", ["closest", "single:1", "none"])
+def test_a_gpu_each_is_said_by_the_plan_and_not_of_its_own_script(bind):
+    job = f"""name: one
+train: {{script: x.py, launcher: srun}}
+resources: {{nodes: 2, gpus_per_node: 4, gpu: a100, fabric: infiniband, cpus_per_node: 64}}
+slurm: {{time: 60, gpus_as: gpus-per-task, gpu_bind: '{bind}'}}
+"""
+    text = slurm.render(plan.make(spec.load(job, name="job.yaml").spec)).text("job.sbatch")
+    assert "--gpus-per-task=1" in text
+    assert results(text, name="job.sbatch") == ()
 
 
 # --- cases ------------------------------------------------------------------------------------------

@@ -205,7 +205,8 @@ def test_backends_do_not_know_each_other():
 
 # Facts and decisions are values; what touches the machine is named here and nowhere else.
 PURE = ["launcher.errors", "launcher.spec", "launcher.nccl", "launcher.show", "launcher.schema"]
-PURE += ["launcher.setting", "launcher.software", "launcher.expected", "launcher.verdicts", "launcher.health", "launcher.envlint"]
+PURE += ["launcher.setting", "launcher.software", "launcher.expected", "launcher.verdicts", "launcher.health"]
+PURE += ["launcher.envlint"]
 PURE += ["launcher.preflight", "launcher.preflight.decision", "launcher.preflight.tournament"]
 PURE += ["launcher.preflight.speed", "launcher.preflight.transport", "launcher.preflight.parity"]
 PURE += [name for name in SOURCES if name.startswith("launcher.plan")]

@@ -73,6 +73,14 @@ def test_a_directive_behind_the_first_command_is_late_and_has_its_place():
         ("N=3\nLOG=$D/%x_$N.log\npython $LOG", ["python", "${D}/%x_3.log"]),
         ("python --log=$D/a_$1", ["python", "--log=${D}/a_$1"]),
         ("python --log=$D/%x_$D.log\n", ["python", "--log=${D}/%x_${D}.log"]),
+        ("OUT=$S/$U/d/\npython $OUT/a --p=$U:$V/$W", ["python", "${S}/${U}/d//a", "--p=${U}:${V}/${W}"]),
+        ("export A=$S/$U/d B=2\npython $A $B", ["python", "${S}/${U}/d", "2"]),
+        ("python ${PATH:+x:$PATH} ${LD_LIBRARY_PATH:-y}", ["python", "${PATH:+x:$PATH}", "${LD_LIBRARY_PATH:-y}"]),
+        ("A=(1 2)\nA=\"${A[@]} 3\"\npython $A", ["python", "1", "2", "3"]),
+        ("A=1\nif [ $A = 1 ]; then B=x; else B=y; fi\npython $B", ["python", "x"]),
+        ("if f; then B=x; elif g; then B=y; else B=z; fi\npython $B", ["python", "z"]),
+        ("A=1\n[ $A -ge 2 ] || B=x\npython $B", ["python", "x"]),
+        ("A=/d\npython $(f $A/${A}x '{print $1}')", ["python", "$(f /d//dx '{print $1}')"]),
         ("A=\"  --x \\\n   --y $B \\\n  $C\"\npython $A", ["python", "--x", "--y", "${B}", "${C}"]),
     ],
 )  # fmt: skip
@@ -186,3 +194,29 @@ def test_no_piece_of_a_script_makes_the_reader_stumble(path):
 def test_what_is_no_script_is_read_all_the_same(text):
     shell.read(text)
     shell.read(f"#SBATCH --x='\n{text}")
+
+
+@pytest.mark.parametrize(
+    ("condition", "holds"),
+    [
+        ('[ "$A" = 1 ]', True), ("[[ $A == [0-9] && $B != x ]]", True), ("[ $A -gt 2 ] || [ -n \"$B\" ]", True),
+        ("test $A -lt 1", None), ("! [ -z \"$B\" ]", True), ("[ $A != 1 ]", False), ('[ "$A" = "[0-9]" ]', False),
+        ("[ -d /x ]", None), ("[ $C = 1 ]", None), ("[ $A = 1 ] && [ -d /x ]", None), ("[ $A = 2 ] && f", False),
+        ("[ $A ]", None), ("[ a -gt 1 ]", None), ("f", None), ("(( A > 0 ))", None),
+    ],
+)  # fmt: skip
+def test_a_condition_is_decided_where_the_script_itself_has_set_its_values(condition, holds):
+    script = shell.read(f"A=1\nB=y\nX=0\nif {condition}; then X=1; fi\n")
+    value = script.variables["X"][0][0].text
+    if holds is None:
+        assert [(one.name, one.taken, one.other, one.line) for one in script.choices] == [("X", "0", "1", 4)]
+    else:
+        assert (value, script.choices) == (str(int(holds)), ())
+
+
+def test_a_branch_that_is_never_run_is_read_and_marked():
+    script = shell.read("A=1\nif [ $A = 2 ]; then far; else near; fi\nmaybe && B=3\n")
+    found = {command.name: command.inside for command in script.commands}
+    assert found["far"] == ("if", "never")
+    assert found["near"] == ()
+    assert not script.choices

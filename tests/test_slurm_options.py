@@ -175,6 +175,7 @@ def test_a_job_without_tasks_per_rank_asks_for_all_gpus_and_cpus_of_its_one_task
     assert "env -u" not in script
 
 
+WHOLE = {"train": {"launcher": "job"}}  # the program starts the ranks of all nodes
 REFUSED = [
     ({"sbatch": {"nice": "5"}}, {}, "sbatch option nice is dslaunch's own", "use slurm.nice"),
     ({"sbatch": {"mem-per-gpu": "5"}}, {}, "mem-per-gpu is dslaunch's own", "use resources.memory"),
@@ -221,6 +222,11 @@ REFUSED = [
     ({"nodelist": "a[1-4]", "exclude": "a[2-3]"}, {}, "a[2-3] is in nodelist and in exclude", ""),
     ({"bcast": {"/tmp/x": "/tmp/x"}}, {}, "copied onto itself", "own disk"),
     ({"bcast": {"x": "y"}}, {}, "y is no absolute path", "/tmp"),
+    ({"cpu_bind": "cores"}, WHOLE, "cpu_bind is for the step of the ranks", "the program's own srun"),
+    ({"gpu_bind": "closest"}, WHOLE, "gpu_bind is for the step of the ranks", "the program's own srun"),
+    ({"srun": ["--label"]}, WHOLE, "slurm.srun is for the step of the ranks", "the program's own srun"),
+    ({}, {**WHOLE, "container": "/i/t.sif"}, "what it starts on other nodes does not", "apptainer exec"),
+    ({}, {**WHOLE, "stage": [{"source": "a.tar", "to": "data"}]}, "on the first node alone", "slurm.bcast"),
     ({"nodefile": "nodes.txt"}, {}, "nodefile has not been read", ""),
     (
         {"version": "23.11", "segment": 2},
@@ -460,3 +466,23 @@ def test_every_dialect_gives_each_rank_its_share_on_fewer_nodes_than_the_job_has
     assert seen == [f"seen {rank} {rank % 2} 4 {gpus} node1 sent" for rank in range(4)], output
     token = f"dslaunch:{folder.name}"
     assert slurm.job(number)["Comment"] == (f"{section['comment']},{token}" if "comment" in section else token)
+
+
+def test_a_program_that_starts_the_ranks_of_all_has_the_variables_of_a_batch_script():
+    more = {**WHOLE, "resources": {"spares": 2}}
+    bundle = slurm.render(made({"mpi": "pmix", "distribution": "block:cyclic"}, more))
+    script, told = bundle.text("job.sbatch"), bundle.text("reach.sh").splitlines()
+    step = script[script.rindex("srun --nodes=1 --ntasks=1 --ntasks-per-node=1") :]
+    assert "--mpi=none" in step[: step.index("bash -c")]
+    for line in (
+        "export SLURM_NNODES=4",
+        "export SLURM_NTASKS=16",
+        "export SLURM_TASKS_PER_NODE='4(x4)'",
+        "export SLURM_MPI_TYPE=pmix",
+        "export SLURM_DISTRIBUTION=block:cyclic",
+    ):
+        assert line in told
+    last = max(number for number, line in enumerate(told) if line.startswith("unset"))
+    assert told.index("export SLURM_MPI_TYPE=pmix") > last
+    assert "#SBATCH --nodes=6" in script
+    assert "#SBATCH --ntasks-per-node=4" in script

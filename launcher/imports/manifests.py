@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from posixpath import basename, join, normpath
 from typing import Any
@@ -20,11 +20,12 @@ from launcher.backends.kubernetes import DIGEST, kinds, patch
 from launcher.backends.kubernetes.queueing import PRIORITY, QUEUE, SCHEDULERS
 from launcher.bundle import ASKED, Tree
 from launcher.errors import Path, Problem, UserError
-from launcher.imports import Imported, Kind, Note, pods, programs, sbatch
+from launcher.imports import Imported, Kind, Note, pods, programs, reference, sbatch
 from launcher.imports.pods import Object, Pod, takes, whole
 from launcher.imports.programs import said
+from launcher.plan.launchers import TOLD
 from launcher.shell import Command, Word
-from launcher.spec.check import SECRET_NAME, SECRET_VALUE
+from launcher.spec.check import NOT_YOURS, SECRET_NAME, SECRET_VALUE
 from launcher.spec.machines import Recover
 from launcher.spec.words import Label, LabelKey, Variable
 
@@ -62,6 +63,7 @@ class Group:
     options: Mapping[str, Any] = field(default_factory=dict)  # further fields of `kubernetes`
     known: Mapping[str, str] = field(default_factory=dict)  # variables of the operator
     rest: Object = field(default_factory=dict)  # of the object's spec, for the patch
+    recover: Mapping[str, float] = field(default_factory=dict)
 
 
 def read(text: str, *, name: str, environ: Mapping[str, str] | None = None) -> Imported:
@@ -134,9 +136,10 @@ def _items(one: Any) -> Iterator[Object]:
     elif isinstance(one, dict) and one.get("kind") == "AppWrapper":
         for row in (one.get("spec") or {}).get("components") or ():
             inner = dict(row.get("template") or {})
-            labels = (one.get("metadata") or {}).get("labels") or {}
-            metadata = dict(inner.get("metadata") or {})
-            inner["metadata"] = {**metadata, "labels": {**labels, **(metadata.get("labels") or {})}}
+            around, metadata = one.get("metadata") or {}, dict(inner.get("metadata") or {})
+            for key in ("labels", "annotations"):
+                metadata[key] = {**(around.get(key) or {}), **(metadata.get(key) or {})}
+            inner["metadata"] = metadata
             yield inner
     elif isinstance(one, dict):
         yield one
@@ -332,17 +335,20 @@ def _sum(counts: Sequence[Any]) -> Any:
         number for number in numbers if number is not None))  # fmt: skip
 
 
+LIMITS = ("backoffLimit", "jobMaxRetryCount", "maxRetry", "maxRestarts")
+RETRIES = "workload.codeflare.dev.appwrapper/retryLimit"
+
+
 def _policy(given: Mapping[str, Any]) -> tuple[dict[str, Any], int | None, list[Note]]:
     """run_policy, attempts, and what is said of a runPolicy or a Job's own."""
     names = {"cleanPodPolicy": "clean_pods", "ttlSecondsAfterFinished": "ttl", "activeDeadlineSeconds": "deadline",
              "suspend": "suspend", "managedBy": "managed_by"}  # fmt: skip
     policy = {ours: given[theirs] for theirs, ours in names.items() if given.get(theirs) not in (None, False, "")}
-    limit = next((given[key] for key in ("backoffLimit", "jobMaxRetryCount", "maxRetry", "maxRestarts")
-                  if whole(given.get(key)) is not None), None)  # fmt: skip
+    limit = next((given[key] for key in LIMITS if whole(given.get(key)) is not None), None)
     attempts = min(int(limit), 100) if limit is not None else None
-    notes = (
-        [] if limit is None else [Note("carried", f"{limit} restarts -> recover.attempts: without a new checkpoint")]
-    )
+    several = [f"{key} {given[key]}" for key in LIMITS if whole(given.get(key)) is not None]
+    what = ", ".join(several)
+    notes = [] if limit is None else [Note("carried", f"{what}: {limit} restarts, each without a new checkpoint")]
     return policy, attempts, notes
 
 
@@ -362,21 +368,52 @@ def _pytorchjob(one: Object, name: str) -> Group:
     gang = {"queue": wanted.get("queue"), "min_available": wanted.get("minAvailable"),
             "timeout": wanted.get("scheduleTimeoutSeconds")}  # fmt: skip
     nodes = _sum([rows[index].get("replicas") for index in chosen])
-    for index in chosen:
-        if restart := rows[index].get("restartPolicy"):
-            notes.append(Note("left out", f"restartPolicy {restart}: recover.attempts starts ranks again"))
-            break
     elastic = content.get("elasticPolicy")
     if elastic and not whole(elastic.get("maxReplicas")):
+        notes.append(Note("left out", f"elasticPolicy {json.dumps(elastic)}: it names no maxReplicas"))
         elastic = None
+    restarts = list(dict.fromkeys(str(rows[index]["restartPolicy"]) for index in chosen if
+                                  rows[index].get("restartPolicy")))  # fmt: skip
+    if elastic and restarts:  # its pods meet again, whoever started them
+        if restarts[-1] != "OnFailure":
+            policy["restart_policy"] = restarts[-1]
+        notes.append(Note("carried", f"restartPolicy {restarts[-1]} -> kubernetes.run_policy.restart_policy"))
+    elif restarts == ["Never"] and attempts is None:
+        attempts = 0
+        notes.append(Note("carried", "restartPolicy Never -> recover.attempts: 0"))
+    elif restarts:
+        notes.append(Note("left out", f"restartPolicy {', '.join(restarts)}: recover.attempts starts ranks again"))
+    recover = _monitored(run, notes)
     per_node = content.get("nprocPerNode") or (elastic or {}).get("nProcPerNode")
     world = whole(nodes)
     known = {"PET_NNODES": str(nodes), "WORLD_SIZE": str(nodes)} if world and whole(per_node) in (None, 1) else {}
     was = "" if one["kind"] == "PyTorchJob" else f"this was a {one['kind']}: the object is a PyTorchJob now"
     return Group(
         one, "pytorchjob", rows[chosen[-1]]["template"], nodes, was, (*notes, *told), per_node,
-        policy=policy, attempts=attempts, elastic=elastic, gang=gang, known=known,
+        policy=policy, attempts=attempts, elastic=elastic, gang=gang, known=known, recover=recover,
     )  # fmt: skip
+
+
+def _monitored(run: Mapping[str, Any], notes: list[Note]) -> dict[str, float]:
+    """HyperPod's agent reads the log for lines that come again: steps are looked at here."""
+    found: dict[str, float] = {}
+    for row in run.get("logMonitoringConfiguration") or ():
+        what, told = f"logMonitoringConfiguration {row.get('name')} ({row.get('logPattern')})", len(found)
+        for theirs, ours in (("expectedRecurringFrequencyInSeconds", "hang"), ("expectedStartCutOffInSeconds",
+                                                                                "first_step")):  # fmt: skip
+            seconds = whole(row.get(theirs))
+            if seconds:
+                found[ours] = seconds
+                notes.append(Note("carried", f"{what}: {seconds} s -> recover.{ours}, by the steps and not the log"))
+        left = {key: value for key, value in row.items() if key not in ("name", "logPattern") and
+                not key.startswith(("expectedRecurring", "expectedStart"))}  # fmt: skip
+        if left or len(found) == told:
+            notes.append(Note("left out", f"{what} {json.dumps(left)}: recover.hang looks at the steps"))
+    again = run.get("restartPolicy")
+    if isinstance(again, dict):
+        why = "recover.attempts counts starts with no new checkpoint in between"
+        notes.append(Note("left out", f"restartPolicy {json.dumps(again)}: {why}"))
+    return found
 
 
 def _alike(rows: Sequence[Object], names: Sequence[str], templates: Sequence[Object]) -> tuple[list[int], list[Note]]:
@@ -425,16 +462,24 @@ def _jobset(one: Object, name: str) -> Group:
     for key, why in (("network", "pods find each other by the names of the JobSet's Service"),
                      ("successPolicy", "a job is over when all of its pods are"), ("coordinator", "rank 0 is the "
                       "first pod"), ("startupPolicy", "one kind of pods starts")):  # fmt: skip
-        if content.pop(key, None):
-            notes.append(Note("left out", f"{key}: {why}"))
+        if value := content.pop(key, None):
+            notes.append(Note("left out", f"{key} {json.dumps(value)}: {why}"))
     for key in ("backoffLimit", "podFailurePolicy", "backoffLimitPerIndex"):
         if work.get(key):
-            notes.append(Note("left out", f"{key} of {names[chosen[-1]]}: recover.attempts starts all pods again"))
+            what = f"{key} {json.dumps(work[key])} of {names[chosen[-1]]}"
+            notes.append(Note("left out", f"{what}: recover.attempts starts all pods again"))
     template = dict(work.get("template") or {})
     annotations = {**(_metadata(jobs[chosen[-1]].get("template") or {}).get("annotations") or {}),
                    **(_metadata(template).get("annotations") or {})}  # fmt: skip
     if annotations:
         template["metadata"] = {**_metadata(template), "annotations": annotations}
+    told_too = {key: failure[key] for key in ("rules", "restartStrategy") if failure.get(key)}
+    if told_too:
+        why = "dslaunch knows which end of a pod starts the gang again"
+        notes.append(Note("left out", f"failurePolicy {json.dumps(told_too)}: {why}"))
+    after = work.get("ttlSecondsAfterFinished")
+    if after is not None and "ttl" not in policy:
+        policy["ttl"] = after
     return Group(
         one, "jobset", template, _sum(counts), "", (*notes, *told), command=_starter(works, chosen),
         policy=policy, attempts=attempts, rest=content,
@@ -684,7 +729,14 @@ PREPARES = frozenset(
     """mkdir cp mv ln tar unzip wget curl aws gsutil gcloud azcopy rclone rsync huggingface-cli hf git touch chmod
     chown sysctl mount""".split()
 )
+NUMBERED = re.compile(  # hostname | ... of trainer-0: the number at its end
+    r"\|\s*(awk\s+-F\s*['\"]?-['\"]?\s+'\{\s*print \$NF\s*\}'|rev\b.*\|\s*rev|grep -oE? '\[0-9\]([*+]|\\\+)\$'"
+    r"|sed\s+(-E\s+)?['\"]s/\^?\.\*-//['\"])\s*\)$"
+)
+ITS_OWN = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "HOSTNAME", "PS1", "DSLAUNCH",
+           "SRUN_CPUS_PER_TASK", "LOCAL_RANK", "CUDA_LAUNCH_BLOCKING")  # fmt: skip
 SSH = re.compile(r"\bsshd?\b|\.ssh\b|hostfile")
+HEARTBEATS = re.compile(r"ft_|fault_tol|ignore_missing_fault")
 HYPERPOD = re.compile(r"--(server[-_](host|port)|(pre|post)[-_]train[-_]script|inprocess[-_]restart)\b.*=")
 
 
@@ -698,6 +750,13 @@ class _Job(sbatch.Import):
         self.fields = {"name": self.called}
         self.at_run_time: dict[str, str] = dict(AT_RUN_TIME)
         self.clone = ""
+        self.told: dict[str, str] = {}  # variables of the program that starts ranks: as a shell has them
+        metadata = _metadata(group.document)
+        names = sorted({str(metadata["name"]) if metadata.get("name") else self.called, self.called})
+        self.names = tuple(names)
+        one = "|".join(map(re.escape, names))
+        domain = r"(?:\.[A-Za-z0-9.-]*[A-Za-z0-9])?"
+        self.pods = re.compile(rf"(?<![\w.-])(?:{one})(?:-[a-z][a-z0-9]*)*(?:-0)?-([0-9]+){domain}(?![\w-])")
         files = {
             str(_metadata(one).get("name")): one.get("data") or {} for one in beside if one["kind"] == "ConfigMap"
         }
@@ -705,13 +764,19 @@ class _Job(sbatch.Import):
         labels = {key: pods._text(value) for key, value in (_metadata(group.document).get("labels") or {}).items()}
         self.pod = Pod(
             self, group.template, nodes=self.needs.nodes, own=labels, files=files, kind=group.kind,
-            container=kinds.KINDS[group.kind].container,
+            container=kinds.KINDS[group.kind].container, called=self.names,
             runtime=" ".join(str(group.options[key]) for key in ("runtime", "runtime_kind") if key in group.options),
         )  # fmt: skip
 
+    def drop(self, path: Path) -> None:
+        at: Any = self.fields
+        for key in path[:-1]:
+            at = at.get(key, {})
+        at.pop(path[-1], None)
+
     def note(self, kind: Kind, message: str, line: int = 0) -> None:
-        if not any(one.kind == kind and one.message == message for one in self.notes):
-            self.notes.append(Note(kind, message))
+        if not any(one.kind == kind and one.message == sbatch.MASK.sub("***", message) for one in self.notes):
+            self.notes.append(Note(kind, sbatch.MASK.sub("***", message)))
 
     def count(self, value: Any, path: Path, what: str) -> int:
         number = whole(1 if value is None else value)
@@ -743,6 +808,10 @@ class _Job(sbatch.Import):
                 self.note("left out", f"{key}: {kinds.POLICIES[group.kind][key]}")
             elif key != "suspend" or "queue" not in self.fields.get("kubernetes", {}):
                 self.kubernetes("run_policy", key, value=value)
+            else:
+                self.note("left out", "suspend: Kueue suspends the job itself until it may start")
+        for key, seconds in group.recover.items():
+            self.put(("recover", key), seconds)
         if self.elastic:
             self.elastically()
         self.fabric, self.fabric_why = self.pod.fabric, ""
@@ -750,8 +819,11 @@ class _Job(sbatch.Import):
         self.besides()
         done = self.job()
         self.rest()
-        if group.attempts is not None and group.kind != "trainjob" and not group.elastic:
-            self.attempts(group.attempts)
+        retries = (_metadata(group.document).get("annotations") or {}).get(RETRIES)
+        attempts = group.attempts if whole(retries) is None else whole(retries)
+        if attempts is not None and group.kind != "trainjob" and not group.elastic:
+            self.attempts(min(attempts, 100))
+        self.unheard()
         return replace(done, job=_ordered(_holes(self.fields, self)), notes=tuple(self.notes), comments=self.comments)
 
     def attempts(self, asked: int) -> None:
@@ -764,12 +836,51 @@ class _Job(sbatch.Import):
             for row in self.fields.get("kubernetes", {}).get("volumes", [])
             if f"{folder}/".startswith(join(str(row.get("mount", "")), ""))
         ]
-        volume = max(around, key=lambda row: len(str(row["mount"])), default={})
-        if asked in (0, Recover().attempts) or {"claim", "nfs", "csi", "host_path"} & set(volume):
+        volume: Object = max(around, key=lambda row: len(str(row["mount"])), default={})
+        if asked == 0 or {"claim", "nfs", "csi", "host_path"} & set(volume):
             self.put(("recover", "attempts"), asked)
+        elif self.group.kind == "jobset":
+            self.kubernetes("run_policy", "max_restarts", value=asked)
+            self.note("carried", f"{asked} restarts -> kubernetes.run_policy.max_restarts")
         else:
-            message = f"{asked} restarts: a job starts again from checkpoints on a volume (train.checkpoint.dir)"
-            self.note("left out", f"{message}, and then recover.attempts says how often")
+            rows = [row for row in self.fields.get("kubernetes", {}).get("volumes", []) if not row.get("read_only")
+                    and {"claim", "nfs", "csi", "host_path"} & set(row)]  # fmt: skip
+            place = f"{rows[0]['mount']}/{self.called}" if rows else "a directory of a volume"
+            if asked == Recover().attempts:
+                self.put(("recover", "attempts"), asked)
+            self.fill(("train",), f"{asked} restarts: a job starts again from checkpoints on a volume: checkpoint: "
+                      f"{{dir: {place}}} if the program saves there, and recover.attempts: {asked}")  # fmt: skip
+
+    def missing(self) -> None:
+        """Names in the program's line that neither the manifest nor dslaunch sets: the image may."""
+        command = self.fields.get("train", {}).get("command") or []
+        text = str(command[2]) if command[:2] == ["bash", "-c"] and len(command) > 2 else ""
+        known = {*self.at_run_time, *self.pod.exports, *sbatch.SET_FOR_EVERY_JOB, *self.fields.get("env", {})}
+        known |= {name.removeprefix("env.") for name in self.fields.get("sweep", {}).get("over", {})}
+        known |= {one.name for one in self.script.assignments}
+        for name in dict.fromkeys(re.findall(r"(?<!\\)\$\{([A-Za-z_]\w*)", text)):
+            if name not in known and not name.startswith("DSLAUNCH_"):
+                self.note("left out", f"${{{name}}}: the manifest does not set it; the image, or envFrom, may")
+
+    def account(self) -> None:
+        super().account()
+        unused = tuple(f"{name}=" for name in self.group.known)  # told the script by ourselves
+        started = ("mpirun ... ", "mpiexec ... ") if self.mpi else ()
+        self.notes = [one for one in self.notes if not (one.message.startswith(unused) and "uses it" in one.message)
+                      and not one.message.startswith(started)]  # fmt: skip
+
+    def unheard(self) -> None:
+        """What neither the job file nor a note speaks of is named, so that nothing is lost without a word."""
+        told = _told(self.fields, [*(one.message for one in self.notes), *self.comments.values()])
+        named = {*self.pod.gone, *(("Launcher",) if self.group.document["kind"] == "MPIJob" else ())}
+        named |= {one.message.partition(":")[0] for one in self.notes if ": pods without GPUs" in one.message}
+        lost: dict[str, list[str]] = {}
+        for path, value in _said(self.group.document, skip=named):
+            if not told(path, value):
+                lost.setdefault(".".join(key for key in path if key), []).append(pods._text(value))
+        for where, values in lost.items():
+            what = ", ".join(" ".join(value.split()) for value in dict.fromkeys(values))
+            self.note("left out", f"{where} {what}: no field of a job file says it")
 
     # -- what it is called, and where
 
@@ -795,7 +906,11 @@ class _Job(sbatch.Import):
             else:
                 self.note("left out", f"label {key}: {value!r} is none that Kubernetes takes")
         for key, value in (metadata.get("annotations") or {}).items():
-            if key in ("scheduling.volcano.sh/queue-name", "volcano.sh/queue-name"):
+            if key == RETRIES:
+                self.note("carried", f"retryLimit {value} of the AppWrapper: restarts of the job")
+            elif key.startswith("workload.codeflare.dev"):
+                self.note("left out", f"annotation {key} {value}: the AppWrapper's, and there is none now")
+            elif key in ("scheduling.volcano.sh/queue-name", "volcano.sh/queue-name"):
                 self.kubernetes("gang", value={"by": "volcano", "queue": value})
             elif key.startswith(("kubectl.kubernetes.io/", "dslaunch.dev/")) or self.group.was.startswith(
                 "this was a P"
@@ -842,7 +957,9 @@ class _Job(sbatch.Import):
             given.pop("timeout", None)
         if given and (given.get("by") or self.group.kind == "pytorchjob" or set(given) == {"scheduler"}):
             self.kubernetes("gang", value=given)
-            self.note("carried", f"{', '.join(f'{key} {value}' for key, value in given.items())} -> kubernetes.gang")
+            what = ", ".join(f"{key} {value}" for key, value in given.items())
+            what += f", schedulerName {scheduler}" if scheduler else ""
+            self.note("carried", f"{what} -> kubernetes.gang")
 
     @property
     def elastic(self) -> Object | None:
@@ -900,38 +1017,35 @@ class _Job(sbatch.Import):
     def rest(self) -> None:
         """What no field says, in the object's own words."""
         rest, kind = self.pod.rest, self.group.kind
-        nodes = self.needs.nodes or 1
-        made: Object = {}
-        if rest and kind == "pytorchjob":
-            names = ["Worker"] if self.elastic else ["Master", *(["Worker"] if nodes > 1 else [])]
-            made = {"pytorchReplicaSpecs": {name: {"template": rest} for name in names}}
-        elif rest and kind == "jobset":
-            made = {"replicatedJobs": [{"name": kinds.NODE, "template": {"spec": {"template": rest}}}]}
+        if rest and kind == "trainjob":
+            self.note("left out", f"{json.dumps(rest['spec'])}: a TrainJob's runtime says that")
         elif rest:
-            self.note("left out", f"{', '.join(_paths(rest['spec']))}: a TrainJob's runtime says that")
+            self.put(("kubernetes", "pod_patch"), rest)
+            self.note("kept", f"{', '.join(_paths(rest['spec']))} -> kubernetes.pod_patch")
         left = {key: value for key, value in self.group.rest.items() if value not in (None, [], {})}
-        made = {**made, **left}
-        if made:
-            self.put(("kubernetes", "patch"), {"spec": made})
-            names = [*_paths(rest.get("spec", {})), *left] if kind != "trainjob" else list(left)
-            self.note("kept", f"{', '.join(names)} -> kubernetes.patch")
+        if left:
+            self.put(("kubernetes", "patch"), {"spec": left})
+            self.note("kept", f"{', '.join(left)} -> kubernetes.patch")
 
     # -- what it runs
 
     def text(self) -> str:
         """The pod's variables and its command, as a script."""
         group, pod = self.group, self.pod
-        told = {**self.fields.get("kubernetes", {}).get("env_fields", {}), **self.fields.get("secrets", {})}
+        options = self.fields.get("kubernetes", {})
+        told = {**options.get("env_fields", {}), **options.get("env_keys", {}), **self.fields.get("secrets", {})}
         self.at_run_time |= {name: f"${{{name}}}" for name in told}
         known = {*pod.exports, *told, *AT_RUN_TIME, *group.known}
+        from_maps = bool(options.get("env_from") or options.get("secret_env_from"))
         lines = [f"{name}={shlex.quote(value)}" for name, value in group.known.items()]
         for path, content in pod.paths.items():
             if path.endswith((".json", ".yaml", ".yml")) and "END_OF_FILE" not in content:
                 lines.append(f"cat > {shlex.quote(path)} <<'END_OF_FILE'\n{content.rstrip()}\nEND_OF_FILE")
         for name, value in pod.exports.items():
-            lines.append(f"export {name}={_quoted(value, known)}")
+            earlier = set(REFERENCE.findall(value)) if from_maps else pod.earlier.get(name, set())
+            lines.append(f"export {name}={_quoted(self.first(value, name), {*earlier, *group.known})}")
         words = list(group.command) or [*(pod.box.get("command") or ()), *(pod.box.get("args") or ())]
-        words = [pods._text(word) for word in words]
+        words = [self.first(pods._text(word)) for word in words]
         if not words:
             return "\n".join(lines)
         body = self.body(words, known)
@@ -941,6 +1055,34 @@ class _Job(sbatch.Import):
         if basename(words[0]) == "tini" or words[0] in ("dumb-init",):
             words = [word for word in words[1:] if word not in ("--", "-g", "-s")]
         return "\n".join([*lines, " ".join(_quoted(word, known) for word in words)])
+
+    def hosts(self, text: str, name: str = "") -> Iterator[re.Match[str]]:
+        """The manifest's pods in a text: a-worker-0, a-0.svc and a-0:29500; a run that is called a-1 is none."""
+        meant = re.search(r"(?i)addr|host|master|endpoint|head|server|rdzv", name)
+        for match in self.pods.finditer(text):
+            plain = match[0] in {f"{one}-{match[1]}" for one in self.names}
+            if not plain or meant or text[match.end() :].startswith(":"):
+                yield match
+
+    def first(self, text: str, name: str = "") -> str:
+        """A text with ${MASTER_ADDR} for the first pod, as the manifest's operator called it."""
+        parts, at = [], 0
+        for match in self.hosts(text, name):
+            if int(match[1]) == 0:
+                parts += [text[at : match.start()], "${MASTER_ADDR}"]
+                at = match.end()
+        return "".join([*parts, text[at:]])
+
+    def stale(self, text: str, name: str) -> str:
+        """Which pod or Service that is no more a variable names."""
+        if match := next(self.hosts(text, name), None):
+            return f"pod {match[0]}"
+        for one in self.beside:
+            name = str(_metadata(one).get("name"))
+            own = _spec(one).get("clusterIP") == "None" if one["kind"] == "Service" else False
+            if own and re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])|\.{re.escape(name)}(?![\w-])", text):
+                return f"Service {name}"
+        return ""
 
     def body(self, words: Sequence[str], known: set[str]) -> str | None:
         """The script that a shell gets: behind -c, or in a ConfigMap beside the job."""
@@ -1017,21 +1159,47 @@ class _Job(sbatch.Import):
 
     def peel(self, command: Command, around: Any) -> Any:
         argv = command.argv
+        while len(argv) > 1 and said(argv[0]) in ("exec", "nohup"):
+            argv = argv[1:]
+        if argv and basename(said(argv[0])) == "ft_launcher":  # torchrun that looks at heartbeats
+            argv = (programs.made("torchrun", argv[0]), *self.without_heartbeats(argv[1:]))
+            command = replace(command, argv=argv)
         if argv and basename(said(argv[0])) == "hyperpodrun":  # torchrun, with options for Amazon's agent
             rest = [word for word in argv[1:] if not HYPERPOD.match(said(word))]
             command = replace(command, argv=(programs.made("torchrun", argv[0]), *rest))
+            gone = [said(word) for word in argv[1:] if HYPERPOD.match(said(word))]
+            self.note("carried", "hyperpodrun -> torchrun" + (f", without {' '.join(gone)}" if gone else ""))
         elif argv and basename(said(argv[0])) in ("mpirun", "mpiexec", "orterun"):
             command = replace(command, argv=self.without_mpi(argv))
         return super().peel(command, around)
 
+    def without_heartbeats(self, words: Sequence[Word]) -> Iterator[Word]:
+        """ft_launcher's options without what its agent is told: dslaunch looks at the steps."""
+        rest = list(words)
+        gone = []
+        while rest and said(rest[0]).startswith("-"):
+            option = rest.pop(0)
+            name, equals, _ = said(option).lstrip("-").replace("-", "_").partition("=")
+            takes_one = name in programs.TORCHRUN or HEARTBEATS.match(name)
+            value = [rest.pop(0)] if takes_one and not equals and rest else []
+            if HEARTBEATS.match(name):
+                gone.append(" ".join(said(word) for word in (option, *value)))
+            else:
+                yield from (option, *value)
+        if gone:
+            self.note("left out", f"{', '.join(gone)}: recover.hang looks at the steps themselves")
+        self.note("carried", "ft_launcher -> torchrun")
+        yield from rest
+
     def without_mpi(self, argv: Sequence[Word]) -> tuple[Word, ...]:
         """mpirun -np 16 -x A=1 python train.py is torchrun train.py, with A among the variables."""
-        rest = list(argv[1:])
+        rest, gone = list(argv[1:]), list[str]()
         while rest and said(rest[0]).startswith("-"):
             option = rest.pop(0)
             name = said(option).lstrip("-").partition("=")[0]
             follow = 0 if "=" in said(option) else MPI_VALUES.get(name, 0)
             values, rest = rest[:follow], rest[follow:]
+            gone += [] if name in ("x", "genv", "env") else [said(word) for word in (option, *values)]
             if name in ("x", "genv", "env") and values:
                 key, equals, _ = said(values[0]).partition("=")
                 if name == "x" and equals and takes(Variable, key):
@@ -1047,6 +1215,8 @@ class _Job(sbatch.Import):
                                     where=self.script.name))  # fmt: skip
         self.note("carried", "mpirun -> train.launcher: torchrun starts a rank for each GPU; what asked MPI or OMPI_ "
                   "variables for its rank has RANK, LOCAL_RANK and WORLD_SIZE")  # fmt: skip
+        if gone:
+            self.note("left out", f"{' '.join(gone)}: mpirun's own, and dslaunch starts the ranks")
         self.mpi = True
         return tuple(rest)
 
@@ -1074,7 +1244,71 @@ class _Job(sbatch.Import):
             create = f"kubectl create secret generic {self.called}-secrets --from-literal={name}=..."
             self.fill(("secrets", name), f"its value stood in the manifest and is not carried: {create}")
             return
+        if self.opaque and self.handed_on(name, word):
+            return
+        if any(piece.name in self.at_run_time for piece in word.pieces) and name not in programs.RENDEZVOUS:
+            whole_ = self.run_time(word, None)
+            if self.opaque:
+                self.told[name] = whole_
+                self.note("carried", f"{name}: known in the pod alone -> train.command")
+            elif "MASTER_" in whole_:
+                self.env[name] = (self.pod.exports.get(name, said(word)), line)
+                self.fill(("env", name), "it names pods, which are called otherwise now; the program has MASTER_ADDR")
+            else:
+                self.setup_line(f"export {name}={whole_}", line, name)
+            return
+        if word.value is not None and (what := self.stale(word.value, name)) and name not in programs.RENDEZVOUS:
+            self.fill(("env", name), f"it names {what}, and pods are called otherwise now")
         super().variable(name, word, line)
+
+    opaque = False  # a program whose command says nothing of ranks: it may read any variable
+
+    def handed_on(self, name: str, word: Word) -> bool:
+        """What dslaunch says itself, and the script that starts the ranks asks for by another name."""
+        if name not in programs.RENDEZVOUS or name in ITS_OWN or name in ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK"):
+            return False
+        if name in TOLD:
+            return False
+        if name in NOT_YOURS:  # of ranks: a program that starts them gets it in its line
+            self.told[name] = self.run_time(word, None)
+            self.note("carried", f"{name} -> train.command: the program that starts the ranks reads it")
+        elif word.value is not None and not self.stale(word.value, name):
+            self.env[name] = (word.value, 0)
+        elif any(piece.name in self.at_run_time for piece in word.pieces):
+            self.told[name] = self.run_time(word, None)
+            self.note("carried", f"{name}: known in the pod alone -> train.command")
+        elif word.value is not None:
+            self.env[name] = (word.value, 0)
+            self.fill(("env", name), f"it names {self.stale(word.value, name)}, and pods are called otherwise now")
+        else:
+            return False
+        return True
+
+    def trainer(self) -> Any:
+        found = super().trainer()
+        self.opaque = found is not None and programs.read(found.argv) is None
+        if self.opaque and self.group.document["kind"] == "PyTorchJob" and not self.elastic:
+            self.told["RANK"] = '"${NODE_RANK}"'
+            if size := self.group.known.get("WORLD_SIZE"):
+                self.told["WORLD_SIZE"] = size
+            listed = " and ".join(self.told)
+            self.note("carried", f"{listed}: of the operator, which means pods by them -> train.command")
+        return found
+
+    def keep(self, command: Command) -> None:
+        """`source` in a condition is done where its file is; everything else in one is left out."""
+        inside = [word for word in command.inside if word in ("for", "while", "case", "if")]
+        name = said(command.argv[0])
+        sources = name in ("source", ".") and len(command.argv) == 2
+        if set(inside) == {"if"} and sources and not self.started:
+            word = command.argv[1]
+            file = f'"{sbatch._shell_text(word)}"' if word.value is None else shlex.quote(word.value)
+            line = f"if [ -e {file} ]; then source {file}; fi"
+            if line not in self.setup:
+                self.setup.append(line)
+                self.note("kept", f"{sbatch._short(command.text)} -> setup: its condition is that the file is there")
+            return
+        super().keep(command)
 
     def plain(self, word: Word) -> Any:
         for piece in word.pieces:
@@ -1086,7 +1320,13 @@ class _Job(sbatch.Import):
         return super().plain(word)
 
     def expression(self, piece: Any, *, port: bool) -> str:
-        return self.at_run_time.get(piece.name) or super().expression(piece, port=port)
+        if piece.meaning == "this-node" and "|" in piece.text:
+            if NUMBERED.search(piece.text):
+                self.note("carried", f"{piece.text}: which pod it is -> NODE_RANK")
+                return "${NODE_RANK}"
+            return str(piece.text)
+        known = self.at_run_time.get(piece.name)
+        return known if known else super().expression(piece, port=port)
 
     def program(self, start: Any) -> None:
         if self.elastic and programs.read(start.argv):
@@ -1104,6 +1344,8 @@ class _Job(sbatch.Import):
             start = replace(start, argv=argv)
         super().program(start)
         train = self.fields["train"]
+        if self.told and "command" in train:
+            self.fields["train"]["command"] = _with_variables(train["command"], self.told)
         if self.clone and isinstance(train.get("script"), str):
             train["script"] = train["script"].removeprefix(f"{self.clone}/")
 
@@ -1131,6 +1373,102 @@ class _Job(sbatch.Import):
                 self.note("left out", f"{told} processes on a node of {gpus} GPUs: one for each GPU here")
         elif told and told > 1:
             self.put(("resources", "processes_per_node"), told)
+
+
+def _with_variables(command: Sequence[Any], told: Mapping[str, str]) -> list[Any]:
+    """["sh", "run.sh"] with NODES: 4 is ["env", "NODES=4", "sh", "run.sh"]; in a line of shell what it expands."""
+    rows = [f"{name}={text}" for name, text in told.items()]
+    rank = '"${NODE_RANK}"'
+    plain = all(text == rank or not re.search(r"[$\"'\\`]", text) for text in told.values())
+    if plain and list(command[:2]) != ["bash", "-c"]:
+        typed = [{"node": "rank", "prepend": f"{name}="} if text == rank else f"{name}={text}" for name, text in
+                 told.items()]  # fmt: skip
+        return ["env", *typed, *command]
+    if list(command[:2]) == ["bash", "-c"] and len(command) == 3 and isinstance(command[2], str):
+        line = command[2].removeprefix("exec ").removeprefix("env ")
+        return ["bash", "-c", f"exec env {' '.join(rows)} {line}"]
+    words = [_of_environment(word) if isinstance(word, dict) else shlex.quote(str(word)) for word in command]
+    return ["bash", "-c", f"exec env {' '.join([*rows, *words])}"]
+
+
+def _of_environment(word: Mapping[str, str]) -> str:
+    return f'"{word.get("prepend", "")}${{{word["env"]}}}{word.get("append", "")}"'
+
+
+# What only ties an object together, or is so in whatever dslaunch renders.
+TIES = re.compile(
+    r".*\.(containers|initContainers|volumes|volumeMounts|volumeDevices|resourceClaims|claims|ports|tasks|replicatedJobs"
+    r"|replicaSpecs|targetJobs|components)\.name|.*\.replicatedJobs\.replicas|.*\.completionMode|.*\.emptyDir\.medium"
+    r"|.*\.mountPath /dev/shm|.*\.hostPath\.path /dev/shm|.*\.dnsPolicy ClusterFirst(WithHostNet)?"
+    r"|.*\.runtimeRef\.(name torch-distributed|kind ClusterTrainingRuntime|apiGroup)"
+    r"|.*\.(replicas|parallelism|completions|numNodes|divisor)( .*)?|metadata\.(name|generateName|creationTimestamp)"
+    r"|metadata\.(uid|resourceVersion|generation|selfLink|managedFields.*|finalizers|ownerReferences.*)"
+)
+UNREAD = ("command", "args", "apiVersion", "kind", "status")
+BROAD = frozenset(  # keys that stand in many a note about something else
+    """spec template metadata containers initContainers name value env valueFrom resources limits requests labels
+    annotations volumes volumeMounts image key path Master Worker""".split()
+)
+
+
+def _said(value: Any, path: tuple[str, ...] = (), *, skip: Collection[str] = ()
+          ) -> Iterator[tuple[tuple[str, ...], Any]]:  # fmt: skip
+    """Leaves of an object that say something; commands are read as scripts, and a secret is nobody's to repeat."""
+    if isinstance(value, dict):
+        if value.get("name") in skip and {"image", "template"} & set(value):
+            return
+        variable = path[-1:] == ("env",) and value.get("name")
+        path = (*path, str(variable)) if variable else path
+        named = SECRET_NAME.regex.fullmatch(str(value.get("name", ""))) if "value" in value else None
+        for key, child in value.items():
+            if key in UNREAD or key in skip or (named and key == "value"):
+                continue
+            yield from _said(child, (*path, str(key)), skip=skip)
+    elif isinstance(value, list):
+        for child in value:
+            yield from _said(child, path, skip=skip)
+    elif value not in (None, False, "", 0) and not SECRET_VALUE.regex.fullmatch(str(value)):
+        yield path, value
+
+
+def _told(fields: Any, notes: Sequence[str]) -> Callable[[tuple[str, ...], Any], bool]:
+    """Whether a leaf of the manifest is spoken of: by its value, or by its key in a note."""
+    words: list[str] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, dict):
+            for key, child in value.items():
+                words.append(str(key))
+                walk(child)
+        elif isinstance(value, (list, tuple)):
+            for child in value:
+                walk(child)
+        else:
+            words.append(pods._text(value))
+
+    walk(fields)
+    spoken = "\n".join([*words, *notes])
+    noted = "\n".join(notes)
+
+    def told(path: tuple[str, ...], value: Any) -> bool:
+        text, where = HOLE.sub(r"\1", pods._text(value)).strip(), ".".join(path)
+        if TIES.fullmatch(where) or TIES.fullmatch(f"{where} {text}"):
+            return True
+        inner = path[len(path) - path[::-1].index("template") :] if "template" in path else path
+        keys = [key for key in inner if key not in BROAD]
+        if any(_word_in(key, noted) for key in keys):
+            return True
+        if value is True:
+            return _word_in(re.sub(r"(?<=[a-z])(?=[A-Z])", "_", path[-1]).lower(), spoken)
+        size = pods.memory(text)
+        mode = f"0{value:o}" if path[-1] == "defaultMode" and isinstance(value, int) else ""
+        return any(_word_in(word, spoken) for word in (text, size, mode) if word)
+
+    return told
+
+
+def _word_in(word: str, text: str) -> bool:
+    return re.search(rf"(?<![\w.]){re.escape(word)}(?!\w)", text) is not None
 
 
 def _called(document: Object, name: str) -> str:
@@ -1203,8 +1541,8 @@ def _paths(value: Any) -> list[str]:
 def _holes(value: Any, job: _Job, path: Path = ()) -> Any:
     """Texts that envsubst has yet to fill in, as {env: NAME}; commands and variables have a shell of their own."""
     if isinstance(value, dict):
-        if path in (("train",), ("env",), ("kubernetes", "patch"), ("kubernetes", "sidecars")) or set(value) <= {
-            "env", "append"}:  # fmt: skip
+        left = ("patch", "pod_patch", "sidecars", "pod_env")  # they have a shell of their own, or Kubernetes' rules
+        if path in (("train",), ("env",), *(("kubernetes", key) for key in left)) or (path and reference(value)):
             return value
         return {key: _holes(child, job, (*path, key)) for key, child in value.items()}
     if isinstance(value, list):
@@ -1212,9 +1550,10 @@ def _holes(value: Any, job: _Job, path: Path = ()) -> Any:
             return value
         return [_holes(child, job, (*path, index)) for index, child in enumerate(value)]
     if isinstance(value, str) and "$" in value:
-        match = re.fullmatch(r"\$\{?([A-Za-z_]\w*)\}?([^$]*)", value)
+        match = re.fullmatch(r"([^$]*)\$\{?([A-Za-z_]\w*)\}?([^$]*)", value)
         if match:
-            return {"env": match[1], **({"append": match[2]} if match[2] else {})}
+            around = {"prepend": match[1], "append": match[3]}
+            return {"env": match[2], **{side: text for side, text in around.items() if text}}
         job.fill(path, f"{value} is known to whoever fills in the template")
         return re.sub(r"\$\{?(\w+)\}?", "fill-in", value)
     return value

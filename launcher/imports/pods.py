@@ -47,6 +47,7 @@ GPUS = (
     (r"h100-mega|a3-megagpu|a3-highgpu|p5\.48xlarge|ND96is.*H100|BM\.GPU\.H100|H100-80GB-HBM3|nvidia-h100-80gb|gd-8xh100"
      r"|H100_NVLINK", "h100-80gb"),
     (r"h200-141|a3-ultragpu|p5en?\.48xlarge|ND96is.*H200|BM\.GPU\.H200|NVIDIA-H200|gd-8xh200", "h200-141gb"),
+    (r"gb300|a4x-maxgpu", "gb300-279gb"),
     (r"nvidia-gb200|a4x-|BM\.GPU\.GB200|gb200-4x|NVIDIA-GB200|p6e-gb200", "gb200-186gb"),
     (r"nvidia-b200|a4-highgpu|p6-b200|BM\.GPU\.B200|NVIDIA-B200|b200-8x", "b200-180gb"),
     (r"p4de\.24xlarge|a100-80gb|A100-SXM4-80GB|BM\.GPU\.A100|ND96am?sr_A100_v4|a2-ultragpu", "a100-80gb"),
@@ -125,7 +126,7 @@ class Pod:
 
     def __init__(self, job: Job, template: Mapping[str, Any], *, nodes: int, own: Mapping[str, str],
                  files: Mapping[str, Mapping[str, str]], kind: str, container: str,
-                 runtime: str = "") -> None:  # fmt: skip
+                 runtime: str = "", called: tuple[str, ...] = ()) -> None:  # fmt: skip
         self.job, self.nodes, self.files = job, nodes, files
         template = copy.deepcopy(dict(template))
         self.metadata: Object = template.get("metadata") or {}
@@ -134,6 +135,8 @@ class Pod:
         self.beside: list[Object] = [one for one in self.pod.pop("containers", None) or () if one is not self.box]
         self.own = dict(own)  # labels of the job, which its pods have too
         self.kind, self.container, self.runtime = kind, container, runtime
+        self.called = called  # names of the object that the pods are of
+        self.earlier: dict[str, set[str]] = {}  # by a variable: those before it, which Kubernetes puts into it
         self.rest_pod: Object = {}
         self.rest_box: Object = {}
         self.rest_first: list[Object] = []
@@ -145,6 +148,7 @@ class Pod:
         self.gpus = 0
         self.cpus: int | None = None
         self.text = json.dumps(template, default=str)
+        self.gone: set[str] = set()  # containers of which a note speaks as a whole
 
     # -- what is said
 
@@ -184,7 +188,8 @@ class Pod:
         given, box = amounts(self.box), self.box.pop("resources", None) or {}
         limits, requests = box.get("limits") or {}, box.get("requests") or {}
         for name in dict.fromkeys([*requests, *limits]):
-            asked, limit = (quantity(one.get(name, requests.get(name, limits.get(name)))) for one in (requests, limits))
+            either = {**limits, **requests}[name]
+            asked, limit = quantity(requests.get(name, either)), quantity(limits.get(name, either))
             typed = name in ("cpu", "memory") and self.kind != "trainjob"
             if typed and name in requests and (name not in limits or asked != limit):
                 given[name] = requests[name]
@@ -223,11 +228,11 @@ class Pod:
         claims = box.get("claims") or []
         rows = self.pod.pop("resourceClaims", None) or []
         whole_ones = {claim.get("name") for claim in claims if set(claim) == {"name"}}
-        typed = [row for row in rows if row.get("resourceClaimTemplateName") and row.get("name") in whole_ones]
-        names = list(dict.fromkeys(str(row["resourceClaimTemplateName"]) for row in typed))
-        if typed and all(takes(DnsName, name) for name in names):
-            channel = next((row for row in typed if DOMAIN.search(json.dumps(row))), None)
-            channel = channel or (typed[0] if len(typed) == 1 else None)
+        plain = [row for row in rows if row.get("resourceClaimTemplateName") and row.get("name") in whole_ones]
+        names = list(dict.fromkeys(str(row["resourceClaimTemplateName"]) for row in plain))
+        if plain and all(takes(DnsName, name) for name in names):
+            channel = next((row for row in plain if DOMAIN.search(json.dumps(row))), None)
+            channel = channel or (plain[0] if len(plain) == 1 else None)
             if channel:
                 first = str(channel["resourceClaimTemplateName"])
                 self.put("network", "claim_template", value=first, what="a resource claim")
@@ -235,8 +240,8 @@ class Pod:
                 self.imex = True
             if names:
                 self.put("network", "claims", value=names, what="resource claims")
-            gone = {row.get("name") for row in typed}
-            rows = [row for row in rows if row not in typed]
+            gone = {row.get("name") for row in plain}
+            rows = [row for row in rows if row not in plain]
             claims = [claim for claim in claims if claim.get("name") not in gone]
         if rows:
             self.rest_pod["resourceClaims"] = rows
@@ -263,7 +268,8 @@ class Pod:
             if name.startswith("networking.gke.io"):
                 del self.devices[name]  # GKE adds them to what has the annotation
         row = self.known(first)
-        if row and row.how == "gke" and self.pod.get("hostNetwork") is True:
+        hosted = bool(row and row.how == "gke" and self.pod.get("hostNetwork") is True)
+        if row and hosted:
             why = f"hostNetwork: what pods have for {row.title} stays as the manifest has it"
             self.fabric = row.fabrics[0] if row.fabrics else self.fabric
             self.put("network", "profile", value="none", what=why)
@@ -280,8 +286,8 @@ class Pod:
                 self.put("network", "profile", value=row.name)
             self.profile = row
             self.job.note("carried", f"what pods need for {row.title} -> network profile {row.name}")
-        elif automatic and "profile" not in self.job.fields.get("kubernetes", {}).get("network", {}) and any(self.fabric in one.fabrics for one in network.profiles().values() if one.name !=
-                               "compute-domain"):  # fmt: skip
+        elif automatic and not hosted and any(self.fabric in one.fabrics for one in network.profiles().values()
+                                              if one.name != "compute-domain"):  # fmt: skip
             self.put("network", "profile", value="none", what=f"none of the devices of {self.fabric}")
         if row and row.resource and row.resource["name"] in self.devices:
             name = row.resource["name"]
@@ -304,6 +310,7 @@ class Pod:
         if self.fabric:
             self.job.put(("resources", "fabric"), self.fabric)
         told = json.dumps([self.pod.get("nodeSelector"), self.pod.get("affinity")], default=str)
+        told += " ".join(self.called) if self.imex else ""  # what such machines are often called by, and nowhere else
         kind = next((gpu for pattern, gpu in GPUS if re.search(pattern, told, re.IGNORECASE)), None)
         if kind and self.gpus:
             self.job.put(("resources", "gpu"), kind)
@@ -372,9 +379,12 @@ class Pod:
                 self.out(f"networks {', '.join(map(str, names))}: profile {row.name} attaches {', '.join(usual)}")
             notes.pop(network.GKE)
             notes.pop(network.GKE_DEFAULT, None)
+            listed = f"annotations {network.GKE}, {network.GKE_DEFAULT}"
+            self.job.note("carried", f"{listed}: network profile {row.name}")
         if row:
             for name in row.annotations:
-                notes.pop(name, None)
+                if notes.pop(name, None):
+                    self.job.note("carried", f"annotation {name}: network profile {row.name}")
         if network.MULTUS in notes:
             names = _networks(str(notes[network.MULTUS]))
             if names and all(takes(Token, name) for name in names):
@@ -442,8 +452,8 @@ class Pod:
         elif not_root is True and self.kind != "trainjob":
             put("security", "run_as_user", value="image", what="runAsNonRoot: the image's own user")
         elif self.kind != "trainjob":
-            self.job.note("left out", "the image's user, mostly root: pods run as user 1000 here, and what only root "
-                          "may write to fails; security.root: true is as it was, run_as_user: UID another")  # fmt: skip
+            self.job.note("left out", "the image's user, mostly root: pods run as user 1000 here, and what only root may "
+                          "write to fails; security.root: true is as it was, run_as_user: UID another")  # fmt: skip
         if group is not None:
             put("security", "run_as_group", value=group)
         if (volumes := pod.pop("fsGroup", None)) is not None:
@@ -777,16 +787,21 @@ class Pod:
             box.pop("restartPolicy", None)
             name, words = str(box.get("name")), [*(box.get("command") or ()), *(box.get("args") or ())]
             if self.brought(box):
-                self.job.note("carried", f"container {name}: network profile {self.profile and self.profile.name}")
+                brings = f"network profile {self.profile and self.profile.name}"
+                self.job.note("carried", f"container {name}: {brings} has its own, in place of {box.get('image')}")
+                self.gone.add(name)
                 continue
             said = " ".join(map(str, words))
             copies = re.search(r"\b(cp|git|curl|wget|aws|gsutil|rsync|chown|chmod|sysctl|pip|mount|prlimit)\b", said)
             waits = first and WAITS.search(f"{name} {said}") and not copies
             if waits and (not words or OWN.search(f"{name} {said}") or self.names_pods(said)):
-                self.out(f"init container {name} of {box.get('image')}: it waits for the others, and dslaunch does")
+                image = box.get("image")
+                self.out(f"init container {name}: it waits for the others, and dslaunch does; its image was {image}")
+                self.gone.add(name)
                 continue
             if self.kind == "trainjob":
                 self.out(f"container {name}: a TrainJob's pods have those of its runtime")
+                self.gone.add(name)
                 continue
             rows.append(self.sidecar(box, first=bool(first)))
         if rows:
@@ -795,8 +810,6 @@ class Pod:
     def names_pods(self, text: str) -> bool:
         """Whether a text names pods of the job itself: trainer-0.trainer."""
         return any(re.search(rf"(?<![\w.-]){re.escape(name)}-[\w-]*[0-9$]", text) for name in self.called)
-
-    called: tuple[str, ...] = ()  # names of the object that the pods are of
 
     def sidecar(self, box: Object, *, first: bool) -> Object:
         name = str(box.pop("name", ""))
@@ -889,11 +902,16 @@ class Pod:
 
     def variables(self) -> None:
         given = [one for one in self.box.pop("env", None) or () if isinstance(one, dict)]
+        before: set[str] = set()
         for one in given:
             name, source = str(one.get("name")), one.get("valueFrom")
+            self.earlier[name] = set(before)
+            before.add(name)
             if not takes(Variable, name):
-                if not source and takes(PodVariable, name) and self.kind != "trainjob":
-                    self.put("pod_env", name, value=_text(one.get("value") or ""), what=f"{name}, which no shell exports")
+                plain = not source and "$(" not in str(one.get("value"))
+                if plain and takes(PodVariable, name) and self.kind != "trainjob":
+                    value = _text(one.get("value") or "")
+                    self.put("pod_env", name, value=value, what=f"{name}, which no shell exports")
                 else:
                     self.rest_box.setdefault("env", []).append(one)
             elif not source:
@@ -944,7 +962,8 @@ class Pod:
         "startupProbe": "recover.first_step looks closer",
     }  # fmt: skip
     PODS: ClassVar[dict[str, str]] = {
-        "restartPolicy": "recover.attempts starts ranks again", "enableServiceLinks": "variables of Services: none here",
+        "restartPolicy": "recover.attempts starts ranks again",
+        "enableServiceLinks": "pods have no variables of Services",
         "hostname": "the operator names pods", "subdomain": "the operator makes the Service",
         "setHostnameAsFQDN": "ranks meet at MASTER_ADDR, whatever a pod calls itself",
         "activeDeadlineSeconds": "kubernetes.run_policy.deadline", "priority": "kubernetes.priority_class",
@@ -954,13 +973,13 @@ class Pod:
 
     def others(self) -> None:
         for key in list(self.box):
-            if key in self.OURS:
-                if value := self.box.pop(key):
-                    self.out(f"{key} {json.dumps(value, default=str)}: {self.OURS[key]}")
+            if key in self.OURS and (value := self.box.pop(key)):
+                self.out(f"{key} {json.dumps(value, default=str)}: {self.OURS[key]}")
         for key in ("lifecycle",):
             if key in self.box:
                 value = json.dumps(self.box.pop(key), default=str)
-                self.out(f"{key} {value}: it would run beside dslaunch's own start and end; lines of setup, or a sidecar")
+                why = "it would run beside dslaunch's own start and end; lines of setup, or a sidecar"
+                self.out(f"{key} {value}: {why}")
         for key, value in self.box.items():
             if key not in ("name", "image", "command", "args", "workingDir"):
                 self.rest_box[key] = value

@@ -206,6 +206,9 @@ def _launched(kind: Starter, word: Word, words: Sequence[Word]) -> Program | Non
         option = rest.pop(0)
         text = said(option)
         if not text.startswith("-"):
+            if not any(not said(word).startswith("-") and not _unknown(word) for word in rest):
+                rest.insert(0, option)  # deepspeed $TASK_ARGS --lr 1: it holds the program, too
+                break
             kept.append(option)
             continue
         name, equals, inline = text.lstrip("-").partition("=")

@@ -105,6 +105,7 @@ class _Start:
     background: bool = False
     inside: tuple[str, ...] = ()
     own: tuple[tuple[str, Word], ...] = ()  # A=1 before it
+    prefix: tuple[Word, ...] = ()  # numactl --membind=0
 
     def option(self, name: str) -> str | None:
         found = next((one for one in reversed(self.options) if one.name == name), None)
@@ -436,7 +437,10 @@ class Import:
                 now = replace(now, argv=tuple(behind), own=tuple(own))
             elif name in programs.WRAPPERS and len(now.argv) > 1:
                 rest = programs.unwrapped(name, now.argv[1:])
-                if name not in ("exec", "time", "nohup", "stdbuf", "command"):
+                head = now.argv[: len(now.argv) - len(rest)]
+                if name == "numactl" and all(word.value is not None for word in head):
+                    now = replace(now, prefix=(*now.prefix, *head))
+                elif name not in ("exec", "time", "nohup", "stdbuf", "command"):
                     dropped = " ".join(said(word) for word in now.argv[: len(now.argv) - len(rest)])
                     self.note("left out", f"{dropped}: {programs.WRAPPERS[name]}", command.line)
                 now = replace(now, argv=rest)
@@ -467,8 +471,11 @@ class Import:
         if name in programs.MPI and (name in programs.ELSEWHERE or not self.reaches or now.box):
             self.refuse_mpi(name, command)
         if now.stepped and programs.changes(now.argv) and not programs.read(now.argv):
-            if not self.staged(replace(command, argv=now.argv)):
-                self.keep(replace(command, argv=now.argv))
+            bare = replace(command, argv=now.argv)
+            if name == "mkdir":
+                self.directories(bare)
+            elif not self.staged(bare):
+                self.keep(bare)
             return None
         if now.stepped or programs.read(now.argv) or programs.looks_like_work(now.argv):
             if programs.informs(now.argv, nested):
@@ -549,6 +556,8 @@ class Import:
                 box["modules"] = said(value).split(",")
             else:
                 args.append(flag if value is None else f"{flag}={said(value)}")
+        flags = " ".join(said(word) for word in argv[: len(argv) - len(words)])
+        self.note("carried", f"{name} {flags} -> container", line)
         if name != "shifter" and words:
             box["image"] = self.path(words.pop(0), ("container", "image"), line)
         if isinstance(box.get("image"), str):
@@ -563,11 +572,9 @@ class Import:
         """--bind a:b,c with what is known of it; a variable in front is read from the environment."""
         found: list[Any] = []
         for pieces in _listed(word):
-            text = "".join(piece.shown for piece in pieces)
-            twice = text.split(":")
+            twice = "".join(piece.shown for piece in pieces).split(":")
             if len(twice) == 2 and twice[0] == twice[1]:
-                half = pieces[: len(pieces) // 2] if len(pieces) > 1 else [replace(pieces[0], text=twice[0])]
-                pieces = half if "".join(piece.shown for piece in half).rstrip(":") == twice[0] else pieces
+                pieces = _until_colon(pieces)
             found.append(self.path(replace(word, pieces=tuple(pieces)), ("container", "mounts"), line, tidy=False))
         return found
 
@@ -589,7 +596,7 @@ class Import:
         words = [said(word) for word in command.argv]
         name, line = words[0], command.line
         if name == "mkdir":
-            self.keep(command)
+            self.directories(command)
         elif name in ("module", "ml"):
             self.module(words[1:] if name == "module" else ["load", *words[1:]], command)
         elif name in ("source", ".") and len(words) > 1:
@@ -640,6 +647,14 @@ class Import:
             return False
         return True
 
+    def directories(self, command: Command) -> None:
+        """mkdir as a line of setup; on a local disk `stage` makes what it needs."""
+        words = [word for word in command.argv[1:] if not said(word).startswith("-")]
+        if words and all(any(piece.meaning == "local-disk" for piece in word.pieces) for word in words):
+            self.note("left out", f"{_flat(command.text)}: stage makes the directories that it needs", command.line)
+        else:
+            self.keep(command)
+
     def keep(self, command: Command) -> None:
         """A line of setup, as it was written where nothing in it was resolved."""
         if self.started or any(word in ("for", "while", "case", "if") for word in command.inside):
@@ -675,6 +690,12 @@ class Import:
             verb, rest = rest[0], rest[1:]
         if any("$" in word for word in rest) and verb != "use":
             self.keep(command)
+        elif verb in ("load", "add", "try-load", "use", "swap", "switch", "sw") and set(command.inside) & {
+            "if",
+            "case",
+        }:
+            message = f"{_flat(command.text)} stands in a condition of the script: say it here where it holds"
+            self.fill(("modules",), message, command.line)
         elif verb in ("load", "add", "try-load"):
             for one in rest:
                 if one.startswith("-"):
@@ -684,7 +705,7 @@ class Import:
             self.note("carried", f"module load {' '.join(rest)} -> modules", command.line)
         elif verb in ("purge", "reset"):
             self.modules["purge"] = True
-            self.note("carried", f"module {verb} -> modules.purge", command.line)
+            self.note("carried", f"{_flat(command.text)} -> modules.purge", command.line)
         elif verb == "use":
             words_behind = [word for word in command.argv if said(word) in rest]
             paths = [self.path(word, ("modules", "use"), command.line) for word in words_behind
@@ -772,6 +793,15 @@ class Import:
             place += (name if unpack and place else "") or basename(said(source).rstrip("/"))
             if unpack:
                 place = re.sub(r"\.(tar(\.\w+)?|tgz|tzst)$", "", place)
+        earlier = self.fields.get("stage", [])
+        whole = "".join("" if piece.meaning == "local-disk" else piece.text for piece in source.pieces).lstrip("/")
+        local = any(piece.meaning == "local-disk" for piece in source.pieces)
+        copied = next((one for one in earlier if local and one["to"] == whole), None)
+        if copied is not None and unpack:  # sbcast a.tar /mnt/bb/..., then tar -xf of it
+            copied.pop("unpack", None)
+            copied["to"] = re.sub(r"\.(tar(\.\w+)?|tgz|tzst)$", "", place)
+            self.note("carried", f"{_flat(command.text)} -> stage.unpack", command.line)
+            return
         row: dict[str, Any] = {"source": self.path(source, ("stage",), command.line), "to": place}
         if not unpack and re.search(r"\.(tar|tgz|tar\.\w+|squashfs|sqsh)$", said(source)):
             row["unpack"] = False
@@ -782,6 +812,9 @@ class Import:
 
     def exports(self) -> None:
         spliced = {name for command in self.script.everything() for name in _names_in(command)}
+        for one in self.script.assignments:
+            for word in one.array or ([one.value] if one.value else []):
+                spliced |= set(re.findall(r"\$\{?([A-Za-z_]\w*)", word.text)) - {one.name}
         kept: dict[str, tuple[Word, int]] = {}
         scripts = [self.script, *(command.script for command in self.script.everything() if command.script)]
         for script in scripts:
@@ -803,7 +836,7 @@ class Import:
                 kept[one.name] = (value, one.line)
         for name, (word, line) in kept.items():
             text = said(word)
-            if name in spliced and _for_the_script(name, text):
+            if name in spliced and name not in programs.RENDEZVOUS and _for_the_script(name, text):
                 self.note("left out", f"{name}={_flat(text)}: it stands in the command by now", line)
                 continue
             self.variable(name, word, line)
@@ -909,11 +942,22 @@ class Import:
             if one.taken == one.other or (one.name, one.other) in told:
                 continue
             told.add((one.name, one.other))
-            other = _flat(one.other) or "empty"
-            message = f"{one.name}={_flat(one.taken)} here; `{_flat(one.condition)}` makes it {other}"
-            default = not one.other and re.search(r"-z|-n|\+x", one.condition)
+            other, taken = _flat(one.other), _flat(one.taken)
+            changed = f"makes it {other or 'empty'}"
+            if other.startswith(taken) and len(taken) > 30:
+                changed = f"adds {other.removeprefix(taken).strip()}"
+            if SECRET_NAME.regex.fullmatch(one.name):
+                continue
+            message = f"{one.name}={_short(taken)} here; `{_flat(one.condition)}` {changed}"
+            asked = set(re.findall(r"\$\{?([A-Za-z_]\w*)", one.condition))
+            default = not one.other and one.name in asked
             ours = one.name in programs.RENDEZVOUS or (trainer is None)
             place: Path = ("env", one.name) if one.name in self.fields.get("env", {}) else ("train",)
+            needs = self.needs
+            if re.search(r"(?i)gpu|nproc", one.name) and not (
+                needs.gpus_per_node or needs.gpus or needs.gpus_per_task
+            ):
+                ours, place = False, ("resources", "gpus_per_node")
             if ours or default or (place == ("train",) and one.name not in used):
                 self.note("left out", message, one.line)
             else:
@@ -944,13 +988,15 @@ class Import:
         if self.needs.nodes is None and re.search(r"SLURM_(JOB_NUM_NODES|NNODES)", self.script.text):
             message = "no #SBATCH line says it; `sbatch --nodes` did, or the site's default of 1"
             self.fill(("resources", "nodes"), message)
+        elif self.needs.nodes is None and self.needs.tasks is None:
+            self.note("left out", "no #SBATCH line says --nodes: 1, as sbatch takes it")
         if "time" not in self.fields.get("slurm", {}):
             self.note("left out", "no #SBATCH line says --time: the partition's default holds")
         train = self.fields.get("train", {})
         command = train.get("command") or []
         text = str(command[2]) if command[:2] == ["bash", "-c"] and len(command) > 2 else ""
         said_so = " ".join(self.setup) + " ".join(f"{name}=" for name in self.fields.get("env", {}))
-        names = dict.fromkeys(re.findall(r"\$\{([A-Za-z_]\w*)", text))
+        names = dict.fromkeys(re.findall(r"(?<!\\)\$\{?([A-Za-z_]\w*)", text))
         sourced = any(re.match(r"(source|\.) ", line) for line in self.setup)
         for name in names:
             if name in SET_FOR_EVERY_JOB or name.startswith(("SLURM_", "DSLAUNCH_")) or f"{name}=" in said_so:
@@ -959,11 +1005,13 @@ class Import:
                 continue
             if f"env.{name}" in self.fields.get("sweep", {}).get("over", {}):
                 continue
-            if name.isupper() and not sourced:  # sbatch handed it on from the shell that submitted
+            written = any(one.name == name for one in self.script.assignments)
+            if name.isupper() and not sourced and not written:  # sbatch handed it on from the shell that submitted
                 self.put(("env", name), {"env": name})
                 self.note("carried", f"{name} -> env: as the shell that submits has it")
             else:
-                self.fill(("train", "command"), f"${{{name}}} is set by no line of the script: write what it holds")
+                why = "is made of what only the script knows" if written else "is set by no line of the script"
+                self.fill(("train", "command"), f"${{{name}}} {why}: write what it holds")
 
     def account(self) -> None:
         """Whatever stands in no field and in no note so far is named now: nothing is lost without a word."""
@@ -976,13 +1024,17 @@ class Import:
         for script in scripts:
             for one in script.assignments:
                 words = one.array if one.array is not None else (one.value,) if one.value else ()
+                if any(re.match(rf"{re.escape(one.name)}[: =]", note.message) for note in self.notes):
+                    continue
                 lost = [token for word in words for token in _tokens(word) if token not in told]
                 if lost and not SECRET_NAME.regex.fullmatch(one.name):
                     shown = _flat(" ".join(word.text for word in words))
                     self.note("left out", f"{one.name}={shown}: nothing that is carried over uses it", one.line)
             for command in script.commands:
+                if "substitution" in command.inside or command.name in script.functions:
+                    continue
                 lost = [token for word in command.argv for token in _tokens(word) if token not in told]
-                if lost and _flat(command.text) not in told and not command.script:
+                if lost and _flat(command.text).replace("{", "").replace("}", "") not in told and not command.script:
                     shown = " ".join([_flat(said(command.argv[0])), "...", *dict.fromkeys(lost)])
                     self.note("left out", f"{shown}: no field has it", command.line)
 
@@ -1007,7 +1059,7 @@ class Import:
                 if ":" in tail:  # a mount
                     return {"env": "PWD", "append": tail}
                 return normpath(tail.lstrip("/")) if tail.strip("/") else "."
-        found = _reference(pieces)
+        found = _reference(pieces, job=at[:1] == ("env",))
         if found is not None:
             if tidy and "append" in found:
                 found["append"] = found["append"].rstrip("/")
@@ -1316,16 +1368,31 @@ class Import:
             self.put(("train", "command"), self.command(whole))
         else:
             self.put(("train", found.kind), _tidy_script(target) if found.kind == "script" else target)
+            if isinstance(target, dict) and set(target) == {"env"}:
+                message = (
+                    f"no line of the script says what {target['env']} is: the program, with its arguments behind it"
+                )
+                self.fill(("train", found.kind), message, start.line)
             if plain:
                 self.put(("train", "args"), plain)
         if found.note:
             self.note("carried", found.note, start.line)
+        if start.prefix:
+            prefix = [said(word) for word in start.prefix]
+            self.put(("train", "prefix"), prefix, start.line, " ".join(prefix))
         for key, value in start.box.items():
             self.put(("container", key), value)
         if self.whole and start.options:
-            self.note("left out", "srun's options: dslaunch starts the program as the one task of a step", start.line)
-        else:
-            self.step_options(start)
+            boxes = tuple(
+                one for one in start.options if one.name.startswith("container") or one.name == "environment"
+            )
+            others = " ".join(
+                f"{one.word.text} {one.value.text if one.value else ''}" for one in start.options if one not in boxes
+            )
+            message = f"srun's options {_flat(others)}: dslaunch starts the program as the one task of a step"
+            self.note("left out", message, start.line)
+            start = replace(start, options=boxes)
+        self.step_options(start)
 
     whole = False  # the program starts the ranks of all nodes itself
 
@@ -1338,14 +1405,20 @@ class Import:
             self.note("carried", f"{said(word)} -> torchrun, with slurm.address_suffix", start.line)
         match = re.search(r"/bin/(torchrun|python[0-9.]*|accelerate|deepspeed)\Z", said(word))
         system = re.match(r"(/usr|/bin|/opt/conda/bin|/usr/local)\b|.*/\.local/bin/", said(word))
-        taken = start.box or "container" in self.fields or any(key in self.fields for key in ("venv", "conda", "uv"))
-        taken = taken or any(one.name.startswith("container") for one in start.options)
-        if not match or system or taken or not word.pieces or word.pieces[-1].name:
+        if not match or system or not word.pieces or word.pieces[-1].name:
             return start
-        trimmed = _without_end(word, match[0])
-        kind = "conda" if re.search(r"(?i)(conda|mamba|miniforge)[^/]*/(.*/)?envs/", said(word)) else "venv"
-        self.put((kind,), self.path(trimmed, (kind,), start.line), start.line, said(word))
+        given = self.path(_without_end(word, match[0]), ("venv",), start.line)
+        active = [self.fields[key] for key in ("venv", "conda", "uv") if key in self.fields]
         name = "python" if match[1].startswith("python") else match[1]
+        if not active:
+            kind = "conda" if re.search(r"(?i)(conda|mamba|miniforge)[^/]*/(.*/)?envs/", said(word)) else "venv"
+            self.put((kind,), given, start.line, said(word))
+        elif given not in active:
+            if name != "python":  # whose path stays in the command
+                self.fill(
+                    ("train",), f"{said(word)} is not the {name} of the environment that is activated", start.line
+                )
+            return start
         return replace(start, argv=(programs.made(name, word), *start.argv[1:]))
 
     def megatron(self, words: Sequence[Word], line: int) -> None:
@@ -1617,7 +1690,7 @@ OWN_GPU = ("CUDA_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"
 MASK = re.compile(
     r"hf_[A-Za-z0-9]{20,}|sk-[A-Za-z0-9_-]{20,}|gh[pousr]_[A-Za-z0-9]{20,}|(AKIA|ASIA)[A-Z0-9]{16}"
     r"|eyJ[A-Za-z0-9_.-]{20,}|-----BEGIN [A-Z ]*PRIVATE KEY.*"
-    r"|(?<= login )\S.*|(?<=[-_]key[= ])\S+|(?<=[-_]token[= ])\S+",
+    r"|(?<=[Bb]earer )[^\s'\"]+|(?<= login )\S.*|(?<=[-_]key[= ])\S+|(?<=[-_]token[= ])\S+",
     re.DOTALL,
 )
 MODULE_VERBS = (
@@ -1755,7 +1828,9 @@ def _tokens(word: Word) -> Iterable[str]:
         return
     for piece in word.pieces:
         if not piece.name:
-            yield from re.findall(r"[A-Za-z0-9_./%+@-]*[A-Za-z0-9][A-Za-z0-9_./%+@-]*", piece.text)
+            for token in re.findall(r"[A-Za-z0-9_./%+@-]*[A-Za-z0-9][A-Za-z0-9_./%+@-]*", piece.text):
+                if token not in ("srun", "exec"):
+                    yield token.rstrip("/")
         elif piece.name.isidentifier() and not piece.meaning and not piece.name.startswith("SLURM"):
             yield piece.name
 
@@ -1777,6 +1852,17 @@ def _listed(word: Word) -> list[list[Piece]]:
             if chunk:
                 parts[-1].append(replace(piece, text=chunk))
     return [part for part in parts if part]
+
+
+def _until_colon(pieces: Sequence[Piece]) -> list[Piece]:
+    """/home/$USER/x of /home/$USER/x:/home/$USER/x."""
+    found: list[Piece] = []
+    for piece in pieces:
+        if not piece.name and ":" in piece.text:
+            head = piece.text.partition(":")[0]
+            return [*found, *([replace(piece, text=head)] if head else [])]
+        found.append(piece)
+    return found
 
 
 def _tidy_script(path: Any) -> Any:

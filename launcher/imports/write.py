@@ -40,7 +40,9 @@ class Quoted(str):
     __slots__ = ()
 
 
-FREE: tuple[Path, ...] = (("kubernetes", "patch"), ("train", "deepspeed"), ("train", "optimizer", "params"))
+FREE: tuple[Path, ...] = (
+    ("kubernetes", "patch"), ("kubernetes", "pod_patch"), ("train", "deepspeed"), ("train", "optimizer", "params"),
+)  # fmt: skip
 
 
 def _free(value: Any, path: Path) -> Any:

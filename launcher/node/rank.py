@@ -156,10 +156,11 @@ def start(argv: list[str], env: dict[str, str], log: int) -> subprocess.Popen[by
         return 126, f"cannot start {argv[0]!r}: {error.strerror}; is it executable, and for this machine?"
 
 
-def wait(program: subprocess.Popen[bytes], *, ranks_below: bool = False) -> int:
+def wait(program: subprocess.Popen[bytes], *, ranks_below: bool = False, alone: bool = False) -> int:
     """Until it ends, handing on signals: TERM and INT once, as the launcher repeats them, USR2 each time.
 
-    `ranks_below`: the program starts ranks itself, and USR2 is for them.
+    `ranks_below`: the program starts ranks itself, and USR2 is for them. `alone`: it starts those of other nodes too,
+    and nobody hears of USR2: mpirun hands it to every rank, where it kills who has no handler.
     """
     parent = os.getppid()
     handed: dict[int, float] = {}
@@ -178,6 +179,8 @@ def wait(program: subprocess.Popen[bytes], *, ranks_below: bool = False) -> int:
             fresh = number not in handed or (number == signal.SIGUSR2 and now - handed[number] > 1.0)
             if fresh:
                 handed[number] = now
+                if alone and number == signal.SIGUSR2:
+                    continue
                 if ranks_below and number == signal.SIGUSR2:
                     for target in heed(program.pid, number):
                         send(target, number)
@@ -450,7 +453,7 @@ def main(plan_file: str) -> int:
     os.close(log)
     entry["pid"] = program.pid
     record(state, logs, entry)
-    code = wait(program, ranks_below=per_node > 0)
+    code = wait(program, ranks_below=per_node > 0, alone=plan.get("alone", False))
     entry["ended"] = time.time()
     if code < 0:
         entry["signal"], code = name_of(-code), 128 - code

@@ -112,21 +112,6 @@ def problems(spec: JobSpec) -> list[Problem]:
                 f"launcher {launcher} is for programs that start their ranks, which the reference trainer does not"
             )
             found.append(Problem(message, "launcher: torchrun, or train.command", AT))
-    if launcher == "job":
-        found += _on_the_first(spec)
-    return found
-
-
-def _on_the_first(spec: JobSpec) -> list[Problem]:
-    """What each node does for its own ranks, which no other node does where the program runs on the first alone."""
-    found = []
-    if spec.box:
-        message = "launcher job: the program runs in the container, and what it starts on other nodes does not"
-        hint = "leave it out, and let the command enter it: mpirun ... apptainer exec IMAGE ..."
-        found.append(Problem(message, hint, ("container",)))
-    if spec.stage and spec.resources.nodes > 1:
-        message = "launcher job: stage would unpack on the first node alone"
-        found.append(Problem(message, "slurm.bcast brings files to every node", ("stage",)))
     return found
 
 
@@ -144,7 +129,8 @@ def notes(spec: JobSpec) -> list[str]:
 AT = ("train", "launcher")
 UNSEEN = (
     "launcher job: dslaunch watches your program on the first node, and not the ranks it starts on others: a hang is "
-    "seen by that program's own steps alone, and a rank elsewhere that dies by what the program says of it",
+    "seen by that program's own output alone, a rank elsewhere that dies by what the program says of it, and none of "
+    "them is warned before the end of the time",
     "launcher job: what the program starts over ssh is no step of the job, and outlives it where the site has no "
     "pam_slurm_adopt; it has neither the env nor the setup of this file, which srun hands on",
 )

@@ -39,9 +39,7 @@ PodField = Annotated[
 ]
 Limit = Annotated[
     str,
-    Matches(
-        r"none|[0-9]+(\.[0-9]+)?([mKMGTPE]|[KMGTPE]i)?", "a Kubernetes quantity such as 16 or 960Gi, or none"
-    ),
+    Matches(r"none|[0-9]+(\.[0-9]+)?([mKMGTPE]|[KMGTPE]i)?", "a Kubernetes quantity such as 16 or 960Gi, or none"),
 ]
 MapKey = Annotated[str, Matches(r"[-._a-zA-Z0-9]{1,253}", "a key of a ConfigMap or Secret")]
 PodVariable = Annotated[
@@ -73,8 +71,20 @@ class Scratch(Section):
 
 
 @record
+class Projection(Section):
+    """Keys of a ConfigMap or a Secret, as one part of a volume."""
+
+    config_map: DnsName | None = None
+    secret: DnsName | None = None
+    items: Annotated[dict[MapKey, FilePath], Help("these keys alone, at these paths; absent: all")] = field(
+        default_factory=dict
+    )
+    optional: Annotated[bool, Help("pods start without it")] = False
+
+
+@record
 class Volume(Section):
-    """One of claim, nfs, csi, host_path, scratch, config_map, secret."""
+    """One of claim, nfs, csi, host_path, scratch, config_map, secret, projected."""
 
     mount: Annotated[FilePath, Help("where it appears in the pod")]
     claim: Annotated[DnsName | None, Help("name of a PersistentVolumeClaim")] = None
@@ -87,12 +97,13 @@ class Volume(Section):
     scratch: Scratch | None = None
     config_map: DnsName | None = None
     secret: DnsName | None = None
+    projected: Annotated[tuple[Projection, ...] | None, Help("several ConfigMaps and Secrets in one place")] = None
     items: Annotated[
         dict[MapKey, FilePath], Help("of config_map or secret: these keys alone, at these paths below the mount")
     ] = field(default_factory=dict)
     default_mode: Annotated[
         Annotated[str, Matches(r"0?[0-7]{3}", "a file's mode in octal, such as 0755")] | None,
-        Help("of config_map's or secret's files; absent: 0644, and 0440"),
+        Help("of config_map's, secret's or projected files; absent: 0644, and 0440 of a secret"),
     ] = None
     sub_path: FilePath | None = None
     read_only: bool = False
@@ -302,9 +313,9 @@ class Kubernetes(Section):
     env_fields: Annotated[dict[Variable, PodField], Help("the pod's own fields: {POD_IP: status.podIP}")] = field(
         default_factory=dict
     )
-    env_keys: Annotated[
-        dict[Variable, MapValue], Help("keys of ConfigMaps: {A: {config_map: settings, key: a}}")
-    ] = field(default_factory=dict)
+    env_keys: Annotated[dict[Variable, MapValue], Help("keys of ConfigMaps: {A: {config_map: settings, key: a}}")] = (
+        field(default_factory=dict)
+    )
     pod_env: Annotated[
         dict[PodVariable, Text], Help("variables whose names no shell can export: {a.b: c}; others belong in env")
     ] = field(default_factory=dict)

@@ -84,7 +84,7 @@ class Slurm(Section):
     kill_on_bad_exit: Annotated[bool, Help("one rank fails, Slurm ends the others")] = True
     wait_all_nodes: Annotated[bool, Help("start once every node is up: clouds that boot them")] = False
     mail_user: Annotated[
-        Annotated[str, Matches(r"[A-Za-z0-9._+-]+@[A-Za-z0-9.-]+", "a mail address")] | None, Help("whom Slurm writes to")
+        Annotated[str, Matches(r"[A-Za-z0-9._+-]+@[A-Za-z0-9.-]+", "a mail address")] | None, Help("who hears")
     ] = None
     mail_type: Token | None = None
     address_suffix: Annotated[

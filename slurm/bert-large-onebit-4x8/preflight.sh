@@ -11,7 +11,7 @@ failed() {
   local rc=$? said
   trap - ERR EXIT
   if [ "$rc" != 0 ]; then
-    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: $1"
+    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: ${why:-$1}"
     echo "$said" >&2
     (set -C; echo "$said" >"$out/failed-${DSLAUNCH_NODE:-$(hostname)}") 2>/dev/null || true
   fi
@@ -20,7 +20,14 @@ failed() {
 trap 'failed "$BASH_COMMAND"' ERR EXIT
 
 # --- Python environment
-. /opt/venvs/deepspeed-0.19.6/bin/activate
+activate() {  # such scripts use variables that are not set, and end with codes that mean nothing
+  why="$1 is not there"
+  [ -r "$1" ] || exit 66
+  # shellcheck disable=SC1090  # of the environment
+  . "$1" || true
+  why=
+}
+activate /opt/venvs/deepspeed-0.19.6/bin/activate
 
 # --- environment
 export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale

@@ -11,7 +11,7 @@ failed() {
   local rc=$? said
   trap - ERR EXIT
   if [ "$rc" != 0 ]; then
-    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: $1"
+    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: ${why:-$1}"
     echo "$said" >&2
     (set -C; echo "$said" >"$out/failed-${DSLAUNCH_NODE:-$(hostname)}") 2>/dev/null || true
   fi
@@ -20,21 +20,40 @@ failed() {
 trap 'failed "$BASH_COMMAND"' ERR EXIT
 
 # --- modules
+why="no environment modules: none of the usual places has their init script"
 if ! type module >/dev/null 2>&1; then  # a batch shell is no login shell
-  for init in /etc/profile.d/{modules,lmod,z00_lmod}.sh /usr/share/{lmod/lmod,modules}/init/bash; do
-    if [ -r "$init" ]; then . "$init"; break; fi
+  for init in "${LMOD_PKG:-}/init/bash" "${MODULESHOME:-}/init/bash" \
+    /etc/profile.d/{modules,lmod,z00_lmod,zz00_lmod}.sh /usr/share/{lmod/lmod,modules,Modules}/init/bash \
+    /opt/cray/pe/lmod/lmod/init/bash /opt/apps/lmod/lmod/init/bash; do
+    # shellcheck disable=SC1090  # whichever this site has
+    if [ -r "$init" ]; then . "$init" || true; fi
+    if type module >/dev/null 2>&1; then break; fi  # a script may be left of a package that is gone
   done
 fi
-if ! type module >/dev/null 2>&1; then
-  echo "dslaunch: $(hostname) has no environment modules" | tee "$logs/failed-before-ranks" >&2
-  exit 69
-fi
+type module >/dev/null 2>&1 || exit 69
+why=
+modules() {  # COMMAND WORD... NAME; Tcl modules before 5 answer 0 whatever comes of a load
+  local before=${LOADEDMODULES-} name=${!#} rc=0
+  module "$@" || rc=$?
+  if [ "$rc" = 0 ] && [ -n "${LOADEDMODULES+x}" ] && [ "$LOADEDMODULES" = "$before" ]; then
+    case :$before: in *":$name:"* | *":$name/"*) ;; *) rc=78 ;; esac
+  fi
+  [ "$rc" = 0 ] || why="module $* failed; module avail ${name%%/*} shows what this site has"
+  return "$rc"
+}
 module purge
-module load cuda/12.4
-module load nccl/2.21
+modules load cuda/12.4
+modules load nccl/2.21
 
 # --- Python environment
-. "$here/submitted-from"/.venv/bin/activate
+activate() {  # such scripts use variables that are not set, and end with codes that mean nothing
+  why="$1 is not there"
+  [ -r "$1" ] || exit 66
+  # shellcheck disable=SC1090  # of the environment
+  . "$1" || true
+  why=
+}
+activate "$here/submitted-from"/.venv/bin/activate
 
 # --- environment
 export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale

@@ -12,7 +12,7 @@ failed() {
   local rc=$? said
   trap - ERR EXIT
   if [ "$rc" != 0 ]; then
-    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: $1"
+    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: ${why:-$1}"
     echo "$said" >&2
     (set -C; echo "$said" >"$logs/failed-before-ranks") 2>/dev/null || true
   fi

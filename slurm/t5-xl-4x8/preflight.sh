@@ -11,7 +11,7 @@ failed() {
   local rc=$? said
   trap - ERR EXIT
   if [ "$rc" != 0 ]; then
-    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: $1"
+    said="${BASH_SOURCE[0]##*/} on $(hostname) ended with $rc: ${why:-$1}"
     echo "$said" >&2
     (set -C; echo "$said" >"$out/failed-${DSLAUNCH_NODE:-$(hostname)}") 2>/dev/null || true
   fi
@@ -20,8 +20,16 @@ failed() {
 trap 'failed "$BASH_COMMAND"' ERR EXIT
 
 # --- Python environment
-eval "$(conda shell.bash hook)"
-conda activate t5
+why="there is no conda: give conda.root, or load its module"
+type conda >/dev/null 2>&1 || exit 69
+why="conda cannot set up this shell"
+hook=$(conda shell.bash hook)
+eval "$hook"
+why="conda has no environment "t5
+conda activate t5 || true  # its scripts may end with codes that mean nothing
+[ -n "${CONDA_PREFIX-}" ] || exit 66
+[ "${CONDA_DEFAULT_ENV-}" = t5 ] || [ "$CONDA_PREFIX" -ef t5 ] || exit 66
+why=
 
 # --- environment
 export NCCL_DEBUG=WARN  # errors are printed and healthy runs stay quiet; INFO writes gigabytes at scale

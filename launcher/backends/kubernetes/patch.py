@@ -141,6 +141,12 @@ def _broken(job: dict[str, Any], made: dict[str, Any], container: str, gpu: str,
             if name.startswith(GPUS) and gpu:
                 hint = "resources.gpus_per_node, kubernetes.gpu_resource"
                 yield Problem(f"{name} beside {gpu} is a GPU that the plan has not", hint, (*root, *where, name))
+    known = {where for where, _ in _amounts(job, ())}
+    for where, value in _amounts(made, ()):
+        if where not in known and where[-1] == "limits":
+            for name in sorted(name for name in value if name.startswith(GPUS)):
+                message = f"{name} of another container is a GPU that the plan has not"
+                yield Problem(message, "resources.gpus_per_node", (*root, *where, name))
     for where, pod in _pods(job, ()):
         now = _at(made, where)
         at = (*root, *where)

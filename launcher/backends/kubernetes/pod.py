@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from launcher import facts, software
-from launcher.backends.kubernetes import network, security
+from launcher.backends.kubernetes import network, patch, security
 from launcher.errors import Path, Problem, UserError
 from launcher.plan import Plan
 from launcher.preflight import pods
@@ -31,7 +31,7 @@ NODE = "kubernetes.io/hostname"
 USER = 1000
 CODE = "/workspace"  # where a clone lies when workdir names no place
 SECRET_MODE = 0o440  # the group's, which fsGroup is
-SOURCES = ("claim", "nfs", "csi", "host_path", "scratch", "config_map", "secret")
+SOURCES = ("claim", "nfs", "csi", "host_path", "scratch", "config_map", "secret", "projected")
 # a uid that the image does not know has / as its home, and no name: torch asks for both
 WELCOME = '[ -w "$HOME" ] || export HOME=/tmp; export USER=${USER:-dslaunch}; '
 # not after hours: fsGroup changes nothing on volumes that several nodes share (FSx, EFS, Filestore, NFS)
@@ -359,14 +359,29 @@ def _source(volume: Volume) -> Object:
     if volume.host_path:
         kind = {"type": volume.host_path_type} if volume.host_path_type else {}
         return {"hostPath": {"path": volume.host_path, **kind}}
-    keys: Object = {"items": [{"key": key, "path": path} for key, path in volume.items.items()]}
-    keys = keys if volume.items else {}
+    keys = _items(volume.items)
     mode = {"defaultMode": int(volume.default_mode, 8)} if volume.default_mode else {}
     if volume.config_map:
         return {"configMap": {"name": volume.config_map, **keys, **mode}}
     if volume.secret:
         return {"secret": {"secretName": volume.secret, "defaultMode": SECRET_MODE, **keys, **mode}}
+    if volume.projected is not None:
+        parts = [
+            {
+                "configMap" if part.config_map else "secret": {
+                    "name": part.config_map or part.secret,
+                    **_items(part.items),
+                    **({"optional": True} if part.optional else {}),
+                }
+            }
+            for part in volume.projected
+        ]
+        return {"projected": {"sources": parts, **mode}}
     return _scratch(volume.scratch or Scratch())
+
+
+def _items(asked: Mapping[str, str]) -> Object:
+    return {"items": [{"key": key, "path": path} for key, path in asked.items()]} if asked else {}
 
 
 def _scratch(scratch: Scratch) -> Object:
@@ -635,10 +650,19 @@ def _gpu_problems(spec: JobSpec) -> Iterator[Problem]:
     name, at = gpu_resource(spec), ("kubernetes", "gpu_resource")
     if "/" not in name:
         yield Problem(f"gpu_resource {name} has no domain", "such as nvidia.com/gpu", at)
-    for prefix, why in OTHERS.items():
-        if name.startswith(prefix):
-            message = f"{name} is no GPU of NVIDIA's or AMD's: {why}; dslaunch configures and checks CUDA and ROCm"
-            yield Problem(message, "nvidia.com/gpu or amd.com/gpu", at)
+    resources = ("kubernetes", "network", "resources")
+    asked: list[tuple[str, Path]] = [
+        (name, at),
+        *((one, (*resources, one)) for one in spec.kubernetes.network.resources),
+    ]
+    for one, where in asked:
+        for prefix, why in OTHERS.items():
+            if one.startswith(prefix):
+                message = f"{one} is no GPU of NVIDIA's or AMD's: {why}; dslaunch configures and checks CUDA and ROCm"
+                yield Problem(message, "nvidia.com/gpu or amd.com/gpu", where)
+        if where != at and (one == name or one.startswith(patch.GPUS)):
+            message = f"{one} is a GPU, and how many a pod has is resources.gpus_per_node"
+            yield Problem(message, "resources.gpus_per_node, kubernetes.gpu_resource", where)
     theirs = next((maker for prefix, maker in MAKERS.items() if name.startswith(prefix)), "")
     if theirs and _maker(spec) not in ("", theirs):
         message = f"{name} is {theirs}'s, and a {spec.resources.gpu} is {_maker(spec)}'s: no node would have both"
@@ -741,12 +765,18 @@ def _volume_problems(spec: JobSpec, plan: Plan | None) -> Iterator[Problem]:
         if name_of(volume, index) in names:
             yield Problem(f"volume {volume.name} is there already", "another name", (*here, "name"))
         names.add(name_of(volume, index))
-        for name in ("items", "default_mode"):
-            if getattr(volume, name) and not (volume.config_map or volume.secret):
+        keyed = volume.config_map or volume.secret
+        for name, has_keys in (("items", keyed), ("default_mode", keyed or volume.projected)):
+            if getattr(volume, name) and not has_keys:
                 yield Problem(f"{name} without config_map or secret", "of what has keys", (*here, name))
-        for key, path in volume.items.items():
-            if path.startswith("/") or ".." in path.split("/"):
-                yield Problem(f"{path} is no path below the mount", f"such as {key}", (*here, "items", key))
+        yield from _key_problems(volume.items, here)
+        for number, part in enumerate(volume.projected or ()):
+            there = (*here, "projected", number)
+            if bool(part.config_map) == bool(part.secret):
+                yield Problem("a part is of one config_map, or of one secret", "{config_map: NAME}", there)
+            yield from _key_problems(part.items, there)
+        if volume.projected == ():
+            yield Problem("projected from nothing", "projected: [{config_map: a}, {secret: b}]", (*here, "projected"))
         if volume.host_path_type and not volume.host_path:
             yield Problem("host_path_type without host_path", "host_path: /data", (*here, "host_path_type"))
         if volume.host_path and not volume.host_path.startswith("/"):
@@ -760,7 +790,7 @@ def _volume_problems(spec: JobSpec, plan: Plan | None) -> Iterator[Problem]:
         index = spec.kubernetes.volumes.index(found)
         message = f"checkpoints go to {checkpoints(plan)}, and {_called(found, index)} is read-only there"
         yield Problem(message, at=("kubernetes", "volumes", index, "read_only"))
-    elif plan and found and (found.config_map or found.secret):
+    elif plan and found and (found.config_map or found.secret or found.projected):
         index = spec.kubernetes.volumes.index(found)
         message = f"checkpoints go to {checkpoints(plan)}, and {_called(found, index)} cannot be written to"
         yield Problem(message, "a claim", ("kubernetes", "volumes", index))
@@ -771,6 +801,12 @@ def _scratch_problems(scratch: Scratch | None, at: Path) -> Iterator[Problem]:
         yield Problem("scratch in memory has no storage class", "one of both", at)
     if scratch and scratch.storage_class and not scratch.size:
         yield Problem("a volume of a storage class needs a size", "size: 2Ti", at)
+
+
+def _key_problems(items: Mapping[str, str], at: Path) -> Iterator[Problem]:
+    for key, path in items.items():
+        if path.startswith("/") or ".." in path.split("/"):
+            yield Problem(f"{path} is no path below the mount", f"such as {key}", (*at, "items", key))
 
 
 def _called(volume: Volume, index: int) -> str:
@@ -810,6 +846,10 @@ def _sidecar_problems(spec: JobSpec) -> Iterator[Problem]:
             if path.startswith(("limits.", "requests.")) and path.split(".", 1)[1] not in sidecar.resources:
                 message = f"{path} of a sidecar without resources is what the node has"
                 yield Problem(message, f"resources: {{{path.split('.', 1)[1]}: ...}}", (*at, "env_fields", name))
+        for name in sidecar.resources:
+            if name.startswith(patch.GPUS) and not sidecar.init:  # one that ends first may have them before the ranks
+                message = f"{name} beside the ranks': the pod would need a node with more GPUs than the plan has"
+                yield Problem(message, "leave it out: privileged sees all of them", (*at, "resources", name))
         root = spec.kubernetes.security.root
         if sidecar.privileged and (sidecar.run_as_user or sidecar.capabilities):
             name = "run_as_user" if sidecar.run_as_user else "capabilities"
@@ -909,4 +949,5 @@ def volume_with(path: str, spec: JobSpec) -> Volume | None:
 def lasting(plan: Plan) -> Volume | None:
     """The volume of the checkpoints, where all pods share it and it outlives them: what recovery needs."""
     found = volume_with(checkpoints(plan), plan.spec)
-    return found if found and not (found.scratch or found.config_map or found.secret) else None
+    brief = found and (found.scratch or found.config_map or found.secret or found.projected)
+    return None if brief else found

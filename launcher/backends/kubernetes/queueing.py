@@ -17,7 +17,7 @@ TOPOLOGY = {  # annotations of its pods, by `topology_required`
 }
 
 
-KAI_QUEUE = "kai.scheduler/queue"  # label of the job, and of its pods: KAI 0.4 to 0.12
+KAI_QUEUE = "kai.scheduler/queue"  # label of the job and of its pods, as KAI Scheduler's own documentation has it
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from launcher import facts, hostfile
+from launcher.bundle import quote
 from launcher.errors import Path as At
 from launcher.errors import Problem, UserError
 from launcher.spec import JobSpec
@@ -180,33 +181,37 @@ OF_THE_STEP = (
 
 
 def reaching(spec: JobSpec) -> str:
-    """Shell in the one task of `launcher: job`: its hostfile, and Slurm's variables as a batch script has them.
+    """What the one task of `launcher: job` reads first: its hostfile, and Slurm's variables as in a batch script.
 
     A step within shares the CPUs, GPUs and memory that this one holds; Slurm 22.05 gives it memory only where it asks
     for all (0). Nodes are those that train: a job has spares, too, and nodes of services.
     """
-    if spec.train.launcher != "job":
-        return ""
     nodes, per_node = spec.resources.nodes, spec.per_node
     told = {
-        "DSLAUNCH_HOSTFILE": "$0/hostfile",
-        "DLTS_HOSTFILE": "$0/hostfile",  # as GPT-NeoX and DeepSpeed's examples ask for it
-        "SLURM_OVERLAP": 1,
-        "SLURM_MEM_PER_NODE": 0,
+        "DSLAUNCH_HOSTFILE": '"$run/hostfile"',
+        "DLTS_HOSTFILE": '"$run/hostfile"  # as GPT-NeoX asks for it',
+        "SLURM_OVERLAP": "1",
+        "SLURM_MEM_PER_NODE": "0",
         "SLURM_CPU_BIND": "none",
-        "SLURM_NNODES": nodes,
-        "SLURM_JOB_NUM_NODES": nodes,
-        "SLURM_NTASKS": nodes * per_node,
-        "SLURM_NPROCS": nodes * per_node,
-        "SLURM_NTASKS_PER_NODE": per_node,
-        "SLURM_TASKS_PER_NODE": f"{per_node}(x{nodes})" if nodes > 1 else per_node,
-        "SLURM_JOB_NODELIST": "$1",
-        "SLURM_NODELIST": "$1",
-        "SLURM_MPI_TYPE": spec.slurm.mpi or "",
-        "SLURM_DISTRIBUTION": spec.slurm.distribution or "",
+        "SLURM_NNODES": f"{nodes}",
+        "SLURM_JOB_NUM_NODES": f"{nodes}",
+        "SLURM_NTASKS": f"{nodes * per_node}",
+        "SLURM_NPROCS": f"{nodes * per_node}",
+        "SLURM_NTASKS_PER_NODE": f"{per_node}",
+        "SLURM_TASKS_PER_NODE": f"'{per_node}(x{nodes})'" if nodes > 1 else f"{per_node}",
+        "SLURM_JOB_NODELIST": '"$2"',
+        "SLURM_NODELIST": '"$2"',
+        "SLURM_MPI_TYPE": quote(spec.slurm.mpi or ""),
+        "SLURM_DISTRIBUTION": quote(spec.slurm.distribution or ""),
     }
-    exports = " ".join(f'{name}="{value}"' for name, value in told.items() if value != "")
-    return f"unset {' '.join(OF_THE_STEP)}; export {exports};"
+    lines = [
+        f"# {spec.name}: sruns of the program are steps of the job, and start the ranks of all nodes.",
+        "# shellcheck shell=bash",
+        "run=$1",
+        *(f"unset {' '.join(OF_THE_STEP[at : at + 5])}" for at in range(0, len(OF_THE_STEP), 5)),
+        *(f"export {name}={value}" for name, value in told.items() if value not in ("", "''")),
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def without(spec: JobSpec) -> str:
@@ -313,6 +318,13 @@ def _reaching(spec: JobSpec) -> Iterator[Problem]:
         if getattr(spec.slurm, name):
             message = f"{name} is for the step of the ranks, and with launcher job your program starts that"
             yield Problem(message, "say it in the program's own srun or mpirun", ("slurm", name))
+    if spec.box:
+        message = "launcher job: the program runs in the container, and what it starts on other nodes does not"
+        hint = "leave it out, and let the command enter it: mpirun ... apptainer exec IMAGE ..."
+        yield Problem(message, hint, ("container",))
+    if spec.stage and spec.resources.nodes > 1:
+        message = "launcher job: stage would unpack on the first node alone"
+        yield Problem(message, "slurm.bcast brings files to every node", ("stage",))
     if spec.slurm.srun:
         message = "slurm.srun is for the step of the ranks, and with launcher job your program starts that"
         yield Problem(message, "say it in the program's own srun", ("slurm", "srun"))

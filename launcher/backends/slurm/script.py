@@ -30,6 +30,8 @@ def render(plan: Plan) -> Bundle:
     helpers = map(bundles.node_file, (*bundles.BATCH, *(["lost.py"] if told else [])))
     files = (script, *others, *bundles.common(plan, told, flags=["--shared-logs"]), *helpers)
     files += tuple(services.files(spec))
+    if spec.train.launcher == "job":
+        files += (File("reach.sh", options.reaching(spec)),)
     return Bundle(files, ENTRY)
 
 
@@ -245,7 +247,7 @@ TRAIN = """
 {verdict}"""
 
 
-# The program's own steps may be left where it was killed.
+# Steps that the program started may outlive it, with GPUs that the next attempt needs.
 LEFT = """\
   while read -r id name; do
     case $id:$name in *.batch:* | *.extern:* | *:service-*) ;; *) scancel --quiet "$id" ;; esac
@@ -266,7 +268,7 @@ def _body(plan: Plan, *, exchanged: bool) -> str:
         *_more(spec),
     ]
     words += ["--het-group=0"] if services.components(spec) else []
-    exports = "export NODE_RANK=$SLURM_NODEID;" + (f" {options.reaching(spec)}" if alone else "")
+    exports = "export NODE_RANK=$SLURM_NODEID;" + (' . "$0/reach.sh" "$0" "$1";' if alone else "")
     if spec.train.launcher == "srun":
         exports += " export RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS;"
     everywhere = nodes + spec.resources.spares
