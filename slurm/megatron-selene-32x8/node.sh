@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # megatron-selene-32x8: runs once on every node, with NODE_RANK, MASTER_ADDR and MASTER_PORT set.
-# bash -c exec python -u pretrain_gpt.py --tensor-model-parallel-size 8 --pipeline-model-parallel-size 4 --sequence-parallel --num-layers 96 --hidden-size 12288 --num-attention-heads 96 --micro-batch-size 1 --global-batch-size 1536 --save /lustre/fsw/coreai/checkpoints/gpt3 --load /lustre/fsw/coreai/checkpoints/gpt3: 32 x 8 ranks, of a model that its own configuration names.
+# pretrain_gpt.py: 32 x 8 ranks, of a model that its own configuration names.
 set -eo pipefail
 trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -49,5 +49,7 @@ exec python3 -u "$here/node/supervise.py" \
   --launcher srun --nodes 32 --per-node 8 \
   --hang 300 --first-step 1800 --steps 0 --model-parallel 32 --vouch \
   --logs "$logs" --shared-logs -- \
-  bash -c \
-  'exec python -u pretrain_gpt.py --tensor-model-parallel-size 8 --pipeline-model-parallel-size 4 --sequence-parallel --num-layers 96 --hidden-size 12288 --num-attention-heads 96 --micro-batch-size 1 --global-batch-size 1536 --save /lustre/fsw/coreai/checkpoints/gpt3 --load /lustre/fsw/coreai/checkpoints/gpt3'
+  python3 -u pretrain_gpt.py --tensor-model-parallel-size=8 --pipeline-model-parallel-size=4 \
+  --sequence-parallel --num-layers=96 --hidden-size=12288 --num-attention-heads=96 --micro-batch-size=1 \
+  --global-batch-size=1536 --save=/lustre/fsw/coreai/checkpoints/gpt3 \
+  --load=/lustre/fsw/coreai/checkpoints/gpt3

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # openrlhf-ray-1x8: runs once on every node, with NODE_RANK, MASTER_ADDR and MASTER_PORT set.
-# bash -c exec ray job submit --address="http://$DSLAUNCH_HOST_RAY:8265" -- python3 -m openrlhf.cli.train_ppo_ray --actor_num_nodes 2 --actor_num_gpus_per_node 8 --vllm_num_engines 8 --vllm_tensor_parallel_size 2 --pretrain OpenRLHF/Llama-3-8b-sft-mixture --save_path /lustre/rlhf/llama3-8b --zero_stage 3 --bf16: 1 x 8 ranks, of a model that its own configuration names.
+# ray job submit --address=http://$DSLAUNCH_HOST_RAY:8265 -- python3 -m openrlhf.cli.train_ppo_ray --actor_num_nodes=2 --actor_num_gpus_per_node=8 --vllm_num_engines=8 --vllm_tensor_parallel_size=2 --pretrain=OpenRLHF/Llama-3-8b-sft-mixture --save_path=/lustre/rlhf/llama3-8b --zero_stage=3 --bf16: 1 x 8 ranks, of a model that its own configuration names.
 set -eo pipefail
 trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -41,10 +41,10 @@ cd -P -- "$here/submitted-from"
 export DSLAUNCH_CHECKPOINT_DIR=/lustre/rlhf/llama3-8b
 export DSLAUNCH_CHECKPOINT_EVERY=0
 export DSLAUNCH_CHECKPOINT_KEEP=2
-# shellcheck disable=SC2016  # the program expands it for itself
 exec python3 -u "$here/node/supervise.py" \
   --launcher node --nodes 1 --per-node 8 \
   --hang 300 --first-step 1800 --steps 0 --model-parallel 1 --vouch \
   --logs "$logs" --shared-logs -- \
-  bash -c \
-  'exec ray job submit --address="http://$DSLAUNCH_HOST_RAY:8265" -- python3 -m openrlhf.cli.train_ppo_ray --actor_num_nodes 2 --actor_num_gpus_per_node 8 --vllm_num_engines 8 --vllm_tensor_parallel_size 2 --pretrain OpenRLHF/Llama-3-8b-sft-mixture --save_path /lustre/rlhf/llama3-8b --zero_stage 3 --bf16'
+  ray job submit --address=http://"$DSLAUNCH_HOST_RAY":8265 -- python3 -m openrlhf.cli.train_ppo_ray \
+  --actor_num_nodes=2 --actor_num_gpus_per_node=8 --vllm_num_engines=8 --vllm_tensor_parallel_size=2 \
+  --pretrain=OpenRLHF/Llama-3-8b-sft-mixture --save_path=/lustre/rlhf/llama3-8b --zero_stage=3 --bf16

@@ -27,4 +27,4 @@ export TORCH_NCCL_DUMP_ON_TIMEOUT=1  # the flight recorder is written when a col
 
 # --- service
 cd -P -- "$here/submitted-from"
-exec bash -c 'exec ray start --block --address="$DSLAUNCH_HOST_RAY:6379" --num-gpus=8'
+exec ray start --block --address="$DSLAUNCH_HOST_RAY":6379 --num-gpus=8

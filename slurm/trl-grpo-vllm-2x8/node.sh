@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # trl-grpo-vllm-2x8: runs once on every node, with NODE_RANK, MASTER_ADDR and MASTER_PORT set.
-# bash -c exec python src/open_r1/grpo.py --config recipes/Qwen2.5-7B/grpo/config.yaml --vllm_mode server --vllm_server_host "$DSLAUNCH_HOST_VLLM" --vllm_server_port "$DSLAUNCH_PORT_VLLM": 2 x 8 ranks, of a model that its own configuration names.
+# src/open_r1/grpo.py: 2 x 8 ranks, of a model that its own configuration names.
 set -eo pipefail
 trap '' USR2  # a warning before the ranks run has nothing to save; supervise.py listens again
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -91,11 +91,10 @@ cd -P -- "$here/submitted-from"
 export DSLAUNCH_CHECKPOINT_DIR=/fsx/open-r1/qwen-7b-grpo
 export DSLAUNCH_CHECKPOINT_EVERY=0
 export DSLAUNCH_CHECKPOINT_KEEP=2
-# shellcheck disable=SC2016  # the program expands it for itself
 exec python3 -u "$here/node/supervise.py" \
   --launcher accelerate --nodes 2 --per-node 8 \
   --launcher-arg=--config_file --launcher-arg=recipes/accelerate_configs/zero3.yaml \
   --hang 300 --first-step 1800 --steps 0 --model-parallel 1 --vouch \
   --logs "$logs" --shared-logs -- \
-  bash -c \
-  'exec python src/open_r1/grpo.py --config recipes/Qwen2.5-7B/grpo/config.yaml --vllm_mode server --vllm_server_host "$DSLAUNCH_HOST_VLLM" --vllm_server_port "$DSLAUNCH_PORT_VLLM"'
+  python3 -u src/open_r1/grpo.py --config=recipes/Qwen2.5-7B/grpo/config.yaml --vllm_mode=server \
+  --vllm_server_host="$DSLAUNCH_HOST_VLLM" --vllm_server_port="$DSLAUNCH_PORT_VLLM"
