@@ -794,7 +794,7 @@ def _ends(case: Case) -> Iterator[Found]:
         return
     end = rest[-1]
     if asks.search(tail):  # and says it, but does not end with it
-        kept = re.search(r"\b(exit|return|false|kill|scancel|scontrol)\b", tail)
+        kept = any(one.name in ("exit", "return", "false", "kill", "scancel", "scontrol") for one in behind)
         if end.name in TELLS and not end.inside and not kept:
             yield case.at(end, "SLM042", f"the code of the training is read, and the job's is that of `{end.name}`")
         return

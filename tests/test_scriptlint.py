@@ -315,6 +315,7 @@ slurm: {{time: 60, gpus_as: gpus-per-task, gpu_bind: '{bind}'}}
 
 # --- cases ------------------------------------------------------------------------------------------
 
+ONE = "#!/bin/bash\n#SBATCH --nodes=1\n"
 TWO = "#!/bin/bash\n#SBATCH --nodes=2\n#SBATCH --ntasks-per-node=1\n#SBATCH --gpus-per-node=8\n"
 
 
@@ -437,9 +438,197 @@ def test_a_pipe_inside_what_srun_starts_hides_the_code_as_well():
     assert "SLM041" not in found(TWO + "srun -K1 hostname | sort\n")
 
 
+LOOP = "for ((i=1; i<2; i++)); do srun -K1 --nodelist=${N[$i]} --ntasks=1 %s --node_rank $i --master_addr $H t.py & done; wait\n"
+
+
+@pytest.mark.parametrize(
+    ("body", "rules"),
+    [
+        (LOOP % "composer --world_size $((SLURM_NNODES*8)) --nproc 8", set()),
+        (LOOP % "composer --world_size 8 --nproc 8", set()),  # the other node does something else
+        (LOOP % "composer --world_size 32 --nproc 8", {"LCH005"}),
+        (LOOP % "torchrun --nnodes 2 --nproc_per_node 8", set()),
+        (LOOP % "torchrun --nnodes 3 --nproc_per_node 8", {"LCH004"}),
+        (LOOP.replace("$H", "localhost") % "torchrun --nnodes 2 --nproc_per_node 8", {"LCH006"}),
+        (
+            "srun -K1 -N1 -n1 torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint $H t.py\n",
+            {"LCH004"},
+        ),
+        ("for i in a b; do srun -N1 -n1 torchrun --standalone --nproc-per-node 8 t.py --lr $i & done; wait\n", set()),
+        (
+            "for i in a b; do srun -N1 -n1 torchrun --standalone --nproc-per-node 8 t.py --tensor-model-parallel-size 3 & done; wait\n",
+            {"LCH008"},
+        ),
+    ],
+)
+def test_one_step_per_node_is_a_part_of_the_job(body, rules):
+    assert {one for one in found(TWO + body) if one.startswith("LCH")} == rules
+
+
+@pytest.mark.parametrize(
+    ("body", "severity"),
+    [
+        ("srun -K1 torchrun --nnodes 2 --nproc-per-node 8 --node-rank 0 --master-addr $H t.py\n", "error"),
+        ("srun -K1 bash -c 'torchrun --nnodes 2 --nproc-per-node 8 --node-rank 1 --master-addr $H t.py'\n", "error"),
+        (
+            "srun -K1 accelerate launch --num_machines 2 --num_processes 16 --machine_rank 0 --main_process_ip $H t.py\n",
+            "error",
+        ),
+        (
+            "srun -K1 torchrun --nnodes 2 --nproc-per-node 8 --node-rank 0 --rdzv-backend c10d --rdzv-endpoint $H t.py\n",
+            "note",
+        ),
+        (
+            "srun -K1 bash -c 'torchrun --nnodes 2 --nproc-per-node 8 --node-rank $SLURM_NODEID --master-addr $H t.py'\n",
+            "",
+        ),
+        ("srun -K1 -N1 -n1 -w a torchrun --nnodes 2 --nproc-per-node 8 --node-rank 0 --master-addr $H t.py\n", ""),
+        (
+            "srun -K1 bash -c 'if [ $SLURM_NODEID = 0 ]; then torchrun --nnodes 2 --nproc-per-node 8 --node-rank 0 --master-addr $H t.py;"
+            " else torchrun --nnodes 2 --nproc-per-node 8 --node-rank 1 --master-addr $H t.py; fi'\n",
+            "",
+        ),
+    ],
+)
+def test_a_rank_in_figures_is_the_same_on_every_node(body, severity):
+    assert [one.severity for one in only(TWO + body, "LCH014")] == ([severity] if severity else [])
+
+
+def test_a_rank_of_the_batch_shell_does_not_matter_to_accelerate_over_c10d():
+    line = "srun -K1 accelerate launch --num_machines 2 --num_processes 16 --machine_rank $SLURM_PROCID --main_process_ip $H"
+    assert [one.severity for one in only(TWO + f"{line} --rdzv_backend c10d t.py\n", "SLM010")] == ["note"]
+    assert [one.severity for one in only(TWO + f"{line} --rdzv_backend static t.py\n", "SLM010")] == ["error"]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "test", "branch", "said"),
+    [
+        (2, "$SLURM_JOB_NUM_NODES -gt 1", "else", False),
+        (2, "$SLURM_NNODES -eq 1", "then", False),
+        (2, "$SLURM_NNODES -ge 2", "then", True),
+        (2, "$SLURM_NNODES -eq 2", "then", True),
+        (2, "$SLURM_NNODES -gt 2", "else", True),
+        (2, "-n $FEW", "else", True),
+    ],
+)
+def test_a_branch_that_this_many_nodes_never_take_is_not_judged(nodes, test, branch, said):
+    body = "export MASTER_ADDR=localhost\n  torchrun --nproc_per_node 8 t.py\n"
+    both = {"then": "true\n", "else": "true\n", branch: body}
+    text = (
+        TWO.replace("nodes=2", f"nodes={nodes}")
+        + f"set -e\nif [ {test} ]; then\n{both['then']}else\n{both['else']}fi\n"
+    )
+    assert {"SLM013", "LCH006"} & set(found(text)) == ({"SLM013", "LCH006"} if said else set())
+
+
+def test_a_secret_in_a_branch_that_is_never_taken_is_still_one():
+    text = (
+        TWO
+        + "if [ $SLURM_NNODES -gt 1 ]; then\ntrue\nelse\nwandb login 0123456789abcdef0123456789abcdef01234567\nfi\n"
+    )
+    assert "LCH010" in found(text)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("srun -K1 python deepy.py train.py c.yml\n", True),
+        ("srun -K1 bash -c 'cd /neox; python ./deepy.py train.py c.yml'\n", True),
+        ("srun -N1 -n1 python deepy.py train.py c.yml\n", False),
+        ("python deepy.py train.py c.yml\n", False),
+        ("srun -K1 python train.py deepy.yml\n", False),
+    ],
+)
+def test_deepy_is_a_launcher_of_the_whole_job(body, said):
+    assert ("SLM012" in found(TWO + body)) is said
+
+
+def test_a_hostfile_is_said_once_whoever_writes_to_it():
+    pipe = (
+        TWO
+        + "export TORCH_EXTENSIONS_DIR=/s\nscontrol show hostnames $SLURM_JOB_NODELIST | %s > %s\ndeepspeed --hostfile h t.py\n"
+    )
+    awk, loop = """awk '{print $1" slots=8"}'""", 'while read -r line; do echo "$line slots=8"; done'
+    for writer in (awk, loop):
+        assert len(only(pipe % (writer, "hostfile"), "SLM063")) == 1
+        assert only(pipe % (writer, "hostfile.$SLURM_JOB_ID"), "SLM063") == []
+    twice = (pipe % (awk, "hostfile")).replace("deepspeed", "echo b slots=8 > a.hosts\ndeepspeed")
+    assert len(only(twice, "SLM063")) == 2
+
+
+@pytest.mark.parametrize(
+    ("bind", "tasks", "said"),
+    [
+        ("mask_cpu:ff,ff00,ff0000,ff000000", 1, "the rest of it is not used"),
+        ("mask_cpu:ff,ff00", 4, "tasks share what it names"),
+        ("v,map_cpu=0,8", 4, "tasks share what it names"),
+        ("verbose,map_cpu:0,8,16,24", 4, ""),
+        ("mask_cpu:0xff*2,0xff00*2", 4, ""),
+        ("mask_cpu:$MASKS", 4, ""),
+        ("cores", 4, ""),
+        ("none", 1, ""),
+    ],
+)
+def test_a_list_of_cpus_has_an_entry_for_each_task_of_a_node(bind, tasks, said):
+    text = TWO.replace("ntasks-per-node=1", f"ntasks-per-node={tasks}")
+    messages = [one.message for one in only(text + f"srun -K1 --cpu-bind={bind} python t.py\n", "SLM051")]
+    assert [message.rpartition(": ")[2] for message in messages] == ([said] if said else [])
+    through = only(text + f'BIND="--cpu-bind={bind}"\nsrun -K1 $BIND python t.py\n', "SLM051")
+    assert [one.message for one in through] == messages
+
+
+@pytest.mark.parametrize(
+    ("options", "rank", "said"),
+    [
+        ("--gpus-per-task=1", "LOCAL_RANK=$SLURM_LOCALID", True),
+        ("--gpus-per-task=a100:1 --gpu-bind=closest", "LOCAL_RANK=$SLURM_LOCALID", True),
+        ("--gpu-bind=single:1", "LOCAL_RANK=$SLURM_LOCALID", True),
+        ("--gpus-per-task=1", "ARGS=--local_rank=$SLURM_LOCALID", True),
+        ("--gpus-per-task=1", "LOCAL_RANK=0", False),
+        ("--gpus-per-task=1 --gpu-bind=none", "LOCAL_RANK=$SLURM_LOCALID", False),
+        ("--gpu-bind=closest", "LOCAL_RANK=$SLURM_LOCALID", False),
+        ("--gpus-per-node=8", "LOCAL_RANK=$SLURM_LOCALID", False),
+    ],
+)
+def test_a_gpu_each_and_the_number_of_another(options, rank, said):
+    text = TWO.replace("ntasks-per-node=1", "ntasks-per-node=8")
+    got = only(text + f"srun -K1 {options} bash -c 'RANK=$SLURM_PROCID {rank} python t.py'\n", "SLM007")
+    assert [one.severity for one in got] == (["note"] if said else [])
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("ARGS=$PWD/t.py --load x\npython $ARGS\n", True),
+        ("ARGS=$PWD/t.py ${MORE}\npython $ARGS\n", True),
+        ("MORE='--lr 1'\nARGS=$PWD/t.py $MORE\npython $ARGS\n", True),
+        ("MORE=(--lr 1)\nARGS=t.py ${MORE}\npython $ARGS\n", True),
+        ("srun -K1 bash -c 'ARGS=t.py --load x; python $ARGS'\n", True),
+        ('ARGS="$PWD/t.py $MORE"\npython $ARGS\n', False),
+        ("CUDA_VISIBLE_DEVICES=0 $CMD --a\n", False),
+        ("CUDA_VISIBLE_DEVICES= $CMD --a\n", False),
+        ("PORT=1\nPORT=2 $CMD --a\necho $PORT\n", False),
+        ("A=1 B=2 python t.py --load $A\n", False),
+        ("A=1 $CMD --load $AB\n", False),
+        ("IFS=, read -r a b <<< $X\n", False),
+    ],
+)
+def test_an_assignment_that_runs_its_second_word(body, said):
+    assert ("SLM067" in found(ONE + body)) is said
+
+
 @pytest.mark.parametrize(
     ("tail", "rules"),
     [
+        ("srun -K1 python t.py; touch done; code=$?; exit $code\n", {"SLM042"}),
+        ("srun -K1 python t.py\ntouch done\necho end\ncode=$?\nexit $code\n", {"SLM042"}),
+        ("set -o pipefail\nsrun -K1 python t.py | tee log\ndate\ncode=$?\nexit $code\n", {"SLM042"}),
+        ("srun -K1 python t.py; code=$?; touch done; exit $code\n", set()),
+        ("srun -K1 python t.py; code=$?; touch done; touched=$?; exit $code\n", set()),
+        ("set -e\nsrun -K1 python t.py; touch done; code=$?; exit $code\n", set()),
+        ("srun -K1 python t.py; code=$?; echo ended with $code\n", {"SLM042"}),
+        ("srun -K1 python t.py; code=$?\nif [ $code -ne 0 ]; then echo exit $code; fi\ndate\n", {"SLM042"}),
+        ("srun -K1 python t.py; code=$?\nif [ $code -ne 0 ]; then exit $code; fi\ndate\n", set()),
         ("srun -K1 python t.py\nrm -rf /tmp/x\n", {"SLM042"}),
         ("srun -K1 python t.py\nexit 0\n", {"SLM043"}),
         ("srun -K1 python t.py; exit 0\n", {"SLM043"}),

@@ -53,11 +53,9 @@ WHOLE: tuple[Path, ...] = (("train", "args"), ("train", "command"), ("train", "l
 
 def reference(value: Mapping[str, Any]) -> bool:
     """{env: SCRATCH, append: /runs}, {job: id}: one value that is put in later."""
-    return (
-        bool(value)
-        and set(value) <= {"env", "job", "node", "prepend", "append"}
-        and bool({"env", "job", "node"} & set(value))
-    )
+    names = {"env", "job", "node"} & set(value)
+    texts = all(isinstance(one, str) for one in value.values())
+    return bool(names) and texts and set(value) <= {*names, "prepend", "append"}
 
 
 def leaves(value: Any, path: Path = ()) -> Iterator[tuple[Path, Any]]:

@@ -452,8 +452,8 @@ class Pod:
         elif not_root is True and self.kind != "trainjob":
             put("security", "run_as_user", value="image", what="runAsNonRoot: the image's own user")
         elif self.kind != "trainjob":
-            self.job.note("left out", "the image's user, mostly root: pods run as user 1000 here, and what only root may "
-                          "write to fails; security.root: true is as it was, run_as_user: UID another")  # fmt: skip
+            self.out("the image's user, mostly root: pods run as user 1000 here, and what only root may write to fails; "
+                     "security.root: true is as it was, run_as_user: UID another")  # fmt: skip
         if group is not None:
             put("security", "run_as_group", value=group)
         if (volumes := pod.pop("fsGroup", None)) is not None:
@@ -570,8 +570,11 @@ class Pod:
                     self.put("exclude", value=away)
             else:
                 left[required] = given[required]
+        elif terms and all(set(term) == {"matchExpressions"} for term in terms):  # one of several is enough
+            either = [[_expression(row) for row in term["matchExpressions"]] for term in terms]
+            self.put("node_affinity_any", value=either, what="affinity to nodes, of which one term is enough")
         elif terms:
-            left[required] = given[required]  # one of several is enough: no field says so
+            left[required] = given[required]
         for one in given.get(preferred) or ():
             expressions = (one.get("preference") or {}).get("matchExpressions") or []
             if len(expressions) == 1 and not one["preference"].get("matchFields"):
@@ -752,9 +755,26 @@ class Pod:
             size = ((claim.get("resources") or {}).get("requests") or {}).get("storage")
             simple = claim.get("accessModes") in (None, ["ReadWriteOnce"]) and claim.get("storageClassName") and size
             return {"scratch": {"size": str(size), "storage_class": claim["storageClassName"]}} if simple else None
+        if kind == "projected":
+            return self.projected(given)
         if kind in ("configMap", "secret") and not set(given) - {"name", "secretName", "items", "defaultMode"}:
             return self.keys(kind, given)
         return None
+
+    def projected(self, given: Object) -> Object | None:
+        """Several ConfigMaps and Secrets in one place; tokens and the pod's own fields stay as they are."""
+        parts = []
+        for source in given.get("sources") or ():
+            kind, inner = next(iter(source.items())) if len(source) == 1 else ("", {})
+            if kind not in ("configMap", "secret") or set(inner) - {"name", "items", "optional"}:
+                return None
+            row = self.keys(kind, {**inner, "secretName": inner.get("name")})
+            if row is None:
+                return None
+            parts.append({**row, **({"optional": True} if inner.get("optional") else {})})
+        made = self.keys("configMap", {"defaultMode": given.get("defaultMode")})
+        return None if made is None or not parts else {"projected": parts, **{
+            key: value for key, value in made.items() if key == "default_mode"}}  # fmt: skip
 
     def keys(self, kind: str, given: Object) -> Object | None:
         """The row of a ConfigMap's or Secret's volume."""
