@@ -672,19 +672,23 @@ class _Reader:
         for name in dict.fromkeys(changed):
             values = [(shown, known, kinds) for shown, known, kinds in ends if known.get(name) != before.get(name)]
             every = whole and len(values) == len(ends)
-            if every or name not in before:
+            asked = any(re.search(rf"\b{re.escape(name)}\b", shown) for shown, _, _ in values)
+            options = all(self.shown(known[name]).startswith("-") for _, known, _ in values)
+            if name not in before and not every and not asked and options:  # a program does without
+                self.known[name] = ((Piece(""),),)
+                others = values
+            elif every or name not in before:
                 taken = values[-1] if every else values[0]
                 self.known[name] = taken[1][name]
                 (self.arrays.add if name in taken[2] else self.arrays.discard)(name)
                 others = [row for row in values if row is not taken]
             else:
                 others = values
-            for shown, known, _ in others:
-                condition = shown
+            for condition, known, _ in others:
                 self.choices.append(
                     Choice(name, self.shown(self.known[name]), self.shown(known[name]), condition, self.line(node))
                 )
-            if name not in before and not every:
+            if name not in before and not every and others is not values:
                 condition = values[0][0]
                 condition = condition.removeprefix("not ") if condition.startswith("not ") else f"not {condition}"
                 self.choices.append(Choice(name, self.shown(self.known[name]), "", condition, self.line(node)))

@@ -320,6 +320,8 @@ def test_a_secret_on_the_command_line_becomes_a_variable_of_the_submitting_shell
         ("N=$(f)\nsrun accelerate launch --config_file a --gradient_accumulation_steps $N t.py",
          "train.launcher_args", ["--config_file", "a"]),
         ("srun $SRUN_ARGS torchrun t.py --x", "train.args", ["--x"]),
+        ("srun $MORE -u torchrun t.py --x", "train.args", ["--x"]),
+        ("srun $PROGRAM --lr 1", "train.command", [{"env": "PROGRAM"}, "--lr", "1"]),
         ("srun $SRUN_ARGS -u bash -c 'torchrun t.py --x'", "train.args", ["--x"]),
         ("E=--x\nif [ 2 -gt 1 ]; then E=--y; fi\nsrun torchrun t.py $E", "train.args", ["--y"]),
         ("E=a\nif [ $E = b ]; then srun python u.py; else srun torchrun t.py; fi", "train.script", "t.py"),
@@ -351,6 +353,7 @@ def test_a_secret_on_the_command_line_becomes_a_variable_of_the_submitting_shell
         ("srun torchrun t.py --d $A:$B", "env", {"A": {"env": "A"}, "B": {"env": "B"}}),
         ("srun numactl --membind=0-3 torchrun t.py", "train.prefix", ["numactl", "--membind=0-3"]),
         ("source /v/bin/activate\nsrun /v/bin/torchrun t.py", "train.script", "t.py"),
+        ("R=runs/$(date +%s)\nmkdir -p $R\nsrun torchrun t.py", "setup", ["mkdir -p runs/${SLURM_JOB_ID}"]),
         ("D=/d\nsrun torchrun t.py --d $(f $D/x)", "train.command.2", 'exec python -u t.py --d "$(f /d/x)"'),
     ],
 )  # fmt: skip

@@ -6,6 +6,7 @@ data/manifests/ has objects in the patterns that clouds and frameworks publish.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -147,7 +148,8 @@ def test_pods_ask_for_what_they_asked_for_before(path):
                 given = {key: value for key, value in old.items() if key not in ("defaultMode", "readOnly")}
                 assert given.items() <= source.get(kind, {}).items()
     assert now["spec"].get("resourceClaims", []) == [
-        {**row, "name": "network"} for row in before["spec"].get("resourceClaims", [])
+        {**row, "name": f"network-{number}" if number else "network"}
+        for number, row in enumerate(before["spec"].get("resourceClaims", []))
     ]
 
 
@@ -199,7 +201,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "volcano-gang-pytorchjob": {
         "kubernetes/gang": {"queue": "training", "by": "volcano"}, "kubernetes/runtime_class": "nvidia",
         "kubernetes/run_policy/deadline": 86400, "kubernetes/spread/0/when_unsatisfiable": "ScheduleAnyway",
-        "kubernetes/patch/spec/pytorchReplicaSpecs/Worker/template/spec/hostAliases/0/ip": "10.1.2.3",
+        "kubernetes/pod_patch/spec/hostAliases/0/ip": "10.1.2.3",
     },
     "volcano-ssh-deepspeed": {
         "train/launcher": "deepspeed", "train/script": "main.py", "resources/nodes": 2, "kubernetes/kind": "jobset",
@@ -223,7 +225,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "kubernetes/sidecars/0/mounts": {"scratch": "/scratch"}, "kubernetes/security/run_as_user": 1001,
         "kubernetes/volumes/1/scratch": {"size": "2Ti", "storage_class": "local-nvme"},
         "train/launcher_args": ["--config_file", "/etc/accelerate/fsdp.yaml"],
-        "kubernetes/patch/spec/pytorchReplicaSpecs/Worker/template/spec/containers/0/env/0/name": "CPUS",
+        "kubernetes/env_fields/CPUS": "limits.cpu",
     },
     "mpijob-deepspeed": {
         "train/script": "/examples/cifar10_deepspeed.py", "env": {"NCCL_DEBUG": "INFO"},
@@ -235,6 +237,32 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "secrets/WANDB_API_KEY": {"secret": "tracker", "key": "api-key"}, "resources/gpus_per_node": 4,
     },
     "statefulset": {"kubernetes/volumes/0/scratch": {"size": "500Gi", "storage_class": "fast"}, "resources/nodes": 2},
+    "gke-hostnetwork-ft": {
+        "kubernetes/network": {"profile": "none", "host_network": True}, "resources/fabric": "gcp-tcpxo",
+        "kubernetes/run_policy": {"max_restarts": 3}, "train/script": "examples/train.py",
+        "setup": ["if [ -e /usr/local/nccl/env.sh ]; then source /usr/local/nccl/env.sh; fi"],
+        "kubernetes/sidecars/0/privileged": True, "kubernetes/sidecars/0/image_pull_policy": "Always",
+        "kubernetes/pod_env": {"WORKLOAD_model.data.dir": "/gcs/index"},
+    },
+    "kai-etcd-elastic": {
+        "kubernetes/sidecars/0/name": "wait-etcd", "kubernetes/run_policy": {"restart_policy": "Never"},
+        "kubernetes/env_fields/MEMORY": "limits.memory", "setup": ['export STORE="tcp://${NODE_IP}:7000"'],
+        "kubernetes/env_keys/MODE": {"config_map": "settings", "key": "mode", "optional": True},
+        "secrets/WANDB_API_KEY": {"secret": "wandb", "key": "key", "optional": True},
+        "kubernetes/cpu_limit": "none", "kubernetes/memory_limit": "1900Gi", "resources/memory": "1800G",
+        "kubernetes/volumes/1": {"name": "conf", "mount": "/workspace/conf", "config_map": "sft-conf",
+                                 "items": {"a.yaml": "a.yaml"}, "default_mode": "0555"},
+    },
+    "appwrapper-roce": {
+        "kubernetes/security": {"fs_group": 1000, "supplemental_groups": [3000]}, "env": {"NODES": "4"},
+        "train/command/2": 'exec env RANK="${NODE_RANK}" WORLD_SIZE=32 ENDPOINT="${MASTER_ADDR}:29400" '
+                           "sh /workspace/launch.sh",
+        "kubernetes/pod_patch/spec/dnsConfig/options/0/value": "1", "kubernetes/queue/name": "default-queue",
+    },
+    "gke-dranet": {
+        "kubernetes/network": {"claim_template": "titan-channel", "claims": ["all-rdma"]}, "resources/nodes": 4,
+        "resources/gpu": "gb300-279gb", "kubernetes/run_policy": {"ttl": 43200, "max_restarts": 2},
+    },
     "plain-pod": {"train/module": "axolotl.cli.train", "train/launcher": "accelerate", "resources/nodes": 1},
     "kubectl-get": {"name": "old-style-job", "train/script": "/opt/mnist.py", "resources/nodes": 3},
 }  # fmt: skip
@@ -256,6 +284,8 @@ def test_what_matters_arrives_in_its_field(name, path, value):
     [
         ("eks-fsdp-etcd", "left out", "Deployment etcd: it is no part of the job"),
         ("eks-fsdp-etcd", "left out", "metrics of elasticPolicy"),
+        ("gke-hostnetwork-ft", "left out", "restartPolicy Never: recover.attempts"),
+        ("kai-etcd-elastic", "carried", "restartPolicy Never -> kubernetes.run_policy.restart_policy"),
         ("gke-a3mega-jobset", "carried", "container tcpxo-daemon: network profile gcp-tcpxo"),
         ("gke-a3mega-jobset", "left out", "MASTER_ADDR: of each attempt"),
         ("gke-a3ultra-gib", "fill in", "kubectl create secret generic llama70b-a3u-secrets"),
@@ -263,6 +293,7 @@ def test_what_matters_arrives_in_its_field(name, path, value):
         ("multus-roce", "left out", "init container wait-for-master: it waits for the others"),
         ("mpijob-deepspeed", "carried", "this was an MPIJob"),
         ("mpijob-deepspeed", "carried", "mpirun -> train.launcher: torchrun"),
+        ("mpijob-deepspeed", "left out", "-x LD_LIBRARY_PATH"),
         ("volcano-ssh-deepspeed", "left out", "master: pods without GPUs"),
         ("volcano-ssh-deepspeed", "left out", "plugins ssh, svc, env"),
         ("indexed-job", "left out", "Secret tracker: its values are not read"),
@@ -270,6 +301,16 @@ def test_what_matters_arrives_in_its_field(name, path, value):
         ("statefulset", "carried", "this was a StatefulSet"),
         ("kubectl-get", "left out", "restartPolicy ExitCode: recover.attempts"),
         ("hyperpod-operator", "fill in", "5 restarts: a job starts again from checkpoints on a volume"),
+        ("appwrapper-roce", "fill in", "on a volume: checkpoint: {dir: /data/granite}"),
+        ("appwrapper-roce", "left out", "suspend: Kueue suspends the job itself"),
+        ("appwrapper-roce", "left out", "warmupGracePeriodDuration 300s"),
+        ("kai-etcd-elastic", "left out", "annotation pod-group-name sft-671b of the pods: that PodGroup"),
+        ("kai-etcd-elastic", "left out", "preemptionPolicy Never"),
+        ("gke-hostnetwork-ft", "left out", "--ft-param-rank_heartbeat_timeout=600: recover.hang"),
+        ("gke-hostnetwork-ft", "left out", "kubectl.kubernetes.io/default-container trainer"),
+        ("gke-hostnetwork-ft", "left out", "setHostnameAsFQDN"),
+        ("gke-hostnetwork-ft", "left out", "tty true"),
+        ("gke-dranet", "left out", '"restartStrategy": "BlockingRecreate"'),
     ],
 )
 def test_nothing_is_dropped_without_a_word(name, kind, words):
@@ -294,8 +335,7 @@ def test_a_secret_s_value_goes_nowhere(path):
         ({}, {"resources": {"limits": {"nvidia.com/mig-3g.40gb": 2}}}, "resources/gpus_per_node", 2),
         ({"schedulerName": "scheduler-plugins-scheduler"}, {}, "kubernetes/gang", {"by": "coscheduling"}),
         ({"schedulerName": "runai-scheduler"}, {}, "kubernetes/gang", {"scheduler": "runai-scheduler"}),
-        ({"schedulerName": "corp/own"}, {}, "kubernetes/patch/spec/pytorchReplicaSpecs/Worker/template/spec",
-         {"schedulerName": "corp/own"}),
+        ({"schedulerName": "corp/own"}, {}, "kubernetes/pod_patch/spec", {"schedulerName": "corp/own"}),
         ({"terminationGracePeriodSeconds": 600}, {}, "kubernetes/grace", 600),
         ({"hostIPC": True}, {}, "kubernetes/security/host_ipc", True),
         ({"securityContext": {"fsGroup": 2000, "runAsUser": 1000}}, {}, "kubernetes/security",
@@ -322,7 +362,32 @@ def test_a_secret_s_value_goes_nowhere(path):
          {"script": "t.py", "args": ["--lr", "1"], "config_flag": "none"}),
         ({}, {"command": ["sh", "-c", "for lr in 1 2; do torchrun t.py --lr $lr; done"]}, "sweep/over/env.lr",
          ["1", "2"]),
-        ({}, {"command": ["horovod.sh"], "args": []}, "train/command/0", "horovod.sh"),
+        ({}, {"command": ["horovod.sh"], "args": []}, "train/command",
+         ["env", {"node": "rank", "prepend": "RANK="}, "WORLD_SIZE=4", "horovod.sh"]),
+        ({}, {"command": ["bash", "-c", "python t.py --rank $(hostname | awk -F- '{print $NF}') -x "
+                          "$(hostname | tr a b)"]}, "train/command/2",
+         'exec python t.py --rank "${NODE_RANK}" -x "$(hostname | tr a b)"'),
+        ({}, {"env": [{"name": "P", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                      {"name": "A", "value": "$(P):1/$(B)"}, {"name": "B", "value": "2"}]}, "setup",
+         ['export A="${P}:1/\\$(B)"']),
+        ({"securityContext": {"runAsNonRoot": True}}, {}, "kubernetes/security/run_as_user", "image"),
+        ({"volumes": [{"name": "v", "hostPath": {"path": "/mnt/disk"}}]},
+         {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}, "kubernetes/security", {"root": True}),
+        ({}, {"command": ["torchrun", "t.py", "--out", "/root/out"]}, "kubernetes/security", {"root": True}),
+        ({"initContainers": [{"name": "wait-db", "image": "b", "args": ["until nc -z db 1; do sleep 1; done"]}]}, {},
+         "kubernetes/sidecars/0/init", True),
+        ({"initContainers": [{"name": "net", "image": "b", "command": ["tune"], "imagePullPolicy": "Always",
+                              "env": [{"name": "IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                                      {"name": "T", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}],
+                              "securityContext": {"capabilities": {"add": ["NET_ADMIN"]}}}]}, {},
+         "kubernetes/sidecars/0",
+         {"name": "net", "image": "b", "command": ["tune"], "env_fields": {"IP": "status.podIP"},
+          "secrets": {"T": {"secret": "s", "key": "k"}}, "capabilities": ["NET_ADMIN"], "run_as_user": 0,
+          "image_pull_policy": "Always", "init": True}),
+        ({"volumes": [{"name": "v", "projected": {"sources": [{"configMap": {"name": "c"}}, {"secret": {
+            "name": "s", "optional": True, "items": [{"key": "k", "path": "p"}]}}]}}]},
+         {"volumeMounts": [{"name": "v", "mountPath": "/v"}]}, "kubernetes/volumes/0/projected",
+         [{"config_map": "c"}, {"secret": "s", "items": {"k": "p"}, "optional": True}]),
     ],
 )  # fmt: skip
 def test_a_field_of_a_pod_becomes_a_field(pod, box, path, value):
@@ -356,6 +421,138 @@ def test_several_terms_of_affinity_of_which_one_is_enough_stay_as_they_are():
     terms = [{"matchExpressions": [{"key": "zone", "operator": "In", "values": [zone]}]} for zone in ("a", "b")]
     affinity = {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}}
     assert templates(rendered(read({"affinity": affinity})))[-1]["spec"]["affinity"] == affinity
+
+
+def test_a_block_device_keeps_its_volume():
+    pod = {"volumes": [{"name": "raw", "persistentVolumeClaim": {"claimName": "raw"}}]}
+    spec = templates(rendered(read(pod, {"volumeDevices": [{"name": "raw", "devicePath": "/dev/xvda"}]})))[-1]["spec"]
+    assert pod["volumes"][0] in spec["volumes"]
+    assert spec["containers"][0]["volumeDevices"] == [{"name": "raw", "devicePath": "/dev/xvda"}]
+
+
+@pytest.mark.parametrize(
+    ("box", "asks"),
+    [
+        ({}, True),  # eight GPUs
+        ({"resources": {"limits": {"nvidia.com/gpu": 1}}, "securityContext": {"privileged": True}}, True),
+        ({"resources": {"limits": {"nvidia.com/gpu": 1}}}, False),
+    ],
+)
+def test_a_network_that_nothing_names_is_the_user_s_to_say_where_it_matters(box, asks):
+    made = read({}, box)
+    assert made.job["resources"]["fabric"] == "ethernet"
+    assert ("resources.fabric: a guess" in said(made, "fill in")) is asks
+
+
+def test_what_a_script_that_starts_ranks_reads_is_handed_on():
+    """Names of pods that are called otherwise now are the user's to say, but the first one's."""
+    values = {"GPUS_PER_NODE": "8", "NNODES": "4", "MASTER_ENDPOINT": "a-worker-0.pods:29400", "RUN": "a-2025",
+              "PEERS": "a-worker-1:1"}  # fmt: skip
+    box = {"command": ["sh", "run.sh"], "env": [{"name": name, "value": value} for name, value in values.items()]}
+    made = read({}, box)
+    assert made.job["env"] == {"GPUS_PER_NODE": "8", "RUN": "a-2025", "PEERS": "a-worker-1:1"}
+    assert 'MASTER_ENDPOINT="${MASTER_ADDR}:29400"' in made.job["train"]["command"][2]
+    assert "env.PEERS: it names pod a-worker-1" in said(made, "fill in")
+
+
+def test_the_gvnic_in_front_of_a_node_s_own_networks_stays():
+    names = ["nic-1", *(f"ib-{number}" for number in range(8))]
+    pairs = [{"interfaceName": f"eth{number}", "network": name} for number, name in enumerate(["default", *names])]
+    box = {"name": "t", "image": "i", "command": ["torchrun", "t.py"], "resources": {"limits": {"nvidia.com/gpu": 8}},
+           "volumeMounts": [{"name": "gib", "mountPath": "/usr/local/gib"}]}  # fmt: skip
+    volumes = [{"name": "gib", "hostPath": {"path": "/home/kubernetes/bin/gib"}}]
+    template = {"metadata": {"annotations": {"networking.gke.io/interfaces": json.dumps(pairs)}},
+                "spec": {"containers": [box], "volumes": volumes}}  # fmt: skip
+    one = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "a"}}
+    made = manifests.read(json.dumps({**one, "spec": {"completions": 2, "template": template}}), name="x.json")
+    assert made.job["kubernetes"]["network"]["multus"] == names
+    found = templates(rendered(made))[-1]["metadata"]["annotations"]["networking.gke.io/interfaces"]
+    assert json.loads(found) == pairs
+
+
+def test_hyperpod_s_watch_of_the_log_is_one_of_steps():
+    rows = [{"name": "start", "logPattern": "loss", "expectedStartCutOffInSeconds": 240},
+            {"name": "hang", "logPattern": "loss", "expectedRecurringFrequencyInSeconds": 600},
+            {"name": "slow", "logPattern": "tflops", "metricThreshold": 80}]  # fmt: skip
+    template = {"spec": {"containers": [{"name": "a", "image": "i", "command": ["hyperpodrun", "--tee=3", "t.py"]}]}}
+    content = {"runPolicy": {"logMonitoringConfiguration": rows, "restartPolicy": {"maxFullJobRestarts": 7}},
+               "replicaSpecs": [{"name": "pods", "replicas": 2, "template": template}]}  # fmt: skip
+    job = {"apiVersion": "sagemaker.amazonaws.com/v1", "kind": "HyperPodPyTorchJob", "metadata": {"name": "a"}}
+    made = manifests.read(json.dumps({**job, "spec": content}), name="x.json")
+    assert made.job["recover"] == {"first_step": 240, "hang": 600}
+    for words in ('{"metricThreshold": 80}', '{"maxFullJobRestarts": 7}', "--tee=3"):
+        assert words in said(made, "left out")
+
+
+@pytest.mark.parametrize("text", ["2", "1e5", ".5", "0x10", "017", "true", "null", "~", "12:30:45", "2025-01-01",
+                                  "1_0", "+1", "-2.", "NaN", ".inf", "y", "", "- a", "a: b", "#", "{a}"])  # fmt: skip
+@pytest.mark.parametrize("place", [("patch", "spec"), ("pod_patch", "spec")])
+def test_text_in_a_patch_stays_text(place, text):
+    job = {"name": "a", "train": {"script": "t.py"}, "kubernetes": {place[0]: {place[1]: {"a": text, "b": [text]}}}}
+    document = spec.load(write.text(job), name="job.yaml")
+    assert getattr(document.spec.kubernetes, place[0]) == {"spec": {"a": text, "b": [text]}}
+
+
+# What only ties an object together, or that whatever dslaunch renders has; and words of a shell's own.
+TIES = set(
+    """name apiVersion kind replicas parallelism completions completionMode medium uid resourceVersion
+    creationTimestamp dnsPolicy divisor apiGroup accessModes last-applied-configuration""".split()
+)
+SHELL = set("bash /bin/bash /bin/sh echo done then exec export while sleep true python python3 torchrun".split())
+
+
+def leaves(value: Any, notes: str, path: tuple[str, ...] = ()) -> Any:
+    """Of an object, with variables by their names, and without containers of which a note speaks as a whole."""
+    if isinstance(value, dict):
+        for key, child in value.items():
+            yield from leaves(child, notes, (*path, str(key)))
+    elif isinstance(value, list):
+        for child in value:
+            name = child.get("name") if isinstance(child, dict) else None
+            if not name or f"container {name}: " not in notes:
+                yield from leaves(child, notes, (*path, name) if name and path[-1:] == ("env",) else path)
+    else:
+        yield path, value
+
+
+def bare(text: str) -> str:
+    """Without what a shell or YAML puts around words."""
+    return re.sub(r"[${}()\s\"'\\]+", "", text.lower())
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_value_is_in_the_job_file_or_named_in_a_note(path):
+    made = manifests.read(path.read_text(), name=path.name)
+    notes = "\n".join(note.message for note in made.notes)
+    told = bare(write.text(made.job) + notes)
+    every = manifests.documents(path.read_text(), name=path.name)
+    for where, value in leaves([one for one in every if one["kind"] in manifests.READERS and templates(one)], notes):
+        key = where[-1]
+        if TIES & {key, key.rpartition("/")[2]} or value in (None, False, "", 0, "/dev/shm"):
+            continue
+        if key in ("command", "args"):
+            for token in re.findall(r"[\w./:-]{4,}", str(value)):
+                assert token in SHELL or bare(token.rstrip("/:")) in told, (where, token)
+            continue
+        keys = [one for one in where if one not in ("spec", "template", "metadata", "containers", "env", "value")]
+        named = any(re.search(rf"(?<!\w){re.escape(one)}(?!\w)", notes) for one in keys)
+        snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", key).lower()
+        texts = [snake] if value is True else [str(value), pods.memory(value)]
+        texts += [f"0{value:o}"] if key == "defaultMode" else []
+        assert named or any(bare(text) in told for text in texts if text), (where, value)
+
+
+def test_what_no_field_and_no_note_says_is_named():
+    made = read({"hostnameOverride": "x"}, {}, annotations={"a/b": "c"}, ownerReferences=[{"uid": "1"}])
+    assert made.job["kubernetes"]["pod_patch"] == {"spec": {"hostnameOverride": "x"}}
+    job = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": {"name": "a"}}
+    box = {"name": "pytorch", "image": "i", "args": ["a.py"]}
+    replica = {"replicas": 2, "template": {"spec": {"containers": [box]}}}
+    content = {"runPolicy": {"schedulingPolicy": {"minResources": {"cpu": "37"}}, "later": {"added": "field-7"}},
+               "pytorchReplicaSpecs": {"Worker": replica}}  # fmt: skip
+    made = manifests.read(json.dumps({**job, "spec": content}), name="x.json")
+    assert "spec.runPolicy.later.added field-7: no field of a job file says it" in said(made, "left out")
+    assert "minResources.cpu 37" in said(made, "left out")
 
 
 def test_a_leader_that_starts_waiting_workers_says_what_they_run():
@@ -532,7 +729,7 @@ def test_the_command_reads_a_manifest_from_standard_input(tmp_path):
     text = (DATA / "coreweave-ib.yaml").read_text()
     done = CliRunner().invoke(cli.cli, ["import", "-"], input=text)
     assert done.exit_code == 0, done.output
-    assert done.stdout.startswith("# From <stdin> by `dslaunch import`; 30 of 30 fields are typed.\nname: cw-olmo\n")
+    assert done.stdout.startswith("# From <stdin> by `dslaunch import`; 31 of 31 fields are typed.\nname: cw-olmo\n")
     assert "carried: affinity to pods -> kubernetes.pod_affinity" in done.stderr
     (tmp_path / "job.yaml").write_text(done.stdout)
     shown = CliRunner().invoke(cli.cli, ["k8s", str(tmp_path / "job.yaml")])

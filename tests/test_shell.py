@@ -80,6 +80,8 @@ def test_a_directive_behind_the_first_command_is_late_and_has_its_place():
         ("A=1\nif [ $A = 1 ]; then B=x; else B=y; fi\npython $B", ["python", "x"]),
         ("if f; then B=x; elif g; then B=y; else B=z; fi\npython $B", ["python", "z"]),
         ("A=1\n[ $A -ge 2 ] || B=x\npython $B", ["python", "x"]),
+        ("[ -d /x ] && A=--y\npython $A b", ["python", "b"]),
+        ("[ -d /x ] && A=/x\npython $A b", ["python", "/x", "b"]),
         ("A=/d\npython $(f $A/${A}x '{print $1}')", ["python", "$(f /d//dx '{print $1}')"]),
         ("A=\"  --x \\\n   --y $B \\\n  $C\"\npython $A", ["python", "--x", "--y", "${B}", "${C}"]),
     ],

@@ -521,6 +521,8 @@ def _volcano(one: Object, name: str) -> Group:
     least = content.get("minAvailable")
     fewer = (whole(least) or 0) < (whole(nodes) or 0)
     gang = {"by": "volcano", "queue": content.get("queue"), "min_available": least if least and fewer else None}
+    if least == 0:
+        notes.append(Note("left out", "minAvailable 0: ranks wait for each other, so all pods start together here"))
     scheduler = content.get("schedulerName")
     pod = dict(_pod(template))
     if scheduler:
@@ -821,6 +823,9 @@ class _Job(sbatch.Import):
         self.rest()
         retries = (_metadata(group.document).get("annotations") or {}).get(RETRIES)
         attempts = group.attempts if whole(retries) is None else whole(retries)
+        if attempts != group.attempts:
+            self.notes = [one for one in self.notes if not one.message.startswith("restartPolicy Never")]
+            self.note("left out", "restartPolicy Never: the AppWrapper started the whole job again")
         if attempts is not None and group.kind != "trainjob" and not group.elastic:
             self.attempts(min(attempts, 100))
         self.unheard()
@@ -1010,6 +1015,8 @@ class _Job(sbatch.Import):
         for one in self.beside:
             kind, called = one["kind"], _metadata(one).get("name", "")
             why = BESIDE.get(kind, "it is no part of the job, and stays yours")
+            if kind == "Service" and _spec(one).get("clusterIP") != "None":
+                why = "it stays yours: kubectl apply it before"
             if kind in REFUSED:
                 why = "it is no part of the job, and stays yours"
             self.note("left out", f"{kind} {called}: {why}")
@@ -1069,6 +1076,7 @@ class _Job(sbatch.Import):
         parts, at = [], 0
         for match in self.hosts(text, name):
             if int(match[1]) == 0:
+                self.note("carried", f"{match[0]} -> MASTER_ADDR, as pods are called otherwise now")
                 parts += [text[at : match.start()], "${MASTER_ADDR}"]
                 at = match.end()
         return "".join([*parts, text[at:]])
@@ -1122,7 +1130,7 @@ class _Job(sbatch.Import):
                 below = place.removeprefix(self.clone).lstrip("/")
                 earlier = self.fields.get("train", {}).get("workdir", "")
                 self.put(("train", "workdir"), normpath(f"{'' if place.startswith(self.clone) else earlier}/{below}")
-                         .lstrip("/") or ".")  # fmt: skip
+                         .lstrip("/") or ".", what=f"cd {place}")  # fmt: skip
                 return True
         if basename(words[0]) in ("apt-get", "apt", "yum", "dnf", "apk", "microdnf", "ldconfig"):
             self.keep(command)
@@ -1154,7 +1162,8 @@ class _Job(sbatch.Import):
         self.put(("code", "clone"), plain[0])
         if ref:
             self.put(("code", "ref"), ref)
-        self.note("carried", f"git clone {plain[0]} -> code.clone: an init container does it, workdir begins there")
+        text = " ".join(said(word) for word in words)
+        self.note("carried", f"git clone {text} -> code.clone: an init container does it, workdir begins there")
         return True
 
     def peel(self, command: Command, around: Any) -> Any:
@@ -1199,7 +1208,8 @@ class _Job(sbatch.Import):
             name = said(option).lstrip("-").partition("=")[0]
             follow = 0 if "=" in said(option) else MPI_VALUES.get(name, 0)
             values, rest = rest[:follow], rest[follow:]
-            gone += [] if name in ("x", "genv", "env") else [said(word) for word in (option, *values)]
+            assigned = name in ("genv", "env") or (name == "x" and "=" in said(values[0] if values else option))
+            gone += [] if assigned else [said(word) for word in (option, *values)]
             if name in ("x", "genv", "env") and values:
                 key, equals, _ = said(values[0]).partition("=")
                 if name == "x" and equals and takes(Variable, key):
@@ -1400,7 +1410,8 @@ TIES = re.compile(
     r".*\.(containers|initContainers|volumes|volumeMounts|volumeDevices|resourceClaims|claims|ports|tasks|replicatedJobs"
     r"|replicaSpecs|targetJobs|components)\.name|.*\.replicatedJobs\.replicas|.*\.completionMode|.*\.emptyDir\.medium"
     r"|.*\.mountPath /dev/shm|.*\.hostPath\.path /dev/shm|.*\.dnsPolicy ClusterFirst(WithHostNet)?"
-    r"|.*\.runtimeRef\.(name torch-distributed|kind ClusterTrainingRuntime|apiGroup)"
+    r"|.*\.capabilities\.drop ALL|.*\.accessModes ReadWriteOnce|.*/last-applied-configuration.*"
+    r"|.*\.runtimePatches\.manager|.*\.runtimeRef\.(name torch-distributed|kind ClusterTrainingRuntime|apiGroup)"
     r"|.*\.(replicas|parallelism|completions|numNodes|divisor)( .*)?|metadata\.(name|generateName|creationTimestamp)"
     r"|metadata\.(uid|resourceVersion|generation|selfLink|managedFields.*|finalizers|ownerReferences.*)"
 )

@@ -209,7 +209,7 @@ class Pod:
             self.cpus = int(cores)
             self.job.put(("resources", "cpus_per_node"), int(cores))
             if cores != int(cores):
-                self.out(f"a part of a core: {int(cores)} of {float(cores):g}")
+                self.out(f"a part of a core: {int(cores)} of cpu {float(cores):g}")
         elif cores is not None:
             self.out(f"cpu {amounts({'resources': box}).get('cpu')}: less than a core")
             self.job.drop(("kubernetes", "cpu_limit"))
@@ -391,7 +391,7 @@ class Pod:
                 notes.pop(network.MULTUS)
                 each = row.networks.get("each") if row else None
                 if not each or any(name != each for name in names):
-                    self.put("network", "multus", value=names, what="Multus' networks")
+                    self.put("network", "multus", value=names, what=f"Multus' networks, {network.MULTUS},")
 
     # -- names
 
@@ -452,8 +452,8 @@ class Pod:
         elif not_root is True and self.kind != "trainjob":
             put("security", "run_as_user", value="image", what="runAsNonRoot: the image's own user")
         elif self.kind != "trainjob":
-            self.out("the image's user, mostly root: pods run as user 1000 here, and what only root may write to fails; "
-                     "security.root: true is as it was, run_as_user: UID another")  # fmt: skip
+            self.out("the image's user, mostly root: pods run as user 1000 here, and what only root may write to "
+                     "fails; security.root: true is as it was, run_as_user: UID another")  # fmt: skip
         if group is not None:
             put("security", "run_as_group", value=group)
         if (volumes := pod.pop("fsGroup", None)) is not None:
@@ -510,9 +510,7 @@ class Pod:
             self.put("service_account_token", value=True, what="automountServiceAccountToken")
         elif account and account != "default" and token is None and self.kind != "trainjob":
             # what speaks to the cloud as that account has its own token; Kubernetes' API is no rank's
-            self.out(
-                "a token for Kubernetes' API: kubernetes.service_account_token mounts it where ranks ask the API"
-            )
+            self.out("a token for Kubernetes' API: where ranks ask the API, kubernetes.service_account_token")
         secrets = [row.get("name") for row in self.pod.pop("imagePullSecrets", None) or ()]
         if secrets:
             self.put("image_pull_secrets", value=secrets, what="imagePullSecrets")
@@ -650,7 +648,8 @@ class Pod:
             where = posixpath.normpath(str(mount.get("mountPath")))
             path = str((source.get("hostPath") or {}).get("path", "")).rstrip("/")
             if path and hosts.get(where) == path:
-                self.job.note("carried", f"hostPath {path}: network profile {self.profile and self.profile.name}")
+                brings = f"network profile {self.profile and self.profile.name}"
+                self.job.note("carried", f"hostPath {path} at {where}: {brings}")
                 continue
             if where == SHM:
                 self.shm(source)

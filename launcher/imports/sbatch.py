@@ -1287,6 +1287,10 @@ class Import:
         meaning = piece.meaning
         if meaning in ("job-id", "random", "time") and port:
             return "${MASTER_PORT}"
+        if meaning in ("random", "time"):
+            message = f"{piece.text} -> the job's id: one name for every rank and attempt"
+            if message not in [note.message for note in self.notes]:
+                self.note("carried", message)
         if meaning == "hosts" and self.services:
             name = self.services[0]["name"].upper().replace("-", "_")
             return f"${{DSLAUNCH_HOST_{name}}}"
@@ -1785,12 +1789,12 @@ def _reference(pieces: Sequence[Piece], *, job: bool = False) -> dict[str, Any] 
 
 def _holds_options(rest: Sequence[Word]) -> bool:
     """srun $SRUN_ARGS python: a variable alone that nothing sets, before what is a program or an option."""
-    first, second = rest[0], rest[1]
+    first = rest[0]
     alone = len(first.pieces) == 1 and first.pieces[0].name.isidentifier() and not first.pieces[0].meaning
     if not alone or first.quoting != "none":
         return False
     options = re.search(r"(?i)(args|opts|options|flags|resume|extra|pinning|bind|params)", first.pieces[0].name)
-    return bool(options) or programs.read(rest[1:]) is not None or said(second).startswith("-")
+    return bool(options) or programs.read(shell.options(rest[1:])[1]) is not None
 
 
 def _for_the_script(name: str, text: str) -> bool:
@@ -1879,7 +1883,11 @@ def _inside_quotes(text: str) -> str:
 
 def _shell_text(word: Word) -> str:
     """Inside double quotes: known text, and ${NAME} for the rest."""
-    return "".join(piece.shown if piece.name else _inside_quotes(piece.text) for piece in word.pieces)
+    return "".join(
+        "${SLURM_JOB_ID}" if piece.meaning == "time"  # each node and each attempt would have its own
+        else piece.shown if piece.name else _inside_quotes(piece.text)
+        for piece in word.pieces
+    )  # fmt: skip
 
 
 def _shell_word(word: Word) -> str:
