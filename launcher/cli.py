@@ -124,6 +124,8 @@ def load(
 
     `text` when it is read already; `others` weighs the ways not taken too; `backend` is where it goes.
     """
+    from dataclasses import replace
+
     from launcher import plan
     from launcher.errors import UserError
 
@@ -135,7 +137,8 @@ def load(
     try:
         config = _model_file(document, job)
         place = backend or _leads_to(document)
-        return document, plan.make(document.spec, config_json=config, others=others, backend=place)
+        made = plan.make(document.spec, config_json=config, others=others, backend=place)
+        return document, replace(made, notes=(*document.notes, *made.notes))
     except UserError as error:
         raise placed(document, error) from None
 
@@ -164,6 +167,7 @@ def swept(
     document = read(job, site, overrides, text=text)
     if document.spec.sweep is None:
         return []
+    tell(document.notes)
     try:
         return sweep.expand(
             document,
@@ -202,8 +206,10 @@ def read(job: str, site: str | None, overrides: tuple[str, ...], *, text: str | 
     from launcher import sites, spec
 
     text = _text(job) if text is None else text
-    site = sites.path(site, os.environ)
+    asked, site = site, sites.path(site, os.environ)
     under = (site, _text(site)) if site else None
+    if (asked or os.environ.get("DSLAUNCH_SITE")) and under and not under[1].strip():
+        raise sites.empty(under[0])
     document = spec.load(text, name=_name(job), site=under, overrides=overrides, environ=os.environ)
     return _patched(_listed(document, job), job)
 
@@ -845,9 +851,10 @@ def import_(file: str, output: str | None) -> None:
 
     from launcher import show
     from launcher.bundle import write_text
-    from launcher.imports import manifests, rendered, sbatch, write
+    from launcher.imports import manifests, masked, rendered, sbatch, write
 
-    text = _text(file)
+    text = masked.hidden(_text(file))
+    environ = {name: masked.hidden(value) for name, value in os.environ.items()}
 
     def beside(name: str) -> str | None:
         path = Path(file).parent / name
@@ -855,11 +862,12 @@ def import_(file: str, output: str | None) -> None:
 
     backend: Literal["slurm", "kubernetes"] = "slurm"
     if manifests.recognised(text, name=file):
-        made, backend = manifests.read(text, name=_name(file), environ=os.environ), "kubernetes"
+        made, backend = manifests.read(text, name=_name(file), environ=environ), "kubernetes"
     elif rendered.ours(text) and file != "-":
         made = rendered.read(text, name=file, beside=beside)
     else:
-        made = sbatch.read(text, name=_name(file), environ=os.environ)
+        made = sbatch.read(text, name=_name(file), environ=environ)
+    made = masked.finished(made)
     body, problems, variables = write.checked(made, name=_name(file), backend=backend)
     if output:
         write_text(Path(output), body)
@@ -884,6 +892,7 @@ def import_(file: str, output: str | None) -> None:
 @click.option("--site", type=click.Choice(["slurm", "kubernetes"]), help="Ask the scheduler, and print a site file.")
 @click.option("--login", metavar="USER@HOST", help="With --site slurm: over ssh.")
 @click.option("--namespace", metavar="NAME", help="With --site kubernetes [default: the context's].")
+@click.option("-o", "--output", metavar="FILE", help="With --site: write it there, when everything was answered.")
 @click.option("--json", "as_json", is_flag=True, help="What was seen and concluded, as JSON.")
 @click.argument("srun", metavar="[SRUN OPTIONS]...", nargs=-1, type=click.UNPROCESSED)
 def probe(
@@ -891,6 +900,7 @@ def probe(
     site: str | None,
     login: str | None,
     namespace: str | None,
+    output: str | None,
     as_json: bool,
     srun: tuple[str, ...],
 ) -> None:
@@ -899,13 +909,26 @@ def probe(
     \b
       dslaunch probe                                        this machine
       dslaunch probe --nodes 4 --partition=gpu --gres=gpu:8 four of Slurm's
-      dslaunch probe --site slurm > ~/.config/dslaunch/sites/here.yaml
+      dslaunch probe --site slurm -o ~/.config/dslaunch/sites/here.yaml
 
     Every line says what it was concluded from. Exit code 1 when nodes differ or do not answer.
     """  # fmt: skip
     if site:
-        _probe_site(site, login, namespace, srun, as_json=as_json)
+        text = _probe_site(site, login, namespace, srun, as_json=as_json)
+        if not output:
+            click.echo(text, nl=False)
+            return
+        from pathlib import Path
+
+        from launcher.bundle import write_text
+
+        target = Path(output).expanduser()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, text)
+        click.echo(f"written: {target}", err=True)
         return
+    if output:
+        raise click.UsageError("--output is for --site; what is seen of nodes goes to standard output")
     from dataclasses import asdict
 
     from launcher import hostfile as hostfiles
@@ -945,12 +968,11 @@ def probe(
         sys.exit(1)
 
 
-def _probe_site(kind: str, login: str | None, namespace: str | None, srun: tuple[str, ...], *, as_json: bool) -> None:
+def _probe_site(kind: str, login: str | None, namespace: str | None, srun: tuple[str, ...], *, as_json: bool) -> str:
     """What the scheduler itself says, as a site file."""
     from dataclasses import asdict
 
     from launcher import profile, show
-    from launcher.errors import Problem, UserError
 
     if kind == "kubernetes":
         from launcher.backends.kubernetes import api
@@ -959,18 +981,19 @@ def _probe_site(kind: str, login: str | None, namespace: str | None, srun: tuple
         found, head = profile.kubernetes(said, namespace=space), f"dslaunch probe --site kubernetes, {space}"
     else:
         from launcher import remote
+        from launcher.backends.slurm import controller
         from launcher.run import run
 
         ask = remote.runner(login) if login else run
         options = dict(word.removeprefix("--").split("=", 1) for word in srun if "=" in word)
-        answers = {name: ask(list(argv), timeout=60) for name, argv in profile.SLURM.items()}
-        if answers["config"].code != 0:
-            words = answers["config"].err.strip()[-300:]
-            raise UserError(Problem(f"Slurm does not answer: {words}", "--login USER@HOST"))
+        answers = {"config": ask(list(profile.SLURM["config"]), timeout=60)}
+        if answers["config"].code != 0:  # nobody else would answer, each after its own time
+            raise controller.unreached(answers["config"], "run it on a login node, or with --login USER@HOST")
+        answers |= {name: ask(list(argv), timeout=60) for name, argv in profile.SLURM.items() if name != "config"}
         told = {name: answer.out for name, answer in answers.items() if answer.code == 0}
         found = profile.slurm(told, partition=options.get("partition"), login=login)
         head = "dslaunch probe --site slurm"
-    click.echo(show.dumps(asdict(found)) if as_json else profile.text(found, head=head), nl=as_json)
+    return f"{show.dumps(asdict(found))}\n" if as_json else profile.text(found, head=head)
 
 
 # --- running --------------------------------------------------------------------------------------
@@ -1110,10 +1133,13 @@ BACKENDS = {"slurm": "slurm", "kubernetes": "k8s", "local": "local"}  # the comm
 
 def _where(job: str, site: str | None, overrides: tuple[str, ...]) -> click.Command:
     """The command of the backend that the site names."""
+    from launcher import sites
     from launcher.errors import Problem, UserError
 
     backend = read(job, site, overrides).spec.site.backend
     if backend is None:
+        if path := sites.path(site, os.environ):
+            raise sites.silent(path)
         hint = "--site NAME of a file with `site: {backend: slurm}`; or dslaunch slurm, dslaunch k8s, dslaunch local"
         raise UserError(Problem("no site says where this job goes", hint))
     return cli.commands[BACKENDS[backend]]
@@ -1180,7 +1206,8 @@ def taken(document: Document, bundle: Bundle, *, by: str) -> None:
     if by == "server":
         problems = backend.validate(text)
     else:
-        found = [one for one in lint.manifest(text, name=bundle.entry).results if one.severity == "error"]
+        found = [one for one in lint.manifest(text, name=bundle.entry).results
+                 if one.severity == "error" or one.rule == "K8S001"]  # fmt: skip
         problems = [Problem(f"{one.message} ({one.where})", one.fix, api.place(one.message)) for one in found]
     if problems:
         raise placed(document, UserError(*problems))

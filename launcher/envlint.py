@@ -325,14 +325,15 @@ def _shell(text: str, *, expands: bool) -> list[Assignment]:
             gone = {word.text for word in words}
             found = [one for one in found if one.name not in gone]
             continue
-        for before, word in zip([_Word(), *words], words, strict=False):
+        lists = not any(w.text in WHOLE_VALUES for w in words)
+        for at, (before, word) in enumerate(zip([_Word(), *words], words, strict=False), 1):
             if command in TALK and word.text == command:
                 break
-            found += _assigned(word, before.text, expands=expands, lists=not WHOLE_VALUES & {w.text for w in words})
+            found += _assigned(word, before.text, expands=expands, lists=lists)
             if before.text in PAIRS and not NAME.fullmatch(word.text):
-                after = words[words.index(word) + 1 :]
-                if after:
-                    value = _filled(after[0].text) if after[0].unknown else after[0].text
+                after = words[at] if at < len(words) else None
+                if after is not None:
+                    value = _filled(after.text) if after.unknown else after.text
                     found.append(Assignment(word.text, value, word.line, word.column, expands))
     rows = text.split("\n")
     return [replace(one, column=_column(rows[one.line - 1], one)) for one in found]

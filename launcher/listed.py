@@ -70,4 +70,4 @@ def read(document: Document, *, base: Path) -> Document:
         nodelist=lists.get("nodelist", slurm.nodelist),
         exclude=lists.get("exclude") or slurm.exclude,
     )
-    return Document(replace(document.spec, slurm=changed), root)
+    return replace(document, spec=replace(document.spec, slurm=changed), root=root)

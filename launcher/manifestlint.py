@@ -7,6 +7,7 @@ pods that stand somewhere in it. What an id means stands in data/scriptrules.yam
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -80,7 +81,11 @@ NOT_TEXT = re.compile(
 
 
 def documents(text: str, *, name: str) -> list[Node]:
-    """Every document of a file. Raises UserError with the place of what is no YAML."""
+    """Every document of a file that is an object. Raises UserError with the place of what is no YAML."""
+    return [one for one in _documents(text, name=name) if one.is_map and one.entries]
+
+
+def _documents(text: str, *, name: str) -> list[Node]:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -100,7 +105,7 @@ def documents(text: str, *, name: str) -> list[Node]:
         said = getattr(error, "problem", None) or "no YAML"
         hint = "lint what `helm template` or envsubst prints" if "{{" in text else ""
         raise UserError(Problem(f"no YAML: {said}", hint, where=where)) from None
-    return [one for one in found if one.is_map and one.entries]
+    return found
 
 
 def _node(event: Any, events: Iterator[Any], anchors: dict[str, Node], lines: list[str], depth: int) -> Node:
@@ -110,7 +115,10 @@ def _node(event: Any, events: Iterator[Any], anchors: dict[str, Node], lines: li
         raise yaml.YAMLError("nested too deeply")
     line, column = event.start_mark.line + 1, event.start_mark.column + 1
     if isinstance(event, yaml.AliasEvent):
-        return anchors.get(event.anchor or "", Node(line, column, raw="", plain=False))
+        if event.anchor not in anchors:
+            mark: Any = event.start_mark
+            raise yaml.MarkedYAMLError(problem=f"no anchor {event.anchor} before it", problem_mark=mark)
+        return anchors[event.anchor]
     if isinstance(event, yaml.ScalarEvent):
         block = event.style in ("|", ">")
         row = lines[line] if block and line < len(lines) else ""
@@ -268,6 +276,10 @@ def judge(text: str, *, name: str = "<stdin>") -> list[Found]:
         line, column = (int(place[1]), int(place[2])) if place else (1, 1)
         return [Found("K8S005", problem.message, line, column, problem.hint)]
     for job in jobs:
+        broken = [one for inner in objects(job) for one in list(misshapen(inner)) or _missing(inner)]
+        found += broken
+        if broken:
+            continue  # what else could be said follows from it
         found += _fields(job)
         kind = _kind(job)
         if kind in ("ConfigMap", "Secret", "Service"):
@@ -363,7 +375,7 @@ def _section(node: Node, type_name: str, where: str, *, sure: bool, seen: set[tu
         for child in node.items:
             yield from _section(child, type_name, where, sure=sure, seen=seen)
         return
-    if type_name in ("str", "int", "bool"):
+    if type_name in SCALARS:
         yield from _scalar(node, type_name, where)
         return
     known = _table()["types"][type_name]
@@ -396,6 +408,179 @@ def _scalar(node: Node, kind: str, where: str) -> Iterator[Found]:
         not node.plain or not re.fullmatch(r"(?i)true|false|yes|no|on|off|y|n|~|null|", node.raw)
     ):
         yield _at(node, "K8S004", f"{where}: {node.raw[:40]!r} is no boolean")
+
+
+# -- shapes
+
+SCALARS = ("str", "int", "bool", "scalar")
+REPLICAS = ("PyTorchJob", "MPIJob")
+
+
+def shaped(text: str, *, name: str) -> None:
+    """Raises UserError with each value of the wrong shape in a file; whoever reads it on need not look again."""
+    found = [
+        one
+        for document in _documents(text, name=name)
+        for inner in objects(document)
+        for one in misshapen(inner, filled=True)
+    ]
+    if found:
+        raise UserError(*(Problem(one.message, one.fix, where=f"{name}:{one.line}:{one.column}") for one in found))
+
+
+def objects(node: Node) -> Iterator[Node]:
+    """A document, and the objects in it: of a List, or an AppWrapper."""
+    left, seen = [node], set()
+    while left:
+        one = left.pop(0)
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        left += one.items
+        if one.is_map:
+            yield one
+        if one.text("kind").endswith("List"):
+            left += one.list("items")
+        elif one.text("kind") == "AppWrapper":
+            left += [row.entries["template"] for row in one.list("spec", "components") if "template" in row.entries]
+
+
+def misshapen(job: Node, *, filled: bool = False) -> Iterator[Found]:
+    """Text where a list has to stand, a list for a mapping. Unless `filled`, a hole may become anything."""
+    known = {
+        "apiVersion": "str",
+        "kind": "str",
+        "metadata": "metadata",
+        "spec": "*",
+        **_table()["objects"].get(_kind(job), {}),
+    }
+    seen: set[tuple[int, str]] = set()
+    for name, child in job.entries.items():
+        if name in known:
+            yield from _shape(child, known[name], name, filled=filled, seen=seen)
+
+
+def _shape(node: Node, type_name: str | None, where: str, *, filled: bool, seen: set[tuple[int, str]]
+           ) -> Iterator[Found]:  # fmt: skip
+    if type_name is None or (id(node), type_name) in seen or _nothing(node):
+        return
+    seen.add((id(node), type_name))
+    if type_name in SCALARS:
+        if node.raw is None and (filled or not _template(node)):
+            yield _wrong(node, where, "a number or text" if type_name == "scalar" else SAID[type_name])
+        return
+    inner = type_name[1:] or None if type_name.startswith("*") else ""
+    known = {} if inner != "" else _known(type_name)
+    if not filled and _template(node):
+        return
+    if not node.is_map:
+        if filled or node.is_list or not HOLE.search(node.raw or ""):
+            yield _wrong(node, where, "a mapping", named="name" in known)
+        return
+    needed = _table()["required"].get(type_name, ())
+    lacks = [name for name in needed if name not in node.entries or _nothing(node.entries[name])]
+    if lacks:
+        fields = " and no ".join(lacks)
+        yield _at(node, "K8S007", f"{where} has no {fields}", ", ".join(f"{name}: ..." for name in lacks))
+    for name, child in node.entries.items():
+        wanted = known.get(name) if inner == "" else inner
+        at = f"{where.rpartition('.')[2]}.{name}"
+        lists = _table()["lists"]
+        if f"{type_name}.{name}" not in lists and not (wanted and inner == "" and name in lists):
+            yield from _shape(child, wanted, at, filled=filled, seen=seen)
+        elif child.is_list:
+            for index, item in enumerate(child.items):
+                if _nothing(item) and wanted:
+                    yield _at(item, "K8S006", f"{at}[{index}] is empty", "a value, or nothing there at all")
+                yield from _shape(item, wanted, f"{at}[{index}]", filled=filled, seen=seen)
+        elif not _nothing(child) and (filled or child.raw is None or not HOLE.search(child.raw)):
+            yield _wrong(child, at, "a list")
+
+
+SAID = {"str": "text", "int": "a whole number", "bool": "a boolean"}
+
+
+@cache
+def _known(type_name: str) -> dict[str, str | None]:
+    """The fields of a type, and those that only a reader of other versions knows."""
+    row = {**_table()["types"].get(type_name, {}), **_table()["shapes"].get(type_name, {})}
+    above = row.pop("<", None)
+    return {**(_known(above) if above else {}), **row}
+
+
+def _template(node: Node) -> bool:
+    """{{ .Values.image }}, which YAML reads as a mapping whose key is one."""
+    return any(key.raw is None for key in node.keys.values())
+
+
+def _nothing(node: Node) -> bool:
+    return node.raw in ("", "~", "null", "Null", "NULL") and node.plain and not node.block
+
+
+def _wrong(node: Node, where: str, wanted: str, *, named: bool = False) -> Found:
+    name = where.rpartition(".")[2].partition("[")[0]
+    words = (node.raw or "").split()
+    stands = "a list" if node.is_list else "a mapping" if node.is_map else f"{' '.join(words)[:40]!r}"
+    fix = f"{wanted} in {name}"
+    if wanted == "a list" and node.raw is not None and 0 < len(words) < 9 and name in ("command", "args"):
+        fix = f"{name}: {json.dumps(words)}"
+    elif named and len(words) == 1:
+        fix = f"{name}: {{name: {words[0][:40]}}}"
+    return _at(node, "K8S006", f"{where} is {stands}, and has to be {wanted}", fix)
+
+
+def _missing(job: Node) -> Iterator[Found]:
+    """Fields without which there is no pod."""
+    kind = _kind(job)
+    if kind not in _table()["kinds"] or (kind == "PyTorchJob" and job.text("apiVersion") != "kubeflow.org/v1"):
+        return
+    faults: dict[tuple[int, int], tuple[Node, list[str]]] = {}
+
+    def wants(node: Node, *path: str, where: str = "") -> bool:
+        here, place = node, _key(node, "kind")
+        for index, name in enumerate(path):
+            if here.raw is not None or _template(here):
+                return False  # it has yet to be filled in
+            below = here.get(name)
+            if below is None or _nothing(below) or not (below.raw or below.entries or below.items):
+                place = here.keys.get(name) or place
+                text = ".".join(path[: index + 1])
+                at = faults.setdefault((place.line, place.column), (place, []))
+                at[1].append(text + where)
+                return False
+            here, place = below, here.keys.get(name) or place
+        return here.raw is None  # a hole may become anything
+
+    metadata = job.get("metadata")
+    if not (metadata and metadata.entries.get("generateName")):
+        wants(job, "metadata", "name")
+    templates: list[tuple[Node, tuple[str, ...], str]] = []
+    if kind in REPLICAS:
+        field_ = "pytorchReplicaSpecs" if kind == "PyTorchJob" else "mpiReplicaSpecs"
+        if wants(job, "spec", field_):
+            roles = job.entries["spec"].entries[field_].entries
+            templates = [(one, ("template", "spec"), f" of {role}") for role, one in roles.items()]
+    elif kind == "TrainJob":
+        wants(job, "spec", "runtimeRef", "name")
+    elif kind in ("JobSet", "VolcanoJob"):
+        field_, inside = LISTED[kind]
+        if wants(job, "spec", field_):
+            templates = [(one, inside, f" of {one.text('name') or 'a row'}") for one in job.list("spec", field_)]
+    else:
+        templates = [(job, ("spec",) if kind == "Pod" else ("spec", "template", "spec"), "")]
+    for node, path, where in templates:
+        if wants(node, *path, "containers", where=where):
+            pod = node.get(*path)
+            for box in pod.list("containers") if pod else ():
+                wants(box, "name", where=f" of a container{where}")
+    for place, names in faults.values():
+        yield _at(place, "K8S007", f"the {job.text('kind')} has no {' and no '.join(names)}")
+
+
+LISTED = {
+    "JobSet": ("replicatedJobs", ("template", "spec", "template", "spec")),
+    "VolcanoJob": ("tasks", ("template", "spec")),
+}
 
 
 # -- the operators

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import secrets
 import tarfile
 import time
@@ -32,6 +33,11 @@ SLOW = 30.0  # seconds for a login, on top of what is asked
 AGAIN = 2.0  # seconds in which what was fetched is new enough
 HAVE = "there.json"
 DEFAULT = "dslaunch-runs"  # in the home directory there
+WHOLE = ("journal.jsonl", "exit-code", "hostfile", "seen.json")  # what far.py sends, and what is below
+BELOW = ("logs/", "preflight/")
+MOST = 160 << 20  # bytes of one answer: twice far.py's 64 MiB and a file more, for what programs print
+LARGEST = 1 << 40  # bytes of a log; a week of one MB each second is 0.6 TB
+ROUNDS = 64  # answers to one look, of 64 MiB each
 _fetched: dict[str, float] = {}
 
 
@@ -58,6 +64,7 @@ def ask(
     done = run(
         [*SSH, "--", host, " ".join([start, *(["#", *mark] if mark else [])])],
         timeout=timeout + SLOW, bounded=bool(mark), stdin=agent + b"%16d" % len(text) + text + payload, binary=True,
+        most=MOST,
     )  # fmt: skip
     raw = done.raw
     at = raw.find(nonce.encode())
@@ -67,14 +74,68 @@ def ask(
         problem = f"{host}: {words or 'no answer'}" if connected else f"{UNCONNECTED} to {host}: {words}"
         raise Unreachable(Problem(problem, _hint(words, host), ("slurm", "login")))
     head = at + len(nonce)
-    size, more = int(raw[head : head + 16]), int(raw[head + 16 : head + 32])
+    sizes = [re.fullmatch(rb" *(\d+)", raw[start : start + 16]) for start in (head, head + 16)]
+    if len(raw) < head + 32:
+        raise _torn(host)
+    if not sizes[0] or not sizes[1]:
+        raise _nonsense(host, "no sizes")
+    size, more = int(sizes[0][1]), int(sizes[1][1])
     body = raw[head + 32 :]
     if len(body) < size + more:
-        raise Unreachable(Problem(f"{host}: the connection ended in the middle of the answer", "ask again"))
-    answer: dict[str, Any] = json.loads(body[:size])
+        raise _torn(host)
+    answer = _checked(host, str(request["op"]), body[:size], more)
     if "error" in answer:
         raise UserError(Problem(f"{host}: {answer['error']}", at=("slurm", "login")))
     return answer, body[size : size + more]
+
+
+def _torn(host: str) -> Unreachable:
+    return Unreachable(Problem(f"{host}: the connection ended in the middle of the answer", "ask again"))
+
+
+def _nonsense(host: str, what: str) -> Unreachable:
+    return Unreachable(Problem(f"{host} answered nonsense: {what}", at=("slurm", "login")))
+
+
+# What an answer holds.
+ANSWERS: dict[str, dict[str, tuple[type, ...]]] = {
+    "run": {"code": (int, type(None)), "out": (str,), "err": (str,)},
+    "put": {"folder": (str,)},
+    "get": {"files": (list,), "there": (bool,), "more": (bool,)},
+    "missing": {"missing": (list,)},
+    "error": {"error": (str,)},
+}
+
+
+def _checked(host: str, op: str, text: bytes, more: int) -> dict[str, Any]:
+    """The answer as far.py gives it: whoever administers a login node is not who uses this one."""
+    try:
+        answer = json.loads(text)
+    except (ValueError, RecursionError):
+        raise _nonsense(host, "no JSON") from None
+    if not isinstance(answer, dict):
+        raise _nonsense(host, f"a {type(answer).__name__}")
+    for key, kinds in ANSWERS["error" if "error" in answer else op].items():
+        if type(answer.get(key)) not in kinds or key not in answer:
+            raise _nonsense(host, f"no {key}")
+    if not all(isinstance(path, str) for path in answer.get("missing", ())):
+        raise _nonsense(host, "missing")
+    files = answer.get("files", [])
+    for row in files:
+        if not isinstance(row, list) or list(map(type, row)) != [str, int, int, int, int] or not _fits(*row):
+            raise _nonsense(host, f"the file {str(row)[:200]}")
+    if sum(row[3] for row in files) != more:
+        raise _nonsense(host, f"{more} bytes, and other files")
+    return answer
+
+
+def _fits(name: str, size: int, offset: int, length: int, mtime: int) -> bool:
+    """Only what far.py looks for: not this machine's own record of the run, nor anything outside of it."""
+    known = name in WHOLE or name.startswith(BELOW)
+    parts = name.split("/")
+    plain = name.isprintable() and not {"", ".", ".."} & set(parts) and all(len(os.fsencode(p)) < 256 for p in parts)
+    whole = min(offset, length) >= 0 and size == offset + length and size <= LARGEST
+    return known and plain and whole and len(name) < 1024 and 0 <= mtime < 1 << 63
 
 
 HINTS = (
@@ -94,7 +155,7 @@ def _hint(words: str, host: str) -> str:
 def runner(host: str) -> Run:
     """`run` as if on the login node; one that cannot be reached is a command that did not answer."""
 
-    def far(
+    def there(
         argv: Sequence[str],
         *,
         timeout: float = 30.0,
@@ -115,7 +176,7 @@ def runner(host: str) -> Run:
             return Result(None, "", error.problems[0].message)
         return Result(answer["code"], answer["out"], answer["err"])
 
-    return far
+    return there
 
 
 def put(record: runs.Record) -> str:
@@ -150,22 +211,34 @@ def fetch(record: runs.Record) -> bool:
         have = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         have = {}
-    answer, data = ask(host, {"op": "get", "folder": folder(record.id, record.extra), "have": have}, timeout=120.0)
-    at = 0
-    for name, size, offset, length, mtime in answer["files"]:
-        place = record.folder / (runs.THERE if name == journal.NAME else name)
+    request = {"op": "get", "folder": folder(record.id, record.extra), "have": have}
+    for _ in range(ROUNDS):
+        answer, data = ask(host, request, timeout=120.0)
+        at = 0
+        for name, size, offset, length, mtime in answer["files"]:
+            _store(record, host, name, offset, data[at : at + length])
+            at += length
+            have[name] = [size, mtime]
+        if answer["files"]:
+            half = path.with_suffix(".half")
+            half.write_text(json.dumps(have), encoding="utf-8")
+            half.replace(path)
+        if not answer["more"]:
+            break
+    _fetched[str(record.folder)] = time.monotonic()
+    return bool(answer["there"])
+
+
+def _store(record: runs.Record, host: str, name: str, offset: int, data: bytes) -> None:
+    """What follows `offset` of a file that `_fits`."""
+    place = record.folder / (runs.THERE if name == journal.NAME else name)
+    try:
         if record.folder.resolve() not in place.resolve().parents:
             raise UserError(Problem(f"{host} sent {name!r}, which leads out of the run directory"))
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(os.open(place, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb") as file:  # noqa: PTH123
             file.seek(offset)
-            file.write(data[at : at + length])
-            file.truncate(size)
-        at += length
-        have[name] = [size, mtime]
-    if answer["files"]:
-        half = path.with_suffix(".half")
-        half.write_text(json.dumps(have), encoding="utf-8")
-        half.replace(path)
-    _fetched[str(record.folder)] = time.monotonic()
-    return bool(answer["there"])
+            file.write(data)
+            file.truncate(offset + len(data))
+    except (FileExistsError, IsADirectoryError, NotADirectoryError):
+        raise _nonsense(host, f"{name!r}, which is a directory and a file") from None

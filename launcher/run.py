@@ -8,9 +8,10 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import IO, Any
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,12 @@ def run(
     bounded: bool = False,
     stdin: bytes = b"",
     binary: bool = False,
+    most: int = 0,
 ) -> Result:
     """A command without a shell, its text in the C locale so that it can be parsed.
 
     `bounded`: its time ends even when this process is killed, and Ctrl-C is not for it. For what must not go on
-    unseen, nor be stopped half way.
+    unseen, nor be stopped half way. `most`: bytes of output; one that says more is ended.
     """
     environ = {**(os.environ if env is None else env), "LC_ALL": "C"}
     command = list(argv)
@@ -46,12 +48,17 @@ def run(
         command = ["timeout", "--kill-after=1", f"{timeout:g}", *command]
         timeout += 5
     try:
-        done = subprocess.run(
-            command, capture_output=True, timeout=timeout, env=environ, input=stdin, check=False,
-            start_new_session=bounded,
-        )  # fmt: skip
+        if most:
+            done = _at_most(most, command, stdin, timeout=timeout, env=environ, session=bounded)
+        else:
+            done = subprocess.run(
+                command, capture_output=True, timeout=timeout, env=environ, input=stdin, check=False,
+                start_new_session=bounded,
+            )  # fmt: skip
     except FileNotFoundError:
         return Result(None, "", f"{argv[0]}: command not found")
+    except TooMuch:
+        return Result(None, "", f"{argv[0]} said more than {most >> 20} MiB")
     except subprocess.TimeoutExpired:
         return Result(None, "", f"{argv[0]} did not answer within {timeout:g} s")
     if command[0] == "timeout" and done.returncode in (124, 137):
@@ -60,6 +67,61 @@ def run(
     if binary:
         return Result(done.returncode, "", err, done.stdout)
     return Result(done.returncode, done.stdout.decode(errors="replace"), err)
+
+
+class TooMuch(Exception):
+    """A command that does not stop talking."""
+
+
+def _at_most(
+    most: int, command: list[str], stdin: bytes, *, timeout: float, env: Mapping[str, str], session: bool
+) -> subprocess.CompletedProcess[bytes]:
+    """What `subprocess.run` does, in no more memory than that. Raises TooMuch, or what that raises."""
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, env=env, start_new_session=session)
+    assert child.stdout
+    assert child.stderr
+    said = {child.stdout: bytearray(), child.stderr: bytearray()}
+
+    def end() -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL) if session else child.kill()  # `timeout` has a child of its own
+
+    def listen(stream: IO[bytes]) -> None:
+        with contextlib.suppress(OSError, ValueError):  # closed below
+            while piece := os.read(stream.fileno(), 1 << 16):
+                said[stream] += piece
+                if len(said[stream]) > most:
+                    end()
+                    return
+
+    def tell() -> None:
+        assert child.stdin
+        with contextlib.suppress(OSError, ValueError):
+            child.stdin.write(stdin)
+        with contextlib.suppress(OSError, ValueError):
+            child.stdin.close()
+
+    threads = [threading.Thread(target=listen, args=(stream,), daemon=True) for stream in said]
+    threads.append(threading.Thread(target=tell, daemon=True))
+    until = time.monotonic() + timeout
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:  # whoever is asked may leave somebody behind who holds on to them
+            thread.join(max(0.0, until - time.monotonic()))
+        if any(len(words) > most for words in said.values()):
+            raise TooMuch
+        if any(thread.is_alive() for thread in threads):
+            raise subprocess.TimeoutExpired(command, timeout)
+        code = child.wait(max(0.0, until - time.monotonic()))
+    except BaseException:
+        end()
+        child.wait()
+        raise
+    for stream in said:
+        stream.close()
+    return subprocess.CompletedProcess(command, code, bytes(said[child.stdout]), bytes(said[child.stderr]))
 
 
 def _private(path: str, flags: int) -> int:

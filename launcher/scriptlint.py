@@ -179,7 +179,8 @@ class Case:
         found: list[tuple[Launch, shell.Command, Step | None]] = []
         found += [(launch, command, step) for step in self.steps for launch, command in step.launches]
         for command in self.local:
-            if _kind(command) not in REMOTE - {"mpirun", "mpiexec"}:
+            # of `run torchrun ...` the line in the function is judged, which has srun or not
+            if _kind(command) not in REMOTE - {"mpirun", "mpiexec"} and command.name not in self.script.functions:
                 launch = launchlint.read(self.words(command.argv))
                 if launch:
                     found.append((launch, command, None))
@@ -304,7 +305,41 @@ def _header(case: Case) -> Iterator[Found]:
         yield case.of(
             first, "SLM002", f"{first.text[:60]}{more}: after the first command sbatch reads no more of them"
         )
+    yield from _look_alikes(case)
+    yield from _values(case)
     yield from _header_values(case)
+
+
+def _look_alikes(case: Case) -> Iterator[Found]:
+    """`# SBATCH --mem=0`, `#SBTACH -N 2`: comments, and somebody may not have meant that; ##SBATCH says so itself."""
+    for number, line in enumerate(case.lines, 1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            return
+        found = re.match(r"\s*#\s*([A-Za-z]{4,8})(?=\s+--?[A-Za-z])", line)
+        if found is None or line.startswith("#SBATCH"):
+            continue
+        if difflib.SequenceMatcher(None, found[1].upper(), "SBATCH").ratio() >= 0.8:
+            message = f"{found[0].strip()} is a comment: sbatch reads only lines that begin with #SBATCH"
+            yield Found("SLM016", message, number, 1, "#SBATCH" + line[found.end() :], "", found.end() + 1)
+
+
+MEMORY = re.compile(r"[0-9]+([KMGT]B?)?", re.IGNORECASE)
+ENDLESS = ("UNLIMITED", "INFINITE")
+
+
+def _values(case: Case) -> Iterator[Found]:
+    """Times and sizes that sbatch cannot read."""
+    for one in case.header.values():
+        value = one.value or ""
+        if not value or "$" in value or "`" in value:
+            continue
+        if one.option in ("time", "time-min") and seconds(value) is None and value.upper() not in ENDLESS:
+            known = re.fullmatch(r"([0-9]+)\s*([dhm])\w*", value, re.IGNORECASE)
+            forms = {"d": "{}-00", "h": "{}:00:00", "m": "{}"}
+            fix = forms[known[2].lower()].format(known[1]) if known else "minutes, HH:MM:SS or D-HH:MM:SS"
+            yield case.of(one, "SLM015", f"{value[:40]!r} is no time", f"--{one.option}={fix}" if known else fix)
+        elif one.option in ("mem", "mem-per-cpu", "mem-per-gpu", "tmp") and not MEMORY.fullmatch(value):
+            yield case.of(one, "SLM015", f"{value[:40]!r} is no size of memory", f"--{one.option}=64G, for 64 GiB")
 
 
 def _heredoc_lines(script: shell.Script) -> set[int]:
@@ -343,9 +378,9 @@ def _unknown(case: Case, one: shell.Directive, row: str) -> Found | None:
         return None
     if name in srun:
         return case.of(one, "SLM003", f"--{name} is srun's option, and sbatch refuses it", f"srun --{name} ...")
-    close = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.75) or fits[-1:]
+    close = shell.near(name)
     if close:
-        return case.of(one, "SLM003", f"sbatch has no option --{name}", f"did you mean --{close[0]}?")
+        return case.of(one, "SLM003", f"sbatch has no option --{name}", f"did you mean --{close}?")
     return None  # a plugin of the site's may have brought it
 
 
@@ -586,6 +621,8 @@ def _first_node_only(case: Case, launch: Launch, command: shell.Command) -> Iter
     before = words[: next((i for i, word in enumerate(words) if word == launch.word.text), 0)]
     if any("$" in word for word in before):
         return  # "$RUN torchrun": perhaps an srun
+    if any(one.line <= command.end for one in case.script.broken):
+        return  # `if [ 1 ; then srun torchrun`: what starts it is not known
     function = next((part.partition(" ")[2] for part in command.inside if part.startswith("function")), "")
     if function and any(function in step.command.text for step in case.steps):
         return
@@ -940,6 +977,11 @@ def _shell(case: Case) -> Iterator[Found]:
         yield Found("SLM062", message, word.line, word.column, "", "", word.column + len(word.text))
 
     yield from _split(case)
+    for broken in case.script.broken[:1]:
+        row = case.lines[broken.line - 1] if broken.line <= len(case.lines) else ""
+        column = len(row) - len(row.lstrip()) + 1
+        message = f"this makes no sense to a shell, from `{(row.strip() or broken.text)[:60]}` on"
+        yield Found("SLM068", message, broken.line, column, "", "", len(row) + 1)
 
 
 def _split(case: Case) -> Iterator[Found]:

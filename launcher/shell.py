@@ -8,7 +8,9 @@ in `Script.unread`.
 from __future__ import annotations
 
 import ast
+import difflib
 import fnmatch
+import itertools
 import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +26,12 @@ TEXTS = frozenset(
 EXPANSIONS = frozenset(["simple_expansion", "expansion", "command_substitution", "arithmetic_expansion"])
 BLANKS = re.compile(rb"(\s|\\\r?\n)*")
 DEPTH = 8  # `bash -c "bash -c ..."`: deeper than any script that a person wrote
+# Values that double with each line stay names: Linux takes 128 KiB for one argument, bytes or bytes of two-byte text.
+LONGEST = 64 << 10  # characters of one value
+MOST = 4096  # words of one array
+BUDGET = 8 << 20  # characters that one reading puts in for names, all nested scripts together
+EACH = 64  # a piece's own share of that
+CALL = 32768  # and that of reading a function again
 
 # What stands for what, whoever wrote it. Values that #SBATCH lines give (4 nodes) are put in; the rest stays a name.
 MEANINGS = {
@@ -224,6 +232,7 @@ class Script:
     exported: frozenset[str] = frozenset()
     choices: tuple[Choice, ...] = ()
     unread: tuple[Unread, ...] = ()
+    broken: tuple[Unread, ...] = ()  # where the grammar finds no sense, or something that is not there
 
     def everything(self) -> Iterator[Command]:
         """Nested scripts too, each behind the command that runs it."""
@@ -377,6 +386,16 @@ def _directive(line: str, magic: str, number: int) -> list[Directive]:
     return result + [Directive(word.text, None, number, word.column, line.strip(), False) for word in rest[:1]]
 
 
+def near(name: str) -> str:
+    """near("gpu-per-node") is gpus-per-node; "" for what sbatch has, and for what fits nothing."""
+    known = [*facts.options_of("b"), *facts.options_of("p")]
+    fits = [option for option in facts.options_of("b") if option.startswith(name)]
+    if name in known or len(fits) == 1 or name in facts.options_of("s"):
+        return ""
+    close = difflib.get_close_matches(name.replace("_", "-"), known, n=1, cutoff=0.75) or fits[-1:]
+    return close[0] if close else ""
+
+
 # --- the script -----------------------------------------------------------------------------------
 
 
@@ -429,12 +448,21 @@ class _Reader:
     """One pass over the tree, in the order in which a shell would go."""
 
     def __init__(
-        self, text: str, name: str, given: Mapping[str, str], exported: frozenset[str], depth: int, line: int = 0
+        self,
+        text: str,
+        name: str,
+        given: Mapping[str, str],
+        exported: frozenset[str],
+        depth: int,
+        line: int = 0,
+        budget: list[int] | None = None,
     ) -> None:
+        self.budget = [BUDGET] if budget is None else budget  # one for all nested readers
         self.text, self.name, self.depth, self.first = text, name, depth, line
         self.source = text.encode("utf-8", "surrogateescape")
         self.known: dict[str, tuple[Pieces, ...]] = {key: ((Piece(value),),) for key, value in given.items()}
         self.arrays: set[str] = set()
+        self.lost: set[str] = set()  # names whose values became too long
         self.exported = set(exported)
         self.assignments: list[Assignment] = []
         self.commands: list[Command] = []
@@ -444,6 +472,8 @@ class _Reader:
         self.files: dict[str, Heredoc] = {}
         self.loops: dict[str, tuple[str, ...]] = {}
         self.bodies: dict[str, tuple[Any, tuple[str, ...]]] = {}  # of functions that nobody has called yet
+        self.wrappers: dict[str, tuple[Any, tuple[str, ...]]] = {}  # run() { srun "$@"; }: read at every call
+        self.calling: list[str] = []
         self.choices: list[Choice] = []
         self.unread: list[Unread] = []
         self.pipelines = 0
@@ -457,10 +487,11 @@ class _Reader:
             self.flags.add("errexit")
         parser = tree_sitter.Parser(tree_sitter.Language(tree_sitter_bash.language()))
         root = parser.parse(self.source).root_node
+        broken = tuple(self.broken(root)) if root.has_error and not self.depth else ()
         try:
             self.walk(root, (), {})
             while self.bodies:  # that nobody calls
-                self.call(next(iter(self.bodies)), ())
+                self.call(next(iter(self.bodies)), None)
         except RecursionError:
             self.unread.append(Unread(1, "nested too deeply"))
         return Script(
@@ -477,9 +508,21 @@ class _Reader:
             exported=frozenset(self.exported),
             choices=tuple(self.choices),
             unread=tuple(self.unread),
+            broken=broken,
         )
 
     # -- statements
+
+    def broken(self, node: Any) -> Iterator[Unread]:
+        """The innermost nodes that are wrong, and what is missing."""
+        if node.is_missing:  # what begins there has no end
+            yield Unread(self.line(node.parent or node), f"{node.type} is missing")
+        elif node.has_error:
+            inner = [one for child in node.children for one in self.broken(child)]
+            yield from inner
+            gap = re.fullmatch(r"for\s+\w+\s*", self.raw(node))  # `for i do`, which bash has and the grammar has not
+            if node.type == "ERROR" and not inner and not gap:
+                yield Unread(self.line(node), (self.raw(node).strip().splitlines() or [""])[0][:60])
 
     def line(self, node: Any) -> int:
         return int(node.start_point[0]) + 1 + self.first
@@ -515,7 +558,10 @@ class _Reader:
             self.functions.append(self.raw(name) if name else "")
             body = node.child_by_field_name("body")
             if body:
-                self.bodies[self.functions[-1]] = (body, (*inside, f"function {self.functions[-1]}"))
+                found = (body, (*inside, f"function {self.functions[-1]}"))
+                self.bodies[self.functions[-1]] = found
+                if re.search(r"\$\{?[@*]", self.raw(body)):
+                    self.wrappers[self.functions[-1]] = found
         elif kind == "if_statement":
             self.branched(node, inside, how)
         elif kind in ("for_statement", "c_style_for_statement", "while_statement"):
@@ -791,7 +837,7 @@ class _Reader:
         found = replace(found, script=self.nested(found))
         self.commands.append(found)
         self.effects(found)
-        if argv and found.name in self.bodies:
+        if argv and (found.name in self.bodies or found.name in self.wrappers) and found.name not in self.calling:
             self.call(found.name, argv[1:])
 
     def whole(self, nodes: Iterable[Any]) -> list[Word]:
@@ -817,18 +863,36 @@ class _Reader:
         more = [*self.variable(name[0], f"${name[0]}", False), *cut(second, name.end()).pieces]
         return replace(first, text=first.text + second.text, pieces=self.merge([*pieces, *more]))
 
-    def call(self, name: str, arguments: Sequence[Word]) -> None:
-        """A function is read where it is first called, with what it is told."""
-        body, inside = self.bodies.pop(name)
-        before = {key: self.known.get(key) for key in map(str, range(1, 10))}
-        for at, word in enumerate(arguments[:9], 1):
-            self.known[str(at)] = (word.pieces,)
+    def call(self, name: str, arguments: Sequence[Word] | None) -> None:
+        """A function is read where it is first called, with what it is told; None: nobody calls it."""
+        first = self.bodies.pop(name, None)
+        if not first and self.budget[0] < CALL:
+            return
+        self.budget[0] -= 0 if first else CALL
+        body, inside = first or self.wrappers[name]
+        names = ("@", *map(str, range(1, 10)))
+        before = {key: self.known.get(key) for key in names}
+        listed = "@" in self.arrays
+        if arguments is not None:
+            self.positional(arguments)
+        self.calling.append(name)
         self.walk(body, inside, {})
+        self.calling.pop()
+        (self.arrays.add if listed else self.arrays.discard)("@")
         for key, value in before.items():
             if value is None:
                 self.known.pop(key, None)
             else:
                 self.known[key] = value
+
+    def positional(self, words: Sequence[Word]) -> None:
+        """$1, $2 ... and "$@"."""
+        self.known["@"] = tuple(word.pieces for word in words)
+        self.arrays.add("@")
+        for at in range(1, 10):
+            self.known.pop(str(at), None)
+        for at, word in enumerate(words[:9], 1):
+            self.known[str(at)] = (word.pieces,)
 
     def effects(self, command: Command) -> None:
         """What a builtin does to everything behind it."""
@@ -846,6 +910,10 @@ class _Reader:
                     self.flags.discard("errexit")
         elif words[0] == "trap" and len(words) > 1:
             self.traps.append(Trap(words[1], tuple(words[2:]), command.line))
+        elif words[0] == "shift" and "@" in self.arrays:
+            count = int(words[1]) if len(words) > 1 and words[1].isdigit() else 1
+            rest = self.known.get("@", ())[count:]
+            self.positional([replace(command.argv[0], pieces=pieces) for pieces in rest])
         elif words[0] == "unset":
             for name in words[1:]:
                 self.known.pop(name, None)
@@ -897,7 +965,7 @@ class _Reader:
             and not any(piece.name for piece in self.known[name][0])
         }
         where = line if line is not None else word.line - 1
-        reader = _Reader(text, self.name, known, frozenset(self.exported), self.depth + 1, where)
+        reader = _Reader(text, self.name, known, frozenset(self.exported), self.depth + 1, where, self.budget)
         for name, values in self.known.items():  # that is not known but means something: the nodes, the first of them
             if name not in known and any(piece.meaning for pieces in values for piece in pieces):
                 reader.known[name] = values
@@ -944,7 +1012,8 @@ class _Reader:
         word: Word | None = None
         if value is not None and value.type == "array":
             items = [child for child in value.named_children if child.type != "comment"]
-            array = tuple(part for word in self.whole(items) for part in self.spread(word))
+            every = (part for word in self.whole(items) for part in self.spread(word))
+            array = tuple(itertools.islice(every, MOST + 1))
         elif value is not None:
             word = self.word(value)
         else:
@@ -974,26 +1043,48 @@ class _Reader:
             values = tuple(word.pieces for word in one.array)
             if any(piece.meaning == "hosts" for pieces in values for piece in pieces):
                 values = ((Piece(f"${name}", name, "hosts"),),)
-            self.known[name] = ((before or ()) + values) if one.append else values
+            values = ((before or ()) + values) if one.append else values
+            self.known[name] = values if len(values) <= MOST and not self.doubles(values) else self.unknown(name)
             self.arrays.add(name)
         elif one.value is not None:
             pieces = one.value.pieces
             if one.append and before:
                 pieces = before[0] + pieces
-            self.known[name] = (pieces,)
+            cut_off = any(piece.meaning == "too-long" for piece in pieces)
+            short = _size(pieces) <= LONGEST and not cut_off and not self.doubles((pieces,))
+            self.known[name] = (pieces,) if short else self.unknown(name)
             self.arrays.discard(name)
         self.assignments.append(one)
+
+    def unknown(self, name: str) -> tuple[Pieces, ...]:
+        self.lost.add(name)
+        return ((Piece(f"${{{name}}}", name),),)
+
+    def doubles(self, values: tuple[Pieces, ...]) -> bool:
+        """Whether it goes on as a value that became too long did: A="$A $A" once more."""
+        return bool(self.lost) and sum(piece.name in self.lost for pieces in values for piece in pieces) > 1
 
     # -- words
 
     def word(self, node: Any) -> Word:
-        pieces = self.merge(self.pieces(node))
+        pieces = self.short(node)
         kinds = {"raw_string": "single", "ansi_c_string": "single", "string": "double", "translated_string": "double"}
         quoting = kinds.get(node.type, "none")
         if node.type == "concatenation":
             inner = {kinds.get(child.type, "none") for child in node.named_children}
             quoting = inner.pop() if len(inner) == 1 else "mixed"
         return Word(self.raw(node), pieces, self.line(node), int(node.start_point[1]) + 1, quoting)
+
+    def short(self, node: Any) -> Pieces:
+        """The pieces of a word; of one that what is put in makes too long, what was written."""
+        found: list[Piece] = []
+        room = LONGEST + EACH * (node.end_byte - node.start_byte)
+        for piece in self.pieces(node):
+            found.append(piece)
+            room -= EACH + len(piece.text)
+            if room < 0:
+                return (Piece(self.raw(node), self.raw(node), "too-long"),)
+        return self.merge(found)
 
     @staticmethod
     def merge(pieces: Iterable[Piece]) -> Pieces:
@@ -1011,9 +1102,23 @@ class _Reader:
 
     def spread(self, word: Word) -> Iterator[Word]:
         """What one written word becomes: none, one, or several where it is an array or a string that splits."""
+        share = re.fullmatch(r"\"?\$\{([A-Za-z_]\w*(?=\[)|@)(?:\[[@*]\])?:\s*([0-9]+)(?::([0-9]+))?\}\"?", word.text)
+        if share and share[1] in self.arrays:  # "${T[@]:1}"; "${@:1}" counts from $0
+            begin = max(int(share[2]) - (share[1] == "@"), 0)
+            values = self.known.get(share[1], ())[begin:]
+            if not self.affords(values):
+                yield word
+                return
+            for pieces in values[: int(share[3])] if share[3] else values:
+                yield replace(word, pieces=pieces)
+            return
         name = re.fullmatch(r"\"?\$\{?([A-Za-z_][A-Za-z0-9_]*|@)(\[[@*]\])?(\}?)\"?", word.text)
         if name and name.group(1) in self.arrays and (name.group(2) or name.group(1) == "@"):
-            for pieces in self.known.get(name.group(1), ()):
+            values = self.known.get(name.group(1), ())
+            if not self.affords(values):
+                yield word
+                return
+            for pieces in values:
                 yield replace(word, pieces=pieces)
             return
         parts: list[list[Piece]] = [[]]
@@ -1112,12 +1217,24 @@ class _Reader:
         return Piece(text, quoted=quoted)
 
     def variable(self, name: str, written: str, quoted: bool) -> Iterator[Piece]:
+        if name == "*" and "@" in self.arrays:
+            name = "@"
         values = self.known.get(name)
-        if values:
+        if name == "@" and name in self.arrays:
+            yield from self.item("@", "@", written, quoted)
+        elif values and self.affords(values[:1]):
             for piece in values[0]:
                 yield replace(piece, quoted=quoted) if piece.quoted != quoted else piece
         else:
             yield Piece(written, name, MEANINGS.get(name, ""), quoted)
+
+    def affords(self, values: Iterable[Pieces]) -> bool:
+        """Whether they are still put in; what is not stays a name."""
+        cost = sum(_size(pieces) for pieces in values)
+        if cost > self.budget[0]:
+            return False
+        self.budget[0] -= cost
+        return True
 
     def expansion(self, node: Any, quoted: bool) -> Iterator[Piece]:
         written = self.bare(node)
@@ -1154,15 +1271,21 @@ class _Reader:
                 yield from self.variable(name, f"${{{name}}}", quoted)
             else:
                 default = list(self.default(node, other.end(), quoted))
+                if name.isdigit() and not self.calling and not self.depth:  # sbatch x.sbatch 1e-4
+                    taken, asked = self.shown([tuple(default)]), f"sbatch {self.name} ..."
+                    self.choices.append(Choice(name, taken, f"argument {name}", asked, self.line(node)))
                 if sign in ("=", ":="):
                     self.known[name] = (tuple(default),)
                 yield from default
         elif sign in ("+", ":+"):
             if known or name in self.known:
                 yield from self.default(node, other.end(), quoted)
+            elif not name.isdigit():
+                other_way = self.shown([tuple(self.default(node, other.end(), quoted))])
+                self.choices.append(Choice(name, "", other_way, f'[ -n "${name}" ]', self.line(node)))
         elif sign in ("?", ":?"):
             yield from self.variable(name, f"${{{name}}}", quoted)
-        elif known is not None:
+        elif known is not None and max(len(known), len(written)) <= MOST:  # matching it takes the square of that
             pattern = written[other.end() : -1]
             yield Piece(_changed(known, sign, pattern), quoted=quoted)
         else:
@@ -1188,14 +1311,14 @@ class _Reader:
 
     def item(self, name: str, index: str, written: str, quoted: bool) -> Iterator[Piece]:
         values = self.known.get(name, ())
-        if values and any(piece.meaning == "hosts" for piece in values[0]):
+        if values and name != "@" and any(piece.meaning == "hosts" for piece in values[0]):
             yield Piece(written, written, "first-node" if index == "0" else "hosts", quoted)
-        elif index in ("@", "*") and values:
+        elif index in ("@", "*") and values and self.affords(values):
             for at, pieces in enumerate(values):
                 if at:
                     yield Piece(" ", quoted=quoted)
                 yield from pieces
-        elif index.isdigit() and int(index) < len(values):
+        elif re.fullmatch(r"[0-9]{1,9}", index) and int(index) < len(values):
             yield from values[int(index)]
         else:
             meaning = "array-index" if "SLURM_ARRAY_TASK_ID" in index else ""
@@ -1294,6 +1417,10 @@ class _Reader:
         else:
             job = meanings & {"job-id", "random"} or "JOB" in text or "RANDOM" in text
             yield Piece(written, written, "job-id" if job else "", quoted)
+
+
+def _size(pieces: Pieces) -> int:
+    return sum(EACH + len(piece.text) for piece in pieces)
 
 
 OPERATORS: dict[type, Any] = {

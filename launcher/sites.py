@@ -26,6 +26,17 @@ def known(environ: Mapping[str, str]) -> dict[str, str]:
     return {name.removesuffix(SUFFIX): os.path.join(place, name) for name in names if name.endswith(SUFFIX)}  # noqa: PTH118
 
 
+def empty(path: str) -> UserError:
+    hint = "site: {backend: slurm} in it; dslaunch probe --site slurm -o FILE writes what Slurm tells"
+    return UserError(Problem(f"{os.path.basename(path)} is empty: it says nothing of its site", hint, where=path))  # noqa: PTH119
+
+
+def silent(path: str) -> UserError:
+    """A site without `site.backend`."""
+    message = f"{os.path.basename(path)} does not say where its jobs go"  # noqa: PTH119
+    return UserError(Problem(message, "add site: {backend: slurm}, or kubernetes, or local", where=path))
+
+
 def path(asked: str | None, environ: Mapping[str, str]) -> str | None:
     """The file behind `--site booster` or `--site ./booster.yaml`, DSLAUNCH_SITE, or the default site.yaml.
 

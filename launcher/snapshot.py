@@ -7,10 +7,11 @@ import hashlib
 import io
 import os
 import posixpath
+import re
 import stat
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,10 @@ LOOKED_AT = 1 << 20  # bytes: larger files are data, and are not searched for se
 # (etcd's --quota-backend-bytes); one object may have 1.5 MiB (--max-request-bytes).
 CARRIED = 1 << 20
 TOOK = 120.0  # seconds that git may take on a slow file system
+# Files that hold credentials whatever they look like: of ssh, git, curl, twine, aws and kubectl.
+CREDENTIALS = re.compile(
+    r"(.*/)?([._]netrc|\.git-credentials|\.pypirc|id_(rsa|dsa|ecdsa|ed25519)|\.aws/credentials|kubeconfig|\.kube/config)"
+)
 MARKERS = (b"hf_", b"sk-", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"AKIA", b"ASIA", b"PRIVATE KEY", b"eyJ")
 
 
@@ -112,7 +117,7 @@ def take(
         said = run(["git", "-C", str(root), "rev-parse", "HEAD"])
         commit = said.out.strip() if said.code == 0 else ""
         if commit:
-            patch = _git(root, run, "diff", "--binary", "HEAD", "--", ".")
+            patch = _patch(root, run, lambda name: ignore(name) or _under(root / name, apart))
         names = [name for name in names if not _under(root / name, apart)]
         out = [name for name in names if ignore(name)]
         names, linked = sorted(set(names) - set(out)), linked + out
@@ -262,6 +267,15 @@ def _git_files(root: Path, run: Run) -> tuple[list[str], list[str]]:
     names = listed("--cached", "--recurse-submodules") + listed("--others", "--exclude-standard")
     ignored = listed("--others", "--ignored", "--exclude-standard", "--directory")
     return sorted(set(names)), [name.rstrip("/") for name in ignored]
+
+
+def _patch(root: Path, run: Run, left_out: Callable[[str], bool]) -> bytes:
+    """What is not committed, without what is left out: also of files that are deleted."""
+    changed = _git(root, run, "diff", "--name-only", "--no-renames", "-z", "HEAD", "--", ".").split(b"\0")
+    without = [name for path in changed if path and left_out(name := os.fsdecode(path))]
+    words = ("--binary", "--no-renames", "--no-ext-diff", "--no-textconv", "--no-color", "--src-prefix=a/",
+             "--dst-prefix=b/")  # fmt: skip
+    return _git(root, run, "diff", *words, "HEAD", "--", ".", *(f":(exclude,top,literal){name}" for name in without))
 
 
 class _Ignored:
@@ -419,18 +433,53 @@ def _left_out(taken: Snapshot, spec: JobSpec) -> Iterator[Problem]:
 
 def _secrets(taken: Snapshot) -> Iterator[Problem]:
     hint = "a line in .dslaunchignore leaves the file where it is; secrets: hands a value to the job"
+    named = set()
     for entry in taken.entries:
-        if entry.link or entry.size > LOOKED_AT:
+        if entry.link:
+            continue
+        if CREDENTIALS.fullmatch(entry.path):
+            named.add(entry.path)
+            yield Problem(f"{entry.path} holds credentials by its name, and a copy of it stays", hint, ("code",))
+            continue
+        if entry.size > LOOKED_AT:
             continue
         data = _read(Path(taken.root, entry.path)) or b""
-        settings = Path(entry.path).name.startswith(".env") or entry.path.endswith(".env")
+        settings = _settings(entry.path)
         if b"\0" in data or not (settings or any(marker in data for marker in MARKERS)):
             continue
         for number, line in enumerate(data.decode(errors="replace").splitlines(), 1):
-            name, equals, value = line.removeprefix("export ").strip().partition("=")
-            given = (
-                settings and equals and SECRET_NAME.regex.fullmatch(name.strip()) and len(value.strip("\"' ")) >= 8
-            )
-            if given or SECRET_VALUE.regex.fullmatch(line):
+            if _secret(line, settings):
+                named.add(entry.path)
                 yield Problem(f"{entry.path}:{number} looks like a secret, and a copy of it stays", hint, ("code",))
                 break
+    hint = "commit the change, or leave the file out by a line in .dslaunchignore"
+    for name, line in _changed(taken.patch):
+        if name not in named and (CREDENTIALS.fullmatch(name) or _secret(line, _settings(name))):
+            named.add(name)
+            message = f"what changed in {name} since the commit looks like a secret, and {PATCH} would keep it"
+            yield Problem(message, hint, ("code",))
+
+
+def _settings(path: str) -> bool:
+    return posixpath.basename(path).startswith(".env") or path.endswith(".env")
+
+
+def _secret(line: str, settings: bool) -> bool:
+    """Of a file of settings, also `API_KEY=` and eight characters."""
+    name, equals, value = line.removeprefix("export ").strip().partition("=")
+    given = settings and equals and SECRET_NAME.regex.fullmatch(name.strip()) and len(value.strip("\"' ")) >= 8
+    return bool(given or SECRET_VALUE.regex.fullmatch(line))
+
+
+def _changed(patch: bytes) -> Iterator[tuple[str, str]]:
+    """Each line of the hunks with its file: "-key" below "--- a/x" is ("x", "key")."""
+    name, inside = "", False
+    for line in patch.decode(errors="replace").split("\n"):
+        if line.startswith("diff --git "):
+            name, inside = "", False
+        elif line.startswith("@@"):
+            inside = True
+        elif inside:
+            yield name, line[1:].rstrip("\r")
+        elif line.startswith(("--- ", "+++ ")) and line[4:] != "/dev/null":
+            name = line[4:].rstrip("\t").strip('"')[2:]

@@ -126,7 +126,10 @@ value={disk}
 export DSLAUNCH_LOCAL=$value/dslaunch-$UID-${{SLURM_JOB_ID:-${{here##*/}}}}
 why="$DSLAUNCH_LOCAL is not yours to write"
 (umask 077; mkdir -p -- "$DSLAUNCH_LOCAL")
-[ -O "$DSLAUNCH_LOCAL" ] && [ -w "$DSLAUNCH_LOCAL" ] || exit 73
+[ ! -L "$DSLAUNCH_LOCAL" ] && [ -O "$DSLAUNCH_LOCAL" ] && [ -w "$DSLAUNCH_LOCAL" ] || exit 73
+chmod 700 -- "$DSLAUNCH_LOCAL"
+why="anybody can replace what is in $value: it is writable for all, and not sticky"
+(( (8#$(stat -Lc %a -- "$value") & 8#1002) != 2 )) || exit 73
 why="""
 
 ACTIVATE = """\
@@ -607,9 +610,9 @@ def _snapshot_problems(spec: JobSpec, backend: str) -> Iterator[Problem]:
     cloned = not isinstance(spec.code, str) and spec.code.clone
     if backend == "kubernetes" and cloned:
         return
-    if cloned and taken == "none":
-        message = "code.clone is for pods: here the code would be what lies in the directory then"
-        yield Problem(message, "code.take: git takes what is here now", ("code", "clone"))
+    if cloned:
+        message = "code.clone is for pods: here it would do nothing"
+        yield Problem(message, "`code: git` takes the code that is here now", ("code", "clone"))
     if taken == "none":
         return
     saves = posixpath.normpath(posixpath.join(spec.train.workdir, spec.train.checkpoint.dir or "checkpoints"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from typing import Any
 
 from launcher import yamldoc
@@ -67,6 +67,10 @@ def points(sweep: Sweep) -> list[Point]:
         if name.partition(".")[0] in ("sweep", "name"):
             why = "a point's name is the job's" if name == "name" else "a sweep has no sweep in it"
             problems.append(Problem(f"{name} cannot be swept: {why}", "take it out", ("sweep", "over", name)))
+        elif section := _section(name):
+            fields = [f"{name}.{field}" for field in list(yamldoc.hints(section))[:4]]
+            message = f"{name} is a section, and a sweep gives fields values"
+            problems.append(Problem(message, f"one of its fields: {', '.join(fields)}, ...", ("sweep", "over", name)))
     if problems:
         raise UserError(*problems)
     places = [range(len(sweep.over[name])) for name in names]
@@ -82,6 +86,16 @@ def points(sweep: Sweep) -> list[Point]:
         )
         for number, indices in enumerate(chosen)
     ]
+
+
+def _section(name: str) -> type | None:
+    """Train of "train"; None of a field, and of what may be given as one value, too: train.optimizer."""
+    kind: Any = JobSpec
+    for part in name.split("."):
+        if not is_dataclass(kind):
+            return None
+        kind = yamldoc.hints(kind).get(part)  # type: ignore[arg-type]
+    return kind if isinstance(kind, type) and is_dataclass(kind) else None
 
 
 def expand(
@@ -137,7 +151,7 @@ def single(document: Document) -> Document:
     if isinstance(root, yamldoc.Table):
         entries = {key: node for key, node in root.entries.items() if key != "sweep"}
         root = yamldoc.Table(entries, root.keys, root.mark)
-    return Document(replace(document.spec, sweep=None), root)
+    return replace(document, spec=replace(document.spec, sweep=None), root=root)
 
 
 def refuse(document: Document, what: str) -> None:

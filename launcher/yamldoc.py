@@ -33,6 +33,7 @@ INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)\Z")
 NUMBER = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?\Z")
 LEADING_ZERO = re.compile(r"[-+]?0o?[0-9]+\Z")
 NOT_FINITE = re.compile(r"[-+]?\.?(nan|inf|infinity)\Z", re.IGNORECASE)
+MARKS = re.compile("[\ue000\ue001]")  # private use; around the names of variables that `{job: id}` stands for
 FORBIDDEN = "[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"  # by YAML 1.2; 2 ms to compile
 
 
@@ -244,6 +245,8 @@ class _Builder:
             self.add(Scalar("", False, mark))
         elif kind == "ScalarEvent":
             self.check_tag(event, mark)
+            if found := MARKS.search(event.value):
+                self.refuse(f"U+{ord(found[0]):04X} may not stand in it", mark, "{job: id} reads what a job knows")
             self.add(Scalar(event.value, event.style in (None, ""), mark))
         elif kind in ("MappingStartEvent", "SequenceStartEvent"):
             self.check_tag(event, mark)
@@ -341,7 +344,7 @@ def looked_up(node: Node, lookups: Iterable[Lookup], problems: list[Problem], *,
     """
     if isinstance(node, Scalar):
         return node
-    kinds = list(_choices(kind))
+    kinds = list(choices(kind))
     if isinstance(node, Sequence):
         item_kind = next((get_args(kind)[0] for kind in kinds if get_origin(kind) is tuple), Any)
         return Sequence([looked_up(item, lookups, problems, kind=item_kind) for item in node.items], node.mark)
@@ -386,6 +389,8 @@ def _replaced(node: Table, lookup: Lookup, problems: list[Problem]) -> Scalar:
         problem, hint = lookup.missing.format(_short(name.raw)), lookup.hint.format(_short(name.raw))
     elif _not_text(lookup.values[name.raw]):
         problem = f"the variable {_short(name.raw)} is not UTF-8"
+    elif lookup.only is None and (found := MARKS.search(lookup.values[name.raw])):
+        problem = f"U+{ord(found[0]):04X} may not stand in {_short(name.raw)}"
     else:
         text = "".join(
             ["" if before.empty else before.raw, lookup.values[name.raw], "" if behind.empty else behind.raw]
@@ -401,13 +406,13 @@ def _not_text(value: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _choices(kind: Any) -> Iterable[Any]:
+def choices(kind: Any) -> Iterable[Any]:
     """The types behind Annotated and Union."""
     if get_origin(kind) is Annotated:
-        yield from _choices(get_args(kind)[0])
+        yield from choices(get_args(kind)[0])
     elif get_origin(kind) in (Union, types.UnionType):
         for choice in get_args(kind):
-            yield from _choices(choice)
+            yield from choices(choice)
     else:
         yield kind
 
@@ -441,9 +446,25 @@ def plain(node: Node) -> Any:
 # --- nodes to dataclasses -----------------------------------------------------------------------
 
 
-def read(node: Node, kind: type[T]) -> T:
+class Advice:
+    """What else a hint may say: the reader knows types, and not what people expect where. Empty: nothing."""
+
+    def unknown(self, kind: type, key: str) -> str:
+        """Where a key belongs that section `kind` has not."""
+        return ""
+
+    def instead(self, kind: Any, node: Node) -> str:
+        """How a section or list is written that stands there as something else."""
+        return ""
+
+    def text(self, limit: Matches, text: str) -> str:
+        """How a text is written that `limit` refuses."""
+        return ""
+
+
+def read(node: Node, kind: type[T], advice: Advice | None = None) -> T:
     """A frozen dataclass of type `kind`. Raises UserError with every mistake in the document."""
-    reader = _Reader()
+    reader = _Reader(advice or Advice())
     value = reader.read(node, kind)
     if reader.problems:
         raise UserError(*reader.problems)
@@ -460,7 +481,8 @@ WRONG: Any = object()
 
 
 class _Reader:
-    def __init__(self) -> None:
+    def __init__(self, advice: Advice) -> None:
+        self.advice = advice
         self.problems: list[Problem] = []
 
     def refuse(self, message: str, mark: Mark, hint: str = "") -> Any:
@@ -500,15 +522,19 @@ class _Reader:
             return None
         fitting = [choice for choice in choices if choice is not types.NoneType and _takes(choice, node)]
         if not fitting:
-            return self.refuse(f"expected {_say(choices)}, found {_seen(node)}", node.mark)
+            hint = self.instead(choices, node)
+            return self.refuse(f"expected {_say(choices)}, found {_seen(node)}", node.mark, hint)
         trials = []
         for choice in fitting:
-            trial = _Reader()
+            trial = _Reader(self.advice)
             value = trial.read(node, choice)
             if not trial.problems:
                 return value
             trials.append(trial.problems)
         if len(fitting) == 1:
+            better = self.instead([choice for choice in choices if choice is not fitting[0]], node)
+            if better and all(problem.message.startswith("expected") for problem in trials[0]):
+                return self.refuse(f"expected {_say(choices)}, found {_seen(node)}", node.mark, better)
             self.problems += trials[0]
             return WRONG
         found = [problem for trial in trials for problem in trial]
@@ -519,12 +545,19 @@ class _Reader:
         hint = next((problem.hint for problem in found if problem.hint), "")
         return self.refuse(f"expected {_say(choices)}, found {_seen(node)}", node.mark, hint)
 
+    def instead(self, choices: Iterable[Any], node: Node) -> str:
+        return next(filter(None, (self.advice.instead(choice, node) for choice in choices)), "")
+
+    def unknown(self, key: str, kind: Any, known: Iterable[str]) -> str:
+        return self.advice.unknown(kind, key) or suggest(key, known)
+
     def table(self, node: Node, kind: Any) -> Any:
         if not isinstance(node, Table):
             if isinstance(node, Scalar) and node.empty:  # `train:` with nothing under it
                 node = Table({}, {}, node.mark)
             else:
-                return self.refuse(f"expected a section with keys, found {_seen(node)}", node.mark)
+                hint = self.advice.instead(kind, node)
+                return self.refuse(f"expected a section with keys, found {_seen(node)}", node.mark, hint)
         known = {field.name: field for field in fields(kind)}
         values: dict[str, Any] = {}
         for key, child in node.entries.items():
@@ -535,7 +568,7 @@ class _Reader:
                     continue  # `steps:` left blank means the default
                 values[key] = self.read(child, hints(kind)[key])
             else:
-                self.refuse(f"unknown key `{_short(key)}`", node.keys[key], suggest(key, known))
+                self.refuse(f"unknown key `{_short(key)}`", node.keys[key], self.unknown(key, kind, known))
         for name, field in known.items():
             if name not in node.entries and field.default is MISSING and field.default_factory is MISSING:
                 self.refuse(f"`{name}` is missing", node.mark, f"add `{name}:` here")
@@ -558,7 +591,8 @@ class _Reader:
         if isinstance(node, Scalar) and node.empty:
             return ()
         if not isinstance(node, Sequence):
-            return self.refuse(f"expected a list, found {_seen(node)}", node.mark, "write [a, b] or - a")
+            hint = self.advice.instead(tuple[kind, ...], node) or "write [a, b] or - a"
+            return self.refuse(f"expected a list, found {_seen(node)}", node.mark, hint)
         items = [self.read(item, kind) for item in node.items]
         return WRONG if any(item is WRONG for item in items) else tuple(items)
 
@@ -595,7 +629,8 @@ class _Reader:
     def check(self, value: Any, limits: Iterable[Any], node: Node) -> Any:
         for limit in limits:
             if isinstance(limit, Matches) and not limit.regex.fullmatch(value):
-                return self.refuse(f"`{_short(value)}` is not {limit.says}", node.mark, _expansion_hint(value))
+                hint = _expansion_hint(value) or self.advice.text(limit, value)
+                return self.refuse(f"`{_short(value)}` is not {limit.says}", node.mark, hint)
             if isinstance(limit, Range) and not limit.low <= value <= limit.high:
                 return self.refuse(f"{value} is not between {limit.low:,} and {limit.high:,}", node.mark)
         return value

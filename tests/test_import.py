@@ -5,6 +5,7 @@ data/scripts/ has scripts in the patterns that sites publish: one for each centr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import subprocess
@@ -14,6 +15,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from launcher import cli, launchlint, plan, shell, spec, sweep
 from launcher.backends import slurm
@@ -210,7 +213,8 @@ def test_run_time_values_stay_with_the_names_that_dslaunch_gives_them():
     assert command[2].endswith('--vllm_server_host "${DSLAUNCH_HOST_VLLM}"')
     command = imported("local-staging-sweep").job["train"]["command"]
     assert command[2] == (
-        'exec python -u train.py --lr "${LR}" --data "${DSLAUNCH_LOCAL}/imagenet" --out "runs/${SLURM_JOB_ID}"'
+        'exec python -u train.py --lr "${LR}" --data "${DSLAUNCH_LOCAL}/imagenet/imagenet" '
+        '--out "runs/${SLURM_JOB_ID}"'
     )
     assert '"--master_addr=${MASTER_ADDR}"' in imported("frontier-srun").job["train"]["command"][2]
 
@@ -456,6 +460,100 @@ def test_parts_of_the_command_are_no_variables_of_the_program():
     assert job["train"]["args"] == ["--a", "1", "--d", "/d"]
 
 
+# --- as people write them -------------------------------------------------------------------------
+
+
+def test_a_function_around_srun_is_read_at_every_call():
+    text = ('run() { srun "$@"; }\nrun torchrun --nproc_per_node 4 train.py --lr 1\n'
+            "for s in 1 2; do\nrun python eval.py --seed $s\ndone\n")  # fmt: skip
+    made = sbatch.read(f"#SBATCH -N 2 --gpus-per-node=4\n{text}", name="x")
+    assert made.job["train"] == {"script": "train.py", "args": ["--lr", "1"], "config_flag": "none"}
+    assert "eval.py --seed ${s}: it runs after the training" in said(made, "left out")
+
+
+@pytest.mark.parametrize("line", ['srun "$@"', 'run() { srun "$@"; }', 'run() { srun "$@"; }\nrun'])
+def test_a_program_that_nothing_names_is_asked_for(line):
+    made = sbatch.read(f"#SBATCH -N 2\n{line}\n", name="x")
+    assert any(one.startswith("train.command: ") for one in made.to_fill)
+
+
+LOOP = """#SBATCH -N 3 --gpus=24
+nodes=($(scontrol show hostnames $SLURM_JOB_NODELIST))
+srun -N1 -n1 -w ${nodes[2]} --gpus 8 singularity exec --nv vllm.sif vllm serve Q --port 8000 &
+for i in 0 1; do
+srun -N1 -n1 -w ${nodes[$i]} singularity exec --nv train.sif accelerate launch --machine_rank $i t.py --of $i &
+done
+wait
+python eval.py --ckpt out
+"""
+
+
+def test_a_loop_over_nodes_is_one_job_and_a_service_keeps_its_container():
+    made = sbatch.read(LOOP, name="x")
+    assert "sweep" not in made.job
+    assert made.job["resources"] == {"nodes": 2, "gpus_per_node": 8}
+    assert made.job["train"]["command"] == ["bash", "-c", 'exec python -u t.py --of "${NODE_RANK}"']
+    assert made.job["services"][0]["container"] == {"runtime": "singularity", "gpus": "nv", "image": "vllm.sif"}
+    assert made.job["container"]["image"] == "train.sif"
+    assert "python eval.py --ckpt out: it runs after the training" in said(made, "left out")
+
+
+def test_values_that_run_side_by_side_are_a_sweep_whose_nodes_are_asked_for():
+    loop = "for lr in 1e-4 3e-4; do srun -N2 torchrun t.py --lr $lr & done\nwait\n"
+    made = sbatch.read(f"#SBATCH -N 4 --gpus-per-node=4\n{loop}", name="x")
+    assert made.job["sweep"]["over"] == {"env.lr": ["1e-4", "3e-4"]}
+    assert any(one.startswith("resources.nodes: ") for one in made.to_fill)
+
+
+def test_a_comment_that_eval_sees_is_said_with_what_it_cuts_off():
+    text = 'ARGS="\n--a 1 # depth\n--b 2\n"\nCMD="torchrun t.py $ARGS"\neval $CMD\n'
+    made = sbatch.read(f"#SBATCH -N 1 --gpus-per-node=4\n{text}", name="x")
+    assert made.job["train"]["args"] == ["--a", "1"]
+    assert "`# depth --b 2`: none of it reached the program" in said(made, "fill in")
+    assert "ARGS=" not in said(made, "left out")
+
+
+def test_an_option_that_looks_like_one_of_sbatch_s_is_no_plugin_s():
+    made = sbatch.read(
+        "#SBATCH -N 2\n#SBATCH --gpu-per-node=8\n#SBATCH --ntasks_per_node=1\nsrun torchrun t.py\n", name="x"
+    )
+    assert "slurm" not in made.job or not {"sbatch", "plugin_options"} & set(made.job["slurm"])
+    assert "did you mean --gpus-per-node?" in said(made, "fill in")
+    assert "did you mean --ntasks-per-node?" in said(made, "fill in")
+
+
+@pytest.mark.parametrize(
+    ("line", "kind", "words"),
+    [
+        ('srun torchrun t.py "${T[@]:1}"', "fill in", "${T[@]:1} is an array that only the script knows"),
+        ("srun torchrun t.py ${A:+--a}", "fill in", "makes it --a"),
+        ("LR=${1:-3e-4}\nsrun torchrun t.py --lr $LR", "left out", "${1} is 3e-4 here, its default"),
+        ("for c in conf/*.yaml; do srun torchrun t.py $c; done", "fill in", "for c in conf/*.yaml: one of the files"),
+        ("srun torchrun t.py --name $(date +%F)", "carried", "$(date +%F) -> the job's id"),
+        ("env X=1 timeout 3600 torchrun t.py", "left out", "timeout 3600: slurm.time"),
+        ("# SBATCH --mem=0\nsrun torchrun t.py", "left out", "a comment to sbatch"),
+    ],
+)
+def test_what_is_odd_about_a_word_is_said_once(line, kind, words):
+    made = sbatch.read(f"#SBATCH -N 1 --gpus-per-node=4\n{line}\n", name="x")
+    assert said(made, kind).count(words) == 1
+
+
+def test_an_array_is_no_variable_of_the_submitting_shell():
+    job = read('srun torchrun "${ARGS[@]}" t.py')
+    assert set(job.get("env", {})) <= {"NCCL_IB_HCA"}
+    assert read('T=(t.py --a 1)\nsrun torchrun "${T[@]:0:2}" "${T[@]:2}"')["train"]["args"] == ["--a", "1"]
+    assert read("env X=1 timeout 3600 torchrun t.py")["env"]["X"] == "1"
+    command = read('srun torchrun t.py --name "r_${SLURM_JOB_ID}_$(date +%F)" --seed $RANDOM')["train"]["command"][2]
+    assert command == 'exec python -u t.py --name "r_${SLURM_JOB_ID}" --seed "${SLURM_JOB_ID}"'
+
+
+def test_an_archive_unpacked_into_the_local_disk_itself_is_looked_for_where_it_is():
+    job = read("cp /s/data.tar $TMPDIR/\ntar xf $TMPDIR/data.tar -C $TMPDIR\nsrun torchrun t.py --data $TMPDIR/data")
+    assert job["stage"] == [{"source": "/s/data.tar", "to": "data"}]
+    assert '--data "${DSLAUNCH_LOCAL}/data/data"' in job["train"]["command"][2]
+
+
 # --- nothing is lost ------------------------------------------------------------------------------
 
 
@@ -595,6 +693,21 @@ def test_what_is_no_sbatch_script_of_ours_to_run_is_refused_with_a_way_out(text,
     assert words in problem.message
     assert problem.hint
     assert problem.where.startswith("x.sh")
+
+
+PIECES = [line for path in SCRIPTS for line in path.read_text().splitlines(keepends=True) if line.strip()]
+ODD = ['run() { srun "$@"; }\n', "run ", "srun ", '"$@"', '"${T[@]:1}"', "${A:+--a}", "shift; ", "env A=1 ", "eval ",
+       "for i in 0 1; do ", "done\n", "& ", "if [ 1 ; then\n", "singularity exec a.sif ", "vllm serve ",
+       "ray start "]  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.tuples(st.sampled_from(PIECES + ODD * 8), st.integers(0, 200)), min_size=1, max_size=14))
+def test_whatever_stands_in_a_script_is_imported_or_refused(pieces):
+    """Lines of every sample, each cut anywhere, in any order."""
+    text = "#SBATCH -N 2\n" + "".join(line[:end] if end < len(line) else line for line, end in pieces)
+    with contextlib.suppress(UserError):
+        write.checked(sbatch.read(text, name="x.sbatch"), name="x.sbatch")
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)

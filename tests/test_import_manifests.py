@@ -5,16 +5,21 @@ data/manifests/ has objects in the patterns that clouds and frameworks publish.
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
 import sys
+from contextlib import suppress
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from launcher import cli, plan, spec, yamldoc
 from launcher.backends import kubernetes
@@ -56,8 +61,8 @@ def read(pod: dict[str, Any] | None = None, box: dict[str, Any] | None = None, *
     return manifests.read(json.dumps(job), name="job.json")
 
 
-def at(job: Any, path: str) -> Any:
-    for key in path.split("/"):
+def at(job: Any, path: str | tuple[Any, ...]) -> Any:
+    for key in path.split("/") if isinstance(path, str) else path:
         job = job[int(key)] if isinstance(job, (list, tuple)) else job[key]
     return job
 
@@ -640,13 +645,107 @@ POD = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: a, image: i, comman
             POD % "[horovodrun, python, t.py]",
             "torchrun or deepspeed",
         ),
-        ("name: x\ntrain: {script: t.py}\n", "apiVersion and a kind"),
+        ("name: x\ntrain: {script: t.py}\n", "a job file already dslaunch submit"),
+        (
+            "name: x\nmodel: llama-3.1-8b\nresources: {nodes: 2}\ntrain: {script: t.py}\n",
+            "a job file already dslaunch submit x.yaml",
+        ),
+        ("a: 1\n", "nothing in it is a Kubernetes object"),
+        (POD % "torchrun train.py", "command is 'torchrun train.py', and has to be a list"),
     ],
 )
 def test_what_is_no_job_is_refused_with_a_way_out(text, words):
     with pytest.raises(UserError) as error:
         manifests.read(text, name="x.yaml")
     assert words in " ".join(f"{problem.message} {problem.hint}" for problem in error.value.problems)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "message", "hint"),
+    [
+        (
+            "apiVersion: kubeflow.org/v1\nkind: PyTorchJob\nmetadata: x\nspec: {}\n",
+            "3:11",
+            "metadata is 'x'",
+            "{name: x}",
+        ),
+        ("apiVersion: kubeflow.org/v1\nkind: PyTorchJob\nspec: []\n", "3:7", "spec is a list", "a mapping"),
+        (
+            "apiVersion: trainer.kubeflow.org/v1alpha1\nkind: TrainJob\nspec:\n  runtimeRef: torch\n",
+            "4:15",
+            "runtimeRef is 'torch', and has to be a mapping",
+            "runtimeRef: {name: torch}",
+        ),
+        ("apiVersion: v1\nkind: Pod\nspec: {containers: {a: b}}\n", "3:20", "containers is a mapping", "a list"),
+        (
+            "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n  - {name: a, resources: {limits: 8}}\n",
+            "5:35",
+            "resources.limits is '8', and has to be a mapping",
+            "a mapping in limits",
+        ),
+        (POD % "torchrun train.py", "3:50", "command is 'torchrun train.py'", 'command: ["torchrun", "train.py"]'),
+        (
+            "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Pod, spec: {containers: [null]}}\n",
+            "4:51",
+            "containers[0] is empty",
+            "",
+        ),
+        (
+            "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: a, volumeMounts: [{name: b}]}]}\n",
+            "3:46",
+            "volumeMounts[0] has no mountPath",
+            "mountPath: ...",
+        ),
+    ],
+)
+def test_a_value_of_the_wrong_shape_is_refused_where_it_stands(text, place, message, hint):
+    with pytest.raises(UserError) as error:
+        manifests.read(text, name="x.yaml")
+    (problem,) = error.value.problems
+    assert problem.where == f"x.yaml:{place}"
+    assert message in problem.message
+    assert hint in problem.hint
+
+
+DOCUMENTS = {path: list(yaml.safe_load_all(path.read_text())) for path in sorted(DATA.iterdir())}
+ODD = st.sampled_from(
+    ["x", 8, -1, 0, "", None, True, 2.5, "a $C ${D}", "8Gi", "two", 10**30, [], {}, ["a"], [1], [None], [[]],
+     {"a": "b"}, {1: 2}, {"name": "x"}, {"name": ["a"]}, [{"a": "b"}], [{"name": ["a"]}],
+     {"a": {"b": [1]}}, date(2026, 1, 1)]
+)  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [(*path, key) for key, _ in below] + [one for key, child in below for one in places(child, (*path, key))]
+
+
+PLACES = [(path, place) for path, found in DOCUMENTS.items() for place in places(found)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(PLACES), ODD)
+def test_any_value_replaced_by_anything_is_imported_or_refused(where, value):
+    path, place = where
+    changed = copy.deepcopy(DOCUMENTS[path])
+    at(changed, place[:-1])[place[-1]] = value
+    with suppress(UserError):
+        assert manifests.read(yaml.safe_dump_all(changed), name="x.yaml").job["name"]
+
+
+def test_masters_and_workers_with_other_numbers_of_gpus_are_the_user_s_to_say():
+    def role(replicas: int, gpus: int) -> Any:
+        box = {"name": "pytorch", "image": "registry.example.com/train:1", "command": ["torchrun", "train.py"],
+               "resources": {"limits": {"nvidia.com/gpu": gpus}}}  # fmt: skip
+        return {"replicas": replicas, "template": {"spec": {"containers": [box]}}}
+
+    job = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "metadata": {"name": "a"},
+           "spec": {"pytorchReplicaSpecs": {"Master": role(1, 8), "Worker": role(3, 4)}}}  # fmt: skip
+    made = manifests.read(json.dumps(job), name="job.json")
+    assert [one for one in made.to_fill if "Master 8 and Worker 4 GPUs" in one]
+    assert "Master 8 and Worker 4" in made.comments["resources", "gpus_per_node"]
+    job["spec"]["pytorchReplicaSpecs"]["Master"] = role(1, 4)
+    assert not any("Master" in one for one in manifests.read(json.dumps(job), name="job.json").to_fill)
 
 
 def test_anchors_that_unfold_without_end_are_refused():

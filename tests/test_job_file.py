@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shlex
 import string
 import subprocess
@@ -17,7 +18,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher import bundle, cli, examples, plan, schema, spec, yamldoc
+from launcher import bundle, cli, examples, plan, schema, software, spec, yamldoc
 from launcher.backends import slurm
 from launcher.errors import UserError
 
@@ -991,3 +992,88 @@ def test_a_file_that_claims_to_be_empty_and_is_not_is_not_cut_short(tmp_path, mo
     monkeypatch.setattr(yamldoc.os, "fstat", lambda number: os.stat_result((*real(number)[:6], 0, *real(number)[7:])))
     with pytest.raises(UserError, match="larger than 1 MiB"):
         yamldoc.read_bytes(str(path))
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        ("slurm: {nodes: 2}", "it is resources.nodes"),
+        ("slurm: {mem: 5G}", "it is resources.memory"),
+        ("slurm: {gpus: 8}", "it is resources.gpus_per_node"),
+        ("slurm: {ntasks_per_node: 8}", "train.launcher: srun"),
+        ("slurm: {ntasks-per-node: 8}", "train.launcher: srun"),
+        ("partition: gpu", "it is slurm.partition"),
+        ("account: a", "it is slurm.account"),
+        ("time: 10", "it is slurm.time"),
+        ("sbatch: {power: high}", "it is slurm.sbatch"),
+        ("slurm: {tolerations: []}", "it is kubernetes.tolerations"),
+        ("kubernetes: {priority: high}", "it is priority_class"),
+        ("kubernetes: {resources: {}}", "resources.gpus_per_node"),
+        ("kubernetes: {volumes: [{pvc: a, mount: /a}]}", "it is claim"),
+        ("kubernetes: {network: {host: true}}", "it is host_network"),
+        ("services: [{name: a, command: [x], gpus: 1}]", "it is gpus_per_node"),
+        ("resources: {partition: gpu}", "it is slurm.partition"),  # the same key elsewhere
+        ("train: {spares: 1}", "it is resources.spares"),
+    ],
+)
+def test_a_key_in_the_wrong_section_is_told_its_own(refused, text, hint):
+    assert hint in refused(f"{GOOD}{text}\n")
+
+
+def test_places_that_hints_name_exist():
+    from launcher.spec import advice
+
+    known = {place for _, place in advice._fields(spec.JobSpec, "")}
+    named = [place for rows in advice.PLACES.values() for place in rows.values()]
+    assert [place for place in named if re.fullmatch(r"[a-z]+\.[a-z_]+", place) and place not in known] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "hint", "mended"),
+    [
+        ("kubernetes: {gang: volcano}", "{by: volcano}", "kubernetes: {gang: {by: volcano}}"),
+        ("kubernetes: {network: efa}", "{profile: efa}", "kubernetes: {network: {profile: efa}}"),
+        ("modules: cuda/12.4", "[cuda/12.4]", "modules: [cuda/12.4]"),
+        ("setup: ulimit -l", "[ulimit -l]", "setup: [ulimit -l]"),
+        ("setup: 'a: b'", "['a: b']", "setup: ['a: b']"),
+        ("train:\n  command: python x.py --a 'b/c:d'", "[python, x.py, --a, 'b/c:d']",
+         "train: {command: [python, x.py, --a, 'b/c:d']}"),
+        ("train: {args: --lr 3}", "[--lr, '3']", "train: {script: x.py, args: [--lr, '3']}"),
+        ("services: {ray: {command: [x]}}", "- {name: ray, ...}", "services: [{name: ray, command: [x]}]"),
+        ("services: {name: ray, command: [x]}", "- name: ...", "services: [{name: ray, command: [x]}]"),
+        ("preflight: false", "{run: false}", "preflight: {run: false}"),
+        ("recover: 0", "{attempts: 0}", "recover: {attempts: 0}"),
+        ("train: x.py", "{script: x.py}", "train: {script: x.py}"),
+        ("slurm: {time: 24h}", "24:00:00", "slurm: {time: '24:00:00'}"),
+        ("slurm: {time: 1d12h}", "1-12:00:00", "slurm: {time: 1-12:00:00}"),
+        ("slurm: {time: 90 min}", "01:30:00", "slurm: {time: 90}"),
+    ],
+)  # fmt: skip
+def test_a_value_in_the_wrong_form_is_told_the_right_one(refused, text, hint, mended):
+    assert f"try: {hint}" in refused(f"{GOOD}{text}\n").replace("a list, each with a dash: ", "")
+    spec.load(f"{GOOD}{mended}\n", name="job.yaml")
+
+
+def test_a_value_that_fits_no_short_form_gets_no_such_hint(refused):
+    assert "{by:" not in refused(f"{GOOD}kubernetes: {{gang: 7}}\n")
+    assert "{attempts:" not in refused(f"{GOOD}recover: often\n")
+
+
+@pytest.mark.parametrize("address", ["https://tok@example.com/a", "https://u:x@example.com/a", "ssh://u:x@h/a"])
+def test_an_address_with_credentials_is_refused_wherever_it_goes(refused, address):
+    said = refused(f"{GOOD}code: {{clone: '{address}'}}\n")
+    assert "looks like a secret" in said or "a user or token in an address" in said
+
+
+@pytest.mark.parametrize("backend", ["slurm", "local"])
+def test_a_clone_is_refused_where_nobody_makes_it(backend):
+    made = spec.load(f"{GOOD}code: {{clone: 'https://example.com/a'}}\n", name="job.yaml").spec
+    (problem,) = software.problems(made, backend)
+    assert problem.at == ("code", "clone")
+    assert "`code: git`" in problem.hint
+
+
+def test_a_home_that_nothing_expands_is_noted(dslaunch):
+    notes = plan.literals(spec.load(f"{GOOD}env: {{G: ~/hf, H: a~/b}}\n", name="job.yaml").spec)
+    assert len(notes) == 1
+    assert "{env: HOME, append: /hf}" in notes[0]

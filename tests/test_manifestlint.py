@@ -535,7 +535,7 @@ def test_a_deepspeed_config_in_a_config_map_is_judged_with_the_job_beside_it():
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("apiVersion: v1\nkind: Pod\nmetadata: {name: {{ .Values.name }}}\n", "helm template"),
+        ("apiVersion: v1\nkind: ConfigMap\nmetadata: {name: {{ .Values.name }}}\n", "helm template"),
         ("apiVersion: v1\nkind: Pod\n\tspec: {}\n", ""),
         ("apiVersion: v1\nkind: Pod\nspec: " + "[" * 400 + "]" * 400 + "\n", ""),
         ("apiVersion: v1\nkind: Pod\nspec: *nobody\n", ""),
@@ -546,6 +546,61 @@ def test_what_is_no_yaml_is_a_result_with_its_place(text, says):
     if report.results:
         assert report.results[0].rule == "K8S005"
         assert says in report.results[0].fix
+
+
+BARE_JOBSET = "apiVersion: jobset.x-k8s.io/v1alpha2\nkind: JobSet\nmetadata: {name: a}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "apiVersion: kubeflow.org/v1\nkind: PyTorchJob\nmetadata: x\nspec: []\n",
+            ["metadata is 'x', and has to be a mapping", "spec is a list, and has to be a mapping"],
+        ),
+        (BARE_JOBSET + "spec: {replicatedJobs: x}\n", ["spec.replicatedJobs is 'x', and has to be a list"]),
+        (
+            BARE_JOBSET
+            + "spec: {replicatedJobs: [{name: a, template: {spec: {template: {spec: {containers: null}}}}}]}\n",
+            ["the JobSet has no template.spec.template.spec.containers of a"],
+        ),
+        (BARE_JOBSET + "spec: {}\n", ["the JobSet has no spec"]),
+        ("apiVersion: v1\nkind: Pod\n", ["the Pod has no metadata and no spec"]),
+        (
+            "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{image: b}]}\n",
+            ["no name of a container"],
+        ),
+        (
+            "apiVersion: trainer.kubeflow.org/v1alpha1\nkind: TrainJob\nmetadata: {name: a}\nspec: {trainer: {}}\n",
+            ["the TrainJob has no spec.runtimeRef"],
+        ),
+    ],
+)
+def test_an_object_that_cannot_work_is_an_error_and_nothing_is_derived_from_it(text, says):
+    found = results(text)
+    assert [one.severity for one in found] == ["error"] * len(says)
+    assert all(part in one.message for one, part in zip(found, says, strict=True))
+
+
+@pytest.mark.parametrize("hole", ["metadata: {{ .Values.metadata }}", "metadata: ${METADATA}"])
+def test_what_has_yet_to_be_filled_in_may_become_a_mapping(hole):
+    text = (
+        f"apiVersion: v1\nkind: Pod\n{hole}\nspec: {{containers: [{{name: a, image: registry.example.com/a:1}}]}}\n"
+    )
+    assert not {"K8S006", "K8S007"} & set(everything(text))
+
+
+def test_validating_refuses_a_field_that_a_patch_invents(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    monkeypatch.delenv("DSLAUNCH_SITE", raising=False)
+    run = [DSLAUNCH, "k8s", ROOT / "manifests" / "phi-2-patch-1x4" / "job.yaml", "--validate", "client"]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [*run, "--set", "kubernetes.patch.spec.zzqq=1"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "has no field zzqq" in done.stderr
 
 
 def test_aliases_of_aliases_cost_nothing():

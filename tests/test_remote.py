@@ -5,12 +5,14 @@ Scenario 77: unknown host keys, prompts and noise of login scripts.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -18,8 +20,10 @@ import pytest
 import test_slurm
 from test_slurm import Site, site  # noqa: F401 - a fixture
 
-from launcher import remote
+from launcher import remote, runs
 from launcher.errors import Unreachable
+from launcher.node import far as agent
+from launcher.node import journal
 
 SSHD = shutil.which("sshd", path="/usr/sbin:/usr/local/sbin")
 HOST = "login1"
@@ -111,9 +115,6 @@ def test_scenario_77_nothing_is_asked_and_no_unknown_host_is_trusted(reach, host
 
 
 def test_a_run_directory_arrives_once_and_as_a_whole(reach, tmp_path):
-    import io
-    import tarfile
-
     def packed(text: str) -> bytes:
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
@@ -128,6 +129,202 @@ def test_a_run_directory_arrives_once_and_as_a_whole(reach, tmp_path):
     assert (tmp_path / "runs" / "x" / "job.sbatch").read_text() == "first"
     assert (tmp_path / "runs" / "x").stat().st_mode & 0o777 == 0o700
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["x"]
+
+
+def archive(*members, mode=0o600):
+    """Of ("a", "text"), ("l", None, "where it leads") and ("d/", None)."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as packed:
+        for name, text, *goal in members:
+            member = tarfile.TarInfo(name)
+            member.size, member.mode = len(text or ""), mode
+            if goal:
+                member.type, member.linkname = tarfile.SYMTYPE, goal[0]
+            packed.addfile(member, io.BytesIO((text or "").encode()))
+    return buffer.getvalue()
+
+
+def test_both_sides_agree_on_what_is_fetched_and_on_how_much_of_it():
+    assert remote.WHOLE == agent.WHOLE
+    assert remote.MOST == 2 * (agent.ENOUGH + agent.NEWEST)
+    assert sorted(remote.BELOW) == ["logs/", "preflight/"]
+
+
+@pytest.mark.parametrize(
+    ("members", "says"),
+    [
+        ([("journal.jsonl", "another\n")], "is another run"),
+        ([("../x", "out")], "leads out"),
+        ([("a", None, "/tmp"), ("a/f", "x")], "a/f leads through a link"),
+        ([("a/b", None, ".."), ("./a/b/c/f", "x")], "leads through a link"),
+    ],
+)
+def test_an_archive_that_is_another_run_or_writes_through_links_is_refused(tmp_path, members, says):
+    folder = tmp_path / "runs" / "x"
+    request = {"folder": str(folder), "link": str(tmp_path), "make": []}
+    if "another" in says:
+        agent.put(request, archive(("journal.jsonl", "first\nsubmitting\n")))
+        agent.put(request, archive(("journal.jsonl", "first\n")))  # jobs have written to it since
+    with pytest.raises(ValueError, match=says):
+        agent.put(request, archive(("secrets/K", "secret"), *members))
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == (["x"] if "another" in says else [])
+
+
+def test_a_run_directory_there_has_to_be_ones_own(tmp_path):
+    runs = tmp_path / "runs"
+    request = {"folder": str(runs / "x"), "link": str(tmp_path), "make": []}
+    before = os.umask(0o002)
+    try:
+        agent.put(request, archive(("a", "x")))
+    finally:
+        os.umask(before)
+    assert runs.stat().st_mode & 0o022 == 0
+    (runs / "x").chmod(0o770)
+    with pytest.raises(ValueError, match="not a directory of yours alone"):
+        agent.put(request, archive(("a", "x")))
+    (runs / "x").chmod(0o700)
+    (runs / "y").symlink_to("x")
+    with pytest.raises(ValueError, match="not a directory of yours alone"):
+        agent.put({**request, "folder": str(runs / "y")}, archive(("a", "x")))
+    if os.geteuid() == 0:
+        os.chown(runs / "x", 65534, 65534)
+        with pytest.raises(ValueError, match="not a directory of yours alone"):
+            agent.put(request, archive(("a", "x")))
+    runs.chmod(0o775)
+    with pytest.raises(ValueError, match="chmod go-w"):
+        agent.put({**request, "folder": str(runs / "z")}, archive(("a", "x")))
+    runs.chmod(0o1777)
+    agent.put({**request, "folder": str(runs / "z")}, archive(("a", "x")))
+
+
+def test_a_put_that_fails_leaves_no_secrets(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    request = {"folder": str(tmp_path / "runs" / "x"), "link": str(tmp_path), "make": ["file/below"]}
+    with pytest.raises(OSError, match="Not a directory"):
+        agent.put(request, archive(("secrets/K", "secret")))
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+# A login node in the hands of somebody else: it knows the nonce, and answers what ANSWER prints.
+EVIL = """#!{python}
+import json, os, re, sys
+nonce = re.search(rb'"nonce": "([0-9a-f]{{32}})"', sys.stdin.buffer.read()).group(1)
+def frame(text, data=b""):
+    return nonce + b"%16d%16d" % (len(text), len(data)) + text + data
+{body}
+"""
+
+
+@pytest.fixture
+def hostile(tmp_path, monkeypatch):
+    """answer(PYTHON) is the login node of the run in tmp_path / "x"."""
+    home = tmp_path / "bin"
+    home.mkdir()
+    monkeypatch.setenv("PATH", f"{home}:{os.environ['PATH']}")
+    folder = tmp_path / "x-20261121-031502-4f2a90c1"
+    folder.mkdir()
+    journal.append(folder, "rendered", backend="slurm", name="x", steps=0, extra={"login": "me@good"})
+    journal.append(folder, "submitting", token="mine")
+
+    def answer(body):
+        (home / "ssh").write_text(EVIL.format(python=sys.executable, body=body))
+        (home / "ssh").chmod(0o755)
+        remote._fetched.clear()
+        return runs.read(folder)
+
+    return answer
+
+
+def files(rows, data=b"", **more):
+    text = json.dumps({"files": rows, "there": True, "more": False, **more}).encode()
+    return f"sys.stdout.buffer.write(frame({text!r}, {data!r}))"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "sys.stdout.buffer.write(nonce + b'x' * 40)",
+        "sys.stdout.buffer.write(nonce + b'%16d%16d{}' % (-5, 2))",
+        "sys.stdout.buffer.write(nonce + b'%16s%16d{}' % (b'1_0', 2))",
+        "sys.stdout.buffer.write(frame(b'[1]'))",
+        "sys.stdout.buffer.write(frame(b'{'))",
+        "sys.stdout.buffer.write(frame(b'[' * 100000))",
+        "sys.stdout.buffer.write(frame(b'{\"error\": 3}'))",
+        "sys.stdout.buffer.write(frame(b'{\"files\": 3, \"there\": true, \"more\": false}'))",
+        files([["logs/a.log", 10**13, 10**13, 0, 0]]),
+        files([["logs/a.log", 10**13, 0, 0, 0]]),
+        files([["logs/a.log", -1, 0, 0, 0]]),
+        files([["logs/a.log", 0, -1, 1, 0]], b"x"),
+        files([["logs/a.log", 2, 0, 2, 0]], b"x"),
+        files([["logs/a.log", 1, 0, 1, 0]], b"xy"),
+        files([["logs/a.log", 1, 0, 1, "0"]], b"x"),
+        files([["logs/a.log", True, 0, 1, 0]], b"x"),
+        files([["logs/a.log"]]),
+        files([[1, 2, 3, 4, 5]]),
+        files([], there=3),
+        *(
+            files([[name, 1, 0, 1, 0]], b"x")
+            for name in ("", ".", "logs", "logs/", "/etc/x", "../up", "logs/../q", "./journal.jsonl", "logs//a", "q",
+                         "there.json", "job.sbatch", "secrets/K", "logs/a\0b", "logs/\ud800", "logs/" + "a" * 300)
+        ),
+        files([["logs/a", 1, 0, 1, 0], ["logs/a/b", 1, 0, 1, 0]], b"xy"),
+    ],
+)  # fmt: skip
+def test_nonsense_from_a_login_node_is_no_traceback_and_writes_nothing(hostile, tmp_path, body):
+    record = hostile(body)
+    before = (record.folder / journal.NAME).read_bytes()
+    with pytest.raises(Unreachable, match="answered nonsense"):
+        remote.fetch(record)
+    assert {path.name for path in record.folder.iterdir()} <= {journal.NAME, journal.LOCK, "logs"}
+    assert (record.folder / journal.NAME).read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", record.folder.name]
+
+
+def test_a_command_with_an_answer_that_is_none_did_not_answer(hostile):
+    hostile('sys.stdout.buffer.write(frame(b\'{"code": "0", "out": "", "err": ""}\'))')
+    done = remote.runner("me@good")(["squeue"])
+    assert (done.code, done.err) == (None, "me@good answered nonsense: no code")
+
+
+def test_a_login_node_does_not_say_what_a_run_is(hostile):
+    entries = [
+        {"event": "rendered", "backend": "local", "extra": {"login": "root@other", "login_dir": "/etc"}, "name": "y"},
+        {"event": "submitting", "token": "theirs", "backend": "local"},
+        {"event": "started", "job": "7", "time": "soon"},
+        {"event": "attempt", "attempt": 0, "hosts": 3},
+        {"event": "started", "job": "8"},
+    ]
+    rows = [{"seq": 50 + number, "time": 9e9 + number, "host": "evil", **one} for number, one in enumerate(entries)]
+    lines = b"".join(map(journal.line, rows))
+    record = hostile(files([["journal.jsonl", len(lines), 0, len(lines), 0]], lines))
+    assert remote.fetch(record)
+    found = runs.read(record.folder)
+    assert (found.backend, found.name, found.token, found.job) == ("slurm", "x", "mine", "8")
+    assert found.extra == {"login": "me@good"}
+    assert len(found.entries) == 3
+
+
+def test_a_login_node_that_does_not_stop_talking_is_cut_off(hostile, monkeypatch):
+    monkeypatch.setattr(remote, "MOST", 10 << 20)
+    record = hostile("while True: sys.stdout.buffer.write(b'x' * 1000000)")
+    begun = time.monotonic()
+    with pytest.raises(Unreachable, match="said more than 10 MiB"):
+        remote.fetch(record)
+    assert time.monotonic() - begun < 30
+
+
+def test_more_than_one_answer_holds_is_asked_for_until_it_is_there(reach, tmp_path, monkeypatch):
+    there, here = tmp_path / "there", tmp_path / "here"
+    (there / "here" / "logs").mkdir(parents=True)
+    for name in "abcdef":
+        (there / "here" / "logs" / f"{name}.log").write_bytes(os.urandom(100) + b"\0" * (15 << 20))
+    here.mkdir()
+    extra = {"login": HOST, "login_dir": str(there)}
+    journal.append(here, "rendered", backend="slurm", name="x", steps=0, extra=extra)
+    assert remote.fetch(runs.read(here))
+    for path in (there / "here" / "logs").iterdir():
+        assert (here / "logs" / path.name).read_bytes() == path.read_bytes()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import string
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -178,7 +178,7 @@ FREE = {  # field: how it is written with --set
     "workdir": "train.workdir={}",
     "venv": "venv={}",
     "checkpoint": "train.checkpoint.dir={}",
-    "srun": "slurm.srun=[{}]",
+    "srun": "slurm.srun=[--task-prolog, {}]",
     "setup": "setup=[': {}']",
     "script": "train.script={}",
 }
@@ -263,6 +263,180 @@ def test_a_program_of_any_name_is_one_word(field, text):
                 "flag": ["x", text, config],
             }[field]
         )
+
+
+# Fields of text, each with what has to stand around it; `anywhere` below gives every one of them such a text.
+PYXIS, APPTAINER = "container={image: a/b, runtime: pyxis}", "container={image: a.sif, runtime: apptainer}"
+SERVED = "services=[{{name: v, command: [x], container: {{image: a/b}}}}]"
+AROUND = {
+    "workdir": ["train.workdir={}"],
+    "checkpoint": ["train.checkpoint.dir={}"],
+    "checkpoint-pyxis": [PYXIS, "train.checkpoint.dir={}"],
+    "checkpoint-apptainer": [APPTAINER, "train.checkpoint.dir={}"],
+    "checkpoint-service": [SERVED, "train.checkpoint.dir={}"],
+    "mount-pyxis": ["container={{image: a/b, mounts: [{}]}}"],
+    "mount-apptainer": ["container={{image: a.sif, mounts: [{}]}}"],
+    "mount-shifter": ["container={{image: a/b, runtime: shifter, mounts: [{}]}}"],
+    "mount-service": ["services=[{{name: v, command: [x], container: {{image: a/b, mounts: [{}]}}}}]"],
+    "local-disk-pyxis": [PYXIS, "uv={{project: ., sync: true}}", "local_disk={}"],
+    "local-disk-apptainer": [APPTAINER, "uv={{project: ., sync: true}}", "local_disk={}"],
+    "local-disk": ["stage=[{{source: /x, to: y}}]", "local_disk={}"],
+    "local-disk-service": [SERVED, "local_disk={}"],
+    "stage-to": ["stage=[{{source: /x, to: {}}}]"],
+    "stage-source": ["stage=[{{source: {}, to: x}}]"],
+    "stage-venv": ["stage=[{{source: /x, to: {}, activate: venv}}]"],
+    "stage-conda": ["stage=[{{source: /x, to: {}, activate: conda}}]"],
+    "inside-pyxis": ["container={{image: a/b, workdir: {}}}"],
+    "inside-apptainer": ["container={{image: a.sif, workdir: {}}}"],
+    "inside-shifter": ["container={{image: a/b, runtime: shifter, workdir: {}}}"],
+    "environment": ["container={{environment: {}}}"],
+    "image": ["container={{image: {}}}"],
+    "sif": ["container={{image: {}, runtime: apptainer}}"],
+    "container-name": ["container={{image: a/b, name: {}}}"],
+    "container-args": ["container={{image: a/b, args: [{}]}}"],
+    "container-args-apptainer": ["container={{image: a.sif, args: [{}]}}"],
+    "shifter-modules": ["container={{image: a/b, runtime: shifter, modules: [{}]}}"],
+    "host-env": ["container={{image: a.sif, host_env: [{}]}}"],
+    "login-dir": ["slurm.login=me@login", "slurm.login_dir={}"],
+    "bcast-from": ["slurm.bcast={{{}: /tmp/x}}"],
+    "bcast-to": ["slurm.bcast={{/a: {}}}"],
+    "uv": ["uv={}"],
+    "uv-sync": ["uv={{project: {}, sync: true}}"],
+    "uv-extras": ["uv={{project: ., sync: true, extras: [{}]}}"],
+    "conda": ["conda={}"],
+    "conda-root": ["conda={{env: x, tool: micromamba, root: {}}}"],
+    "mamba-root": ["conda={{env: x, tool: mamba, root: {}}}"],
+    "venv": ["venv={}"],
+    "module-use": ["modules={{use: [{}], load: [a]}}"],
+    "module-swap": ["modules={{swap: {{a: {}}}}}"],
+    "address-suffix": ["slurm.address_suffix={}"],
+    "nodefile": ["slurm.nodefile={}"],
+    "comment": ["slurm.comment={}"],
+    "exclude": ["slurm.exclude={}"],
+    "srun": ["slurm.srun=[--task-prolog, {}]"],
+    "cpu-bind": ["slurm.cpu_bind={}"],
+    "network": ["slurm.network={}"],
+    "distribution": ["train.launcher=job", "train.command=[x]", "slurm.distribution={}"],
+    "wandb": ["tracking.wandb={{group: {}}}"],
+    "wandb-dir": ["tracking.wandb={{dir: {}}}"],
+    "mlflow": ["tracking.mlflow={{uri: {}}}"],
+    "comet": ["tracking.comet={{workspace: {}}}"],
+    "tensorboard": ["tracking.tensorboard={}"],
+    "prefix": ["train.script=x.py", "train.prefix=[{}]"],
+    "launcher-args": ["train.launcher_args=[--log-dir, {}]"],
+    "env": ["env.V={}"],
+    "service-env": ["services=[{{name: v, command: [x], env: {{V: {}}}}}]"],
+    "service-command": ["services=[{{name: v, command: [{}]}}]"],
+    "service-file": ["services=[{{name: v, command: [x], ready: {{file: {}}}}}]"],
+    "version": ["environment.deepspeed={}"],
+}
+
+# Every script goes on whatever fails: what a quote left open lets through further down runs as well.
+GO_ON = """
+set() { :; }; trap() { :; }; sleep() { :; }
+exit() { ends=$((${ends:-0} + 1)); [ "$ends" -lt 8 ] || builtin exit 0; }
+exec() { case $1 in [0-9]*) ;; *) "$@" ;; esac; }
+command_not_found_handle() { :; }
+"""
+
+
+def runs_something(job: spec.JobSpec, home: Path) -> bool:
+    """Whether any script of the job starts `touch`, which none has a reason to."""
+    rendered = slurm.render(plan.make(job))
+    folder, base, programs = home / "run", home / "base", home / "bin"
+    base.mkdir()
+    bundle.write(rendered, folder, submitted_from=base, secrets={})
+    (home / "go-on").write_text(GO_ON)
+    programs.mkdir()
+    for name in HARMLESS:
+        (programs / name).symlink_to(f"/bin/{name}")
+    started = 'while [ "$1" != bash ]; do shift; done\nexec "$@"'
+    bodies = dict.fromkeys(("srun", "apptainer", "singularity", "shifter"), started)
+    bodies |= {
+        "scontrol": "echo host1",
+        "python3": "case $1 in *port.py) echo 20000 ;; esac",
+        "touch": ': >"$HOME/ran"',
+    }
+    for name, body in bodies.items():
+        (programs / name).write_text(f"#!/bin/sh\n{body}\n")
+        (programs / name).chmod(0o755)
+    environ = {
+        "PATH": str(programs), "SLURM_JOB_NODELIST": "host1", "SLURM_JOB_ID": "7", "NODE_RANK": "0",
+        "HOME": str(home), "BASH_ENV": str(home / "go-on"), "TMPDIR": str(home),
+    }  # fmt: skip
+    shells = [file.path for file in rendered.files if file.text.startswith(("#!/bin/bash", "#!/usr/bin/env bash"))]
+    for name in shells:
+        words = (
+            ["/bin/bash", folder / name, folder, "host1"] if name.endswith(".srun") else ["/bin/bash", folder / name]
+        )
+        words += ["bash", "-c", ":"] if Path(name).name.startswith("host") else []
+        if not name.startswith("node/"):
+            subprocess.run(words, cwd=folder, env=environ, capture_output=True, timeout=60, stdin=subprocess.DEVNULL)
+    return (home / "ran").exists()
+
+
+BREAKS = [
+    "$(touch caught)",
+    "`touch caught`",
+    "'; touch caught; '",
+    '"; touch caught; "',
+    "\ntouch caught\n",
+    ";touch caught;",
+]
+BREAKS += [
+    ";touch;",
+    "&touch&x",
+    "|touch|x",
+    "(touch)",
+    "".join(BREAKS),
+    *(text.replace(" ", "${IFS}") for text in BREAKS),
+]
+Breaking = st.tuples(
+    st.sampled_from(["", "a", "/tmp/x", "/x y", "b/"]), st.sampled_from(BREAKS), st.sampled_from(["", "z", "'", '"'])
+)
+
+
+def with_text(field: str, text: str) -> list[str]:
+    """The last override holds it."""
+    *before, last = AROUND[field]
+    return [
+        *(line.format() for line in before if "{{" in line),
+        *(line for line in before if "{{" not in line),
+        last.format(quoted(text)),
+    ]
+
+
+@pytest.mark.slow
+@given(st.sampled_from(sorted(AROUND)), Breaking)
+@settings(max_examples=60, deadline=None, phases=UNSHRUNK)
+def test_no_text_of_any_field_is_ever_a_command(field, parts):
+    overrides = with_text(field, "".join(parts))
+    if accepted(*overrides):
+        with tempfile.TemporaryDirectory() as folder:
+            assert not runs_something(load(*overrides), Path(folder)), (field, parts)
+
+
+@pytest.mark.parametrize("field", sorted(AROUND))
+def test_every_field_of_that_search_is_read(field):
+    texts = ["ab1", "/ab1", "a@x:1", "0.19.6", "AB", "none", "block"]
+    assert any(accepted(*with_text(field, text)) for text in texts) or field in ("login-dir", "nodefile")
+
+
+@pytest.mark.parametrize("where", [
+    ["setup=['touch caught']"], ["setup=['false; false', 'touch caught']"],
+    ["services=[{name: v, command: [x], setup: ['touch caught']}]"],
+])  # fmt: skip
+def test_what_does_run_is_seen(where, tmp_path):
+    assert runs_something(load(*where), tmp_path)
+
+
+def test_a_mount_that_a_caller_forgot_to_check_would_be_seen(tmp_path):
+    """The text that once was a command: the reader refuses it, and what was rendered of it ran."""
+    text = '/tmp/x";touch caught;"'
+    for line in ("local_disk={}", "container={{image: a/b, mounts: [{}]}}"):
+        assert not accepted(line.format(quoted(text)))
+    job = load(PYXIS, "uv={project: ., sync: true}")
+    assert runs_something(replace(job, local_disk=text), tmp_path)
 
 
 GOOD = {
@@ -489,6 +663,144 @@ def test_a_secret_reaches_the_rank_byte_for_byte(tmp_path):
     assert not any(value.encode() in path.read_bytes() for path in (tmp_path / "records").glob("*.argv"))
 
 
+KEYS = [  # put together here, so that nobody's scanner takes one for real
+    "hf" + "_" + "a1" * 12, "sk" + "-" + "a1" * 12, "gh" + "p_" + "a1" * 12, "github" + "_pat_" + "a1" * 12,
+    "gl" + "pat-" + "a1" * 12, "xo" + "xb-" + "12-ab" * 4, "nv" + "api-" + "a1" * 12, "AK" + "IA" + "A1" * 8,
+    "aws_secret" + "_access_key = " + "a1" * 20, "https://user:" + "pw12@host/x", "redis://:" + "pw12@host",
+]  # fmt: skip
+TEXTS = {
+    "comment": "slurm.comment={}", "sbatch": "slurm.sbatch.mcs-label={}", "box": "container={{image: a, args: [{}]}}",
+    "setup": "setup=[{}]", "launcher": "train.launcher_args=[--log-dir, {}]", "prefix": "train.prefix=[{}]",
+    "wandb": "tracking.wandb.project={}", "mlflow": "tracking.mlflow.uri={}", "note": "kubernetes.annotations.a={}",
+    "patch": "kubernetes.patch={{spec: {{a: [{}]}}}}", "pod": "kubernetes.pod_patch={{spec: {{a: {}}}}}",
+    "config": "train.deepspeed={{wandb: {{team: {}}}}}", "env": "env.V={}", "args": "train.args=[{}]",
+    "service": "services=[{{name: v, command: [x], setup: [{}]}}]",
+    "of-service": "services=[{{name: v, command: [{}]}}]",
+    "service-env": "services=[{{name: v, command: [x], env: {{V: {}}}}}]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", sorted(TEXTS))
+def test_a_secret_in_plain_text_is_refused_wherever_it_stands_and_not_repeated(field):
+    for key in [KEYS[0], f"--key={KEYS[3]}"] if field not in ("comment", "sbatch") else [KEYS[0]]:
+        with pytest.raises(UserError) as caught:
+            load(TEXTS[field].format(quoted(key)))
+        said = [str(problem) for problem in caught.value.problems]
+        assert any("looks like a secret" in line for line in said), said
+        assert not any(key in line for line in said)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_what_a_secret_looks_like(key):
+    for text in (key, f"export X={key}", f'{{"x": "{key}"}}'):
+        assert spec.SECRET_VALUE.regex.fullmatch(text), text
+
+
+NO_SECRETS = [
+    "/data/task-fine-tuning-of-llama-models", "disk-usage-monitoring-of-nodes", "https://host:8080/a@b",
+    "git@github.com:a/b", "ssh://git@host:22/a", "https://$USER:$PASS@host", "http://<user>:<password>@host",
+    "hf_hub_download_of_a_model_name", "tcp://10.0.0.1:29500", "aws_secret_access_key=$KEY", "xoxo", "file:///a:b@c",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", NO_SECRETS)
+def test_what_is_no_secret_is_taken(text):
+    load(f"train.args=[{quoted(text)}]")
+
+
+@pytest.mark.parametrize("name", ["MY_PAT", "DB_PASS", "PASS", "MYSQL_PWD", "DBPWD", "KEY_PASSPHRASE", "X_TOKEN"])
+def test_a_name_of_a_secret(name):
+    with pytest.raises(UserError, match=f"{name} looks like a secret"):
+        load(f"env.{name}=x")
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["TOKENIZER=x", "TOKENIZERS_PARALLELISM=false", "HF_HOME=/x", "PATHS=x", "BYPASS=1", "COMPAT=1", "SPAT=1",
+     "INIT_PWD=/a/b", "PASSES=2"],
+)  # fmt: skip
+def test_a_name_of_no_secret(line):
+    load(f"env.{line}")
+
+
+def test_pwd_is_a_directory():
+    assert not any(spec.SECRET_NAME.regex.fullmatch(name) for name in ("PWD", "OLDPWD"))
+
+
+# --- marks of our own -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["\ue000DSLAUNCH_JOB_ID\ue001", "\ue000NOPE\ue001", "a\ue000", "\ue001"])
+def test_what_stands_for_a_variable_in_our_own_texts_is_refused_in_a_job_file(text):
+    says = r"U\+E00[01] may not stand in"
+    for line in (f"env: {{A: {quoted(text)}}}\n", f"env: {{A: '{text}'}}\n", f"env: {{{quoted(text)}: a}}\n"):
+        with pytest.raises(UserError, match=says):
+            spec.load(BASE + line, name="job.yaml")
+    with pytest.raises(UserError, match=says):
+        load(f"train.args=[{quoted(text)}]")
+    with pytest.raises(UserError, match=says):
+        spec.load(BASE + "env: {A: {env: X}}\n", name="job.yaml", environ={"X": text})
+    with pytest.raises(UserError, match=says):
+        spec.load(BASE, name="job.yaml", site=("site.yaml", f"env: {{A: {quoted(text)}}}\n"))
+
+
+# --- options ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["output", "chdir", "wrap", "export", "outpu", "wra", "job-name"])
+def test_a_plugin_brings_no_option_that_slurm_has(option):
+    with pytest.raises(UserError, match="to Slurm itself"):
+        slurm.render(plan.make(load(f"slurm.plugin_options=[{option}]")))
+    with pytest.raises(UserError, match=f"option {option}"):
+        slurm.render(plan.make(load(f"slurm.plugin_options=[{option}]", f"slurm.sbatch={{{option}: x}}")))
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["/bin/sh"], "/bin/sh is no option"), (["--label", "sh"], "sh is no option"),
+        (["-l", "sh"], "sh is no option"),
+        (["--task-prolog=a", "sh"], "sh is no option"), (["--label", "--", "sh"], "-- is no option"),
+        (["-"], "- is no option"), (["--task-prolog"], "--task-prolog has no value"), (["-lD/tmp"], "chdir"),
+        (["-lDx"], "chdir"), (["-?"], "no option -?"), (["--task-prolog", "a", "sh"], "sh is no option"),
+        (["--kill-on-bad-exit", "sh"], "sh is no option"),
+    ],
+)  # fmt: skip
+def test_a_word_of_srun_that_is_no_option_would_be_its_program(words, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        slurm.render(plan.make(load(f"slurm.srun=[{', '.join(map(quoted, words))}]")))
+
+
+@pytest.mark.parametrize("words", [["--task-prolog", "a b"], ["--task-prolog=a"], ["-l", "--label"], ["--site-x=1"]])
+def test_options_of_srun_are_taken(words):
+    assert accepted("slurm.plugin_options=[site-x]", f"slurm.srun=[{', '.join(map(quoted, words))}]")
+
+
+# --- copies on a node's disk ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("places", "says"),
+    [
+        (["../../x"], "leads out"), (["a/../../x"], "leads out"), (["."], "there already"), (["./"], "there already"),
+        (["/"], "there already"), (["a", "a"], "one place"), (["a", "./a/"], "one place"),
+        (["a", "a/b"], "one holds"),
+        (["a/b", "a"], "one holds"), (["/x", "/x//y"], "one holds"),
+    ],
+)  # fmt: skip
+def test_a_copy_has_a_place_of_its_own(places, says):
+    rows = ", ".join(f"{{source: /s, to: {quoted(place)}}}" for place in places)
+    with pytest.raises(UserError, match=says) as caught:
+        load(f"stage=[{rows}]")
+    assert caught.value.problems[0].at == ("stage", len(places) - 1, "to")
+    assert accepted("stage=[{source: /s, to: a}, {source: /s, to: ab}, {source: /s, to: /x/../y}]")
+
+
+def test_a_copy_is_not_what_uv_makes():
+    with pytest.raises(UserError, match=r"uv\.sync"):
+        load("stage=[{source: /s, to: uv/x}]", "uv={project: ., sync: true}")
+
+
 # --- shellcheck -------------------------------------------------------------------------------------------
 
 GPUS = "resources: {nodes: 4, gpus_per_node: 8, gpu: h100, fabric: ib, cpus_per_node: 64, memory: 500G"
@@ -501,7 +813,7 @@ SPREAD = {
     "all": (
         f"name: demo\nmodel: gpt2\n{GPUS}}}\ntrain: {{command: [./a, '*'], config_flag: --ds, workdir: /w d}}\n"
         'modules: [cuda/12.4]\nvenv: my venv\nsecrets: {A: {from_env: B}}\nenv: {A_B: "x y\'s $z"}\n'
-        "environment: {deepspeed: 0.19.6}\nslurm: {srun: [--label, 'a b']}\nsetup: [export X=1]\n"
+        "environment: {deepspeed: 0.19.6}\nslurm: {srun: [--label, --task-prolog, 'a b']}\nsetup: [export X=1]\n"
     ),
     "container": f"name: demo\nmodel: gpt2\n{GPUS}}}\ncontainer: {{image: a/b:1, mounts: ['/d:/d']}}\nconda: x\n",
 }

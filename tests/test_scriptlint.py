@@ -351,6 +351,68 @@ def test_lines_that_sbatch_refuses_or_misreads(line, rule, fix):
 
 
 @pytest.mark.parametrize(
+    ("line", "fix"),
+    [
+        ("--time=1h", "--time=1:00:00"),
+        ("-t 2days", "--time=2-00"),
+        ("--time=soon", "HH:MM:SS"),
+        ("--mem=lots", "--mem=64G"),
+        ("--mem-per-cpu=4.5G", "--mem-per-cpu=64G"),
+    ],
+)
+def test_values_that_sbatch_cannot_read(line, fix):
+    one = only(f"#!/bin/bash\n#SBATCH {line}\npython train.py\n", "SLM015")[0]
+    assert (one.line, one.severity) == (2, "error")
+    assert fix in one.fix
+
+
+@pytest.mark.parametrize(
+    "line", ["--time=2-00", "-t 90", "--time=UNLIMITED", "--mem=0", "--mem=900GB", "--mem=4g", "--tmp=1T"]
+)
+def test_values_that_sbatch_reads(line):
+    assert not only(f"#!/bin/bash\n#SBATCH {line}\npython train.py\n", "SLM015")
+
+
+@pytest.mark.parametrize("line", ["# SBATCH --mem=0", "#SBTACH -N 2", "#sbatch --nodes=2", " #SBATCH --nodes=2"])
+def test_comments_that_look_like_lines_of_sbatch(line):
+    one = only(f"#!/bin/bash\n{line}\npython train.py\n", "SLM016")[0]
+    assert (one.line, one.severity) == (2, "note")
+    assert one.fix.startswith("#SBATCH -")
+
+
+@pytest.mark.parametrize(
+    "line", ["##SBATCH --mem=0", "# batch -- of eight", "#SBATCH --mem=0", "# see sbatch(1)", "#PBS -l x"]
+)
+def test_comments_that_are_comments(line):
+    assert not only(f"#!/bin/bash\n{line}\npython train.py\n", "SLM016")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("if [ 1 ; then\n  srun a\nfi\n", 2),
+        ('srun a\nsrun python t.py --name "x\n', 3),
+        ("for i in 1 2; do\n  a $i\n", 2),
+    ],
+)
+def test_a_script_that_a_shell_cannot_read(text, line):
+    assert only(f"#!/bin/bash\n{text}", "SLM068")[0].line == line
+
+
+def test_nothing_is_said_of_who_starts_what_where_the_shell_makes_no_sense():
+    text = "#!/bin/bash\n#SBATCH --nodes=2\nif [ 1 ; then\nsrun -K1 torchrun --nnodes=2 t.py\n"
+    assert only(text, "SLM068")
+    assert not only(text, "SLM013")
+
+
+def test_a_function_around_srun_starts_a_step_on_every_node():
+    head = "#!/bin/bash\n#SBATCH --nodes=4 --ntasks-per-node=1\n"
+    line = 'run torchrun --nnodes 4 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint "$HEAD:21000" train.py\n'
+    assert not only(f'{head}run() {{ srun -K1 "$@"; }}\n{line}', "SLM013")
+    assert only(f'{head}run() {{ time "$@"; }}\n{line}', "SLM013")
+
+
+@pytest.mark.parametrize(
     "line",
     ["--part=gpu", "--ntasks-per-nod=2", "--tasks-per-node=2", "-N2 -n 16", "--nodes 2 # two", "--uenv=pytorch/v2.6",
      "--container-image=a.sqsh", "--comment='a $5 run'", "--our-own-plugin=7", "-J%j", "hetjob", "packjob"],

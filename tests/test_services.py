@@ -236,6 +236,25 @@ def test_with_all_hosts_every_one_has_to_answer(tmp_path, server):
     assert not one(tmp_path, {"port": True, "hosts": "all"}, port=port, hosts=hosts).answers()
 
 
+def test_output_is_searched_once_whatever_pieces_it_comes_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(services, "PIECE", 7)
+    read = []
+    real = services.holds
+    monkeypatch.setattr(services, "holds", lambda file, text, start: read.append(start) or real(file, text, start))
+    found, log = one(tmp_path, {"log": "is ready"}), tmp_path / "logs" / "service-reward.log"
+    log.write_text("x" * 1000 + "is re")
+    assert not found.answers()
+    assert not found.answers()
+    log.write_text("x" * 1000 + "is ready")
+    assert found.answers()
+    assert found.answers()
+    assert read == [0, 998, 998, 998]
+    log.write_text("begun anew")
+    assert not found.answers()
+    log.write_text("begun anew, is ready")
+    assert found.answers()
+
+
 def test_what_an_earlier_attempt_wrote_says_nothing(tmp_path):
     found = one(tmp_path, {"log": "up", "file": "there"})
     log = tmp_path / "logs" / "service-reward.log"

@@ -222,3 +222,39 @@ def test_a_branch_that_is_never_run_is_read_and_marked():
     assert found["far"] == ("if", "never")
     assert found["near"] == ()
     assert not script.choices
+
+
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ('run() { srun "$@"; }\nrun a b\nrun c', ["srun", "c"]),
+        ('run() { n=$1; shift; srun -N $n "$@"; }\nrun 2 a "b c"', ["srun", "-N", "2", "a", "b c"]),
+        ('run() { srun "$*"; }\nrun a b', ["srun", "a b"]),
+        ('run() { srun "${@:2}"; }\nrun a b c', ["srun", "b", "c"]),
+        ('run() { run "$@"; }\nrun a', ["run", "a"]),
+        ('T=(a b c)\nsrun "${T[@]:1}"', ["srun", "b", "c"]),
+        ('T=(a b c)\nsrun "${T[@]:0:1}"', ["srun", "a"]),
+        ('run() { srun "$@"; }', ["srun", "${@}"]),
+    ],
+)
+def test_arguments_of_functions_and_parts_of_arrays(text, last):
+    assert [word.replace("$@", "${@}") for word in commands(text)[-1]] == last
+
+
+@pytest.mark.parametrize(("text", "line"), [("a\nif [ 1 ; then\nb\nfi", 2), ('a\necho "b\nc', 2), ("a\nb $(c", 2)])
+def test_where_a_script_makes_no_sense(text, line):
+    assert shell.read(text).broken[0].line == line
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
+def test_a_whole_script_makes_sense(path):
+    assert shell.read(path.read_text()).broken == ()
+
+
+@pytest.mark.parametrize(
+    ("option", "other"),
+    [("gpu-per-node", "gpus-per-node"), ("ntasks_per_node", "ntasks-per-node"), ("nodes", ""), ("uenv", ""),
+     ("kill-on-bad-exit", "")],
+)  # fmt: skip
+def test_the_option_that_was_meant(option, other):
+    assert shell.near(option) == other

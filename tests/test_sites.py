@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -158,3 +162,60 @@ def test_sites_lists_them_with_the_broken_ones(here):
         ["bad", "cannot"], ["booster", "slurm"], ["pods", "kubernetes"],
     ]  # fmt: skip
     assert "the big machine" in text
+
+
+def test_a_site_file_that_names_no_backend_is_named(here):
+    uni = here / "config" / "dslaunch" / "sites" / "uni.yaml"
+    uni.write_text("slurm: {partition: gpu}\npaths: {data: /d, scratch: /s}\n")
+    for command in ("submit", "render"):
+        with pytest.raises(UserError) as caught:
+            CliRunner().invoke(cli.cli, [command, "job.yaml", "--site", "uni"], catch_exceptions=False)
+        (problem,) = caught.value.problems
+        assert problem.message == "uni.yaml does not say where its jobs go"
+        assert problem.hint.startswith("add site: {backend: slurm}")
+        assert problem.where == str(uni)
+
+
+def test_an_empty_site_file_is_said_to_be_empty(here, monkeypatch):
+    (here / "config" / "dslaunch" / "sites" / "void.yaml").write_text(" \n")
+    assert ask("plan", "job.yaml", "--site", "void")[0] == 2
+    assert "void.yaml is empty" in ask("plan", "job.yaml", "--site", "void")[1]
+    monkeypatch.setenv("DSLAUNCH_SITE", "void")
+    assert "void.yaml is empty" in ask("plan", "job.yaml")[1]
+
+
+def test_more_hardware_than_the_site_has_is_noted_with_both_lines(here):
+    four = here / "four.yaml"
+    four.write_text(SLURM.replace("fabric: infiniband", "fabric: ethernet, gpus_per_node: 4, gpu: a100-40gb"))
+    (here / "job.yaml").write_text(JOB.replace("gpu: h100-80gb", "gpu: h100-80gb, fabric: infiniband"))
+    expected = [
+        "job.yaml:7:38: gpus_per_node 8, and the site has 4 (./four.yaml:2:46)",
+        "job.yaml:7:46: gpu h100-80gb, and the site has a100-40gb (./four.yaml:2:54)",
+        "job.yaml:7:65: fabric infiniband, and the site has ethernet (./four.yaml:2:21)",
+    ]
+    document, made = cli.load("job.yaml", "./four.yaml", ())
+    assert list(document.notes) == expected
+    assert list(made.notes[:3]) == expected
+    for command in ("plan", "render"):
+        done = CliRunner().invoke(cli.cli, [command, "job.yaml", "--site", "./four.yaml"])
+        assert all(f"note: {line}" in done.stderr for line in expected)
+    four.write_text(SLURM.replace("fabric: infiniband", "fabric: infiniband, gpus_per_node: 8, gpu: h100"))
+    assert cli.read("job.yaml", "./four.yaml", ()).notes == ()
+
+
+@pytest.mark.skipif(not shutil.which("scontrol"), reason="Slurm's commands are not here")
+def test_a_probe_that_fails_writes_nothing(here):
+    """A controller that nobody runs: not reached, in one line, and no half of a file."""
+    conf = here / "slurm.conf"
+    conf.write_text(
+        "ClusterName=x\nSlurmctldHost=localhost(127.0.0.1)\nSlurmctldPort=1\nAuthType=auth/none\nCredType=cred/none\n"
+        "MessageTimeout=2\nNodeName=n1 NodeAddr=127.0.0.1\nPartitionName=p Nodes=n1 Default=YES\n"
+    )
+    environ = {**os.environ, "SLURM_CONF": str(conf)}
+    done = subprocess.run(
+        [sys.executable, "-m", "launcher", "probe", "--site", "slurm", "-o", "sites/x.yaml"],
+        capture_output=True, text=True, check=False, env=environ,
+    )  # fmt: skip
+    assert done.returncode == 8, done.stderr
+    assert "\\n" not in done.stderr
+    assert not (here / "sites").exists()

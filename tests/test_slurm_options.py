@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 
 from launcher import facts, listed, plan, spec
 from launcher.backends import slurm
-from launcher.backends.slurm import controller, queue
-from launcher.errors import UserError
+from launcher.backends.slurm import controller, options, queue
+from launcher.errors import Unreachable, UserError
+from launcher.run import Result
+from launcher.runs.submit import Unsent
 from launcher.spec.slurm import Slurm
 
 JOB = {
@@ -53,6 +55,101 @@ def lines(script: str) -> dict[str, str]:
     pairs = [word[0].removeprefix("--").partition("=") for word in words]
     assert len({name for name, _, _ in pairs}) == len(pairs)
     return {name: value for name, _, value in pairs}
+
+
+TIMES = (
+    "2026-12-01", "2026-12-01T08:00", "2026-12-01T8:00:30", "08:00", "8:00", "8:00pm", "16:00:30", "now", "now+1",
+    "now+1hour", "now-1hour", "now+60minutes", "now+1week", "midnight", "noon", "fika", "teatime", "today",
+    "tomorrow", "12/01", "1/2", "12/01/27", "12.01", "1201", "120127", "12/01-16:00",
+)  # fmt: skip
+NO_TIMES = (
+    "tomorow", "5pmm", "5pm", "lots", "now+1h", "elevenses", "Tomorrow", "tomorrow+1day", "2026-12", "2027-1-1",
+    "24:00", "today+1hour", "uptime", "13/01",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("field", ["begin", "deadline"])
+@pytest.mark.parametrize("text", TIMES)
+def test_a_time_that_sbatch_reads_is_taken(field, text):
+    assert lines(rendered({"time": "1:00:00", field: text}))[field] == text
+
+
+@pytest.mark.parametrize("field", ["begin", "deadline"])
+@pytest.mark.parametrize("text", NO_TIMES)
+def test_a_time_that_sbatch_refuses_is_refused(field, text):
+    with pytest.raises(UserError, match="is not a time as sbatch takes it"):
+        made({field: text})
+
+
+@pytest.mark.slow
+def test_sbatch_reads_the_same_times(slurm):
+    """Of what it refuses it says so before it asks the controller."""
+    for text, fine in [*((text, True) for text in TIMES), *((text, False) for text in NO_TIMES)]:
+        done = subprocess.run(
+            ["sbatch", "--test-only", f"--begin={text}", "--wrap=true"], capture_output=True, text=True, check=False
+        )
+        assert ("--begin specification" not in done.stderr) == fine, (text, done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ({"tmp": "lots"}, "is not a Slurm size"),
+        ({"tmp": "1.5G"}, "is not a Slurm size"),
+        ({"tmp": "5P"}, "is not a Slurm size"),
+        ({"licenses": ["7"]}, "a letter comes first"),
+    ],
+)
+def test_sizes_and_licenses_are_slurms(asked, says):
+    with pytest.raises(UserError, match=says):
+        made(asked)
+
+
+@pytest.mark.parametrize(
+    ("gres", "index", "hint"),
+    [
+        (["gpu:8"], 0, "gpus_per_node: 8 with slurm.gpus_as: gres"),
+        (["nvme:1", "gpu:a100:4"], 1, "gpus_per_node: 4 with"),
+        (["gres/gpu:2"], 0, "gpus_per_node: 2 with"),
+        (["gpu"], 0, "slurm.gpus_as: gres"),
+    ],
+)
+def test_gpus_are_not_asked_for_twice(gres, index, hint):
+    with pytest.raises(UserError) as caught:
+        rendered({"gres": gres})
+    (problem,) = caught.value.problems
+    assert problem.at == ("slurm", "gres", index)
+    assert hint in problem.hint
+    assert lines(rendered({"gres": ["gpumem:1"]}))["gres"] == "gpumem:1"
+
+
+def test_minutes_that_look_like_hours_are_said():
+    (note,) = [note for note in options.notes(made({"time": "24:00"}).spec, {}) if "slurm.time" in note]
+    assert "24:00 is 24 minutes" in note
+    assert "24:00:00" in note
+    assert not [note for note in options.notes(made({"time": "24:00:00"}).spec, {}) if "slurm.time" in note]
+
+
+NO_CONF = """\
+sbatch: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host
+sbatch: error: fetch_config: DNS SRV lookup failed
+sbatch: error: _establish_config_source: failed to fetch config
+sbatch: fatal: Could not establish a configuration source
+"""
+NO_CONTROLLER = "sbatch: error: Batch job submission failed: Unable to contact slurm controller (connect failure)\n"
+
+
+@pytest.mark.parametrize("words", [NO_CONF, NO_CONTROLLER])
+def test_a_slurm_that_is_not_reached_refuses_nothing(words):
+    with pytest.raises(Unsent) as caught:
+        controller.parse_submitted(Result(1, "", words))
+    (problem,) = caught.value.problems
+    assert not problem.at
+    assert "\n" not in problem.message
+    assert "error:" not in problem.message
+    told = controller.unreached(Result(1, "", words.replace("sbatch", "scontrol")), "--login")
+    assert isinstance(told, Unreachable)
+    assert ("--login" in told.problems[0].hint) == (words is NO_CONF)
 
 
 def steps(script: str) -> tuple[list[str], list[str]]:

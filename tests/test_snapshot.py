@@ -191,6 +191,69 @@ def test_a_secret_is_refused_by_file_and_line_and_ignoring_it_helps(project, nam
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        ".netrc",
+        "a/.git-credentials",
+        ".pypirc",
+        "id_rsa",
+        "x/id_ed25519",
+        "id_ecdsa",
+        ".aws/credentials",
+        "kubeconfig",
+    ],
+)
+def test_credentials_are_refused_by_their_name_and_ignoring_them_helps(project, name):
+    tree(project, {name: "machine example.org login me\n"})
+    for how in ("git", "copy"):
+        (said,) = says(project, f"code: {how}\n")
+        assert said.startswith(f"{name} holds credentials by its name")
+        assert ".dslaunchignore" in said
+    tree(project, {".dslaunchignore": name + "\n"})
+    assert name not in [entry.path for entry in take(project, "code: git\n").entries]
+
+
+def test_the_difference_has_nothing_of_what_is_left_out(project):
+    tree(project, {"private/a b.txt": "first\n", "private/gone.txt": "gone\n", "[x].txt": "one\n", "x.txt": "one\n"})
+    git(project, "add", ".")
+    git(project, "commit", "-m", "more")
+    tree(project, {"private/a b.txt": "second\n", "[x].txt": "left\n", "x.txt": "two\n", "train.py": "third"})
+    (project / "private/gone.txt").unlink()
+    git(project, "mv", "src/model.py", "src/renamed.py")
+    tree(project, {".dslaunchignore": "private/\n\\[x].txt\n"})
+    patch = take(project, "code: git\n").patch.decode()
+    assert "+third" in patch
+    assert "+two" in patch
+    assert "src/renamed.py" in patch
+    assert "private" not in patch
+    assert "left" not in patch
+
+
+def test_a_secret_in_a_line_that_was_removed_is_refused(project):
+    tree(
+        project,
+        {
+            "conf.py": "key = 'hf_" + "a1" * 15 + "'\nother = 1\n",
+            "id_rsa": "anything\n",
+            "c/.env": "A_TOKEN=abcdefgh12\n",
+        },
+    )
+    git(project, "add", ".")
+    git(project, "commit", "-m", "oops")
+    tree(project, {"conf.py": "other = 2\n", "c/.env": "\n"})
+    (project / "id_rsa").unlink()
+    said = says(project, "code: git\n")
+    assert [line.split(" since")[0] for line in said] == [
+        f"what changed in {name}" for name in ("c/.env", "conf.py", "id_rsa")
+    ]
+    assert all("commit the change" in line for line in said)
+    tree(project, {".dslaunchignore": "conf.py\n"})
+    assert len(says(project, "code: git\n")) == 2
+    git(project, "commit", "-a", "-m", "gone")
+    assert take(project, "code: git\n").patch == b""
+
+
+@pytest.mark.parametrize(
     ("name", "text"), [(".env", "API_KEY=\nA_TOKEN=x\n"), ("a.md", "hf_short and PRIVATE KEY\n")]
 )
 def test_what_only_looks_a_little_like_one_is_taken(project, name, text):

@@ -72,6 +72,14 @@ class Node:
         assert not (self.records / "python3.argv").exists(), "the ranks were started"
         return (self.run / "logs/failed-before-ranks").read_text().strip()
 
+    def fails_again(self) -> str:
+        """A later start of a run that was started."""
+        (self.records / "python3.argv").unlink()
+        done = self.start()
+        assert done.returncode != 0
+        assert not (self.records / "python3.argv").exists(), "the ranks were started"
+        return (self.run / "logs/failed-before-ranks").read_text().strip()
+
     def argv(self, name: str) -> list[str]:
         return (self.records / f"{name}.argv").read_text().split("\0")[:-1]
 
@@ -314,6 +322,72 @@ def test_what_cannot_be_copied_is_said(packed):
     assert "is there already" in packed.fails(f"stage: [{{source: data.tar, to: {taken}}}]\n")
     packed.program("df", "echo Avail; echo 3")
     assert "has 3B left" in packed.fails("stage: [{source: data.tar.gz, to: fresh}]\n")
+
+
+@pytest.fixture
+def shared(packed):
+    """A /scratch that all can write to."""
+    folder = packed.home / "scratch"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    return folder
+
+
+NOBODY = 65534
+only_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to somebody else")
+
+
+@only_root
+@pytest.mark.parametrize("kind", ["copy", "lock", "mark"])
+def test_what_somebody_else_put_where_a_copy_goes_is_not_trusted(packed, shared, kind):
+    text = f"stage: [{{source: data.tar, to: {shared}/data}}]\n"
+    packed.ok(text)
+    their = {"copy": "data", "lock": "data.lock", "mark": "data.staged"}[kind]
+    os.chown(shared / their, NOBODY, NOBODY)
+    before = (shared / "data.staged").read_text()
+    assert f"{shared}/{their} is there already, and is a link or somebody else's" in packed.fails_again()
+    assert (shared / "data.staged").read_text() == before
+
+
+@pytest.mark.parametrize("name", ["data", "data.lock", "data.staged"])
+def test_a_link_where_a_copy_goes_is_not_followed(packed, shared, name):
+    precious = packed.home / "precious"
+    precious.write_text("kept")
+    (shared / name).symlink_to(precious)
+    assert "is a link" in packed.fails(f"stage: [{{source: data.tar, to: {shared}/data}}]\n")
+    assert precious.read_text() == "kept"
+
+
+def test_a_second_start_finds_its_own_copy_and_the_lock_s_content_stays(packed, shared):
+    (shared / "data.lock").write_text("mine")
+    packed.ok(f"stage: [{{source: data.tar, to: {shared}/data}}]\n")
+    (shared / "data/mine").write_text("")
+    assert packed.start().returncode == 0
+    assert (shared / "data/mine").exists()
+    assert (shared / "data.lock").read_text() == "mine"
+
+
+def test_a_directory_that_all_can_rename_things_in_is_refused(packed, shared):
+    shared.chmod(0o777)
+    assert "not sticky" in packed.fails(f"stage: [{{source: data.tar, to: {shared}/data}}]\n")
+    assert "not sticky" in packed.fails(f"local_disk: {shared}\nstage: [{{source: data.tar, to: d}}]\n")
+
+
+def test_the_local_directory_is_no_link_and_nobody_else_s(packed, shared):
+    text = f"local_disk: {shared}\nstage: [{{source: data.tar, to: d}}]\n"
+    own = shared / f"dslaunch-{os.getuid()}-77"
+    (packed.home / "mine").mkdir()
+    own.symlink_to(packed.home / "mine")
+    assert "is not yours to write" in packed.fails(text)
+    assert list((packed.home / "mine").iterdir()) == []
+    own.unlink()
+    own.mkdir(mode=0o777)
+    own.chmod(0o777)
+    packed.ok(text)
+    assert own.stat().st_mode & 0o777 == 0o700
+    if os.geteuid() == 0:
+        os.chown(own, NOBODY, NOBODY)
+        assert "is not yours to write" in packed.fails_again()
 
 
 def test_a_virtual_environment_works_where_it_was_copied_to(node):

@@ -246,3 +246,13 @@ def test_silence_is_no_answer(submitted):
 def test_an_array_that_was_not_answered_for_is_found_as_one_job(submitted):
     listed = queue_of(submitted, {"7_0": ("RUNNING", "0"), "7_1": ("PENDING", "0"), "7_2": ("PENDING", "0")})
     assert tasks.arrays(runs.read(submitted), lambda argv, **_: Result(0, listed, "")) == [("7", True)]
+
+
+@pytest.mark.parametrize("name", ["train", "train.checkpoint", "resources", "slurm"])
+def test_a_section_is_not_swept(name):
+    with pytest.raises(UserError) as caught:
+        chosen({name: [1]})
+    (problem,) = caught.value.problems
+    assert f"{name} is a section" in problem.message
+    assert f"{name}." in problem.hint
+    assert [one.point.values for one in chosen({"train.optimizer": ["AdamW", "SGD"]})]  # a name is a value

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from posixpath import basename, join, normpath
 from typing import Any
 
-from launcher import shell, spec
+from launcher import manifestlint, shell, spec
 from launcher.backends import kubernetes
 from launcher.backends.kubernetes import DIGEST, kinds, patch
 from launcher.backends.kubernetes.queueing import PRIORITY, QUEUE, SCHEDULERS
@@ -32,6 +32,7 @@ from launcher.spec.words import Label, LabelKey, Variable
 MANIFEST = re.compile(r"^[ \t]*[\"']?apiVersion[\"']?[ \t]*:", re.MULTILINE)
 TEMPLATE = re.compile(r"\{\{-?\s*(\.|\$|if\b|with\b|range\b|include\b|template\b|end\b|define\b|toYaml\b|quote\b|-)")
 HOLE = re.compile(r"\$\{?([A-Za-z_]\w*)(?::-[^}]*)?\}?")
+MAX_DEPTH = 64
 LARGEST = 200_000  # values in a file: anchors that repeat each other would take the machine's memory
 
 # --- which file -----------------------------------------------------------------------------------
@@ -87,6 +88,7 @@ def documents(text: str, *, name: str) -> list[Object]:
 
     template = TEMPLATE.search(text)
     try:
+        _bounded(text, name)
         given = list(yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -102,28 +104,62 @@ def documents(text: str, *, name: str) -> list[Object]:
         hint = "helm template CHART -f VALUES > job.yaml, then dslaunch import job.yaml"
         message = "this is a template of Helm's or Jinja's: what it becomes depends on values"
         raise UserError(Problem(message, hint, where=f"{name}:{line}:1"))
-    if sum(1 for _ in _values(given)) > LARGEST:
-        raise UserError(Problem(f"more than {LARGEST:,} values, anchors unfolded", "one job", where=name))
-    found = [item for one in given for item in _items(one)]
+    manifestlint.shaped(text, name=name)
+    found = [item for one in given for item in _items(_of_json(one))]
     for one in found:
-        if one.get("kind") in ("Kustomization", "Component") or ("apiVersion" not in one and {"resources", "patches",
-                                                                 "configMapGenerator"} & set(one)):  # fmt: skip
+        if "apiVersion" not in one and "kind" not in one and ("train" in one or {"name", "model"} <= set(one)):
+            raise UserError(Problem("this is a job file already", f"dslaunch submit {name}", where=name))
+        if one.get("kind") in ("Kustomization", "Component") or ("apiVersion" not in one and any(
+            isinstance(one.get(key), list) for key in ("resources", "patches", "configMapGenerator"))):  # fmt: skip
             message = "this is a kustomization: it names the files that it changes"
             raise UserError(Problem(message, "kubectl kustomize DIR > job.yaml, then import that", where=name))
-    found = [one for one in found if one.get("apiVersion") and one.get("kind")]
+    found = [
+        one for one in found if all(one.get(key) and isinstance(one[key], str) for key in ("apiVersion", "kind"))
+    ]
     if not found:
-        message = "no object of Kubernetes': nothing in it has an apiVersion and a kind"
+        message = "nothing in it is a Kubernetes object: none has an apiVersion and a kind"
         raise UserError(Problem(message, "dslaunch import job.yaml, or train.sbatch", where=name))
     return found
 
 
-def _values(value: Any, most: int = LARGEST) -> Iterator[None]:
-    todo = [value]
-    while todo and most > -1:
-        most -= 1
-        yield None
-        one = todo.pop()
-        todo += one.values() if isinstance(one, dict) else one if isinstance(one, list) else ()
+def _bounded(text: str, name: str) -> None:
+    """Refuses what unfolds to too many values, or nests too deeply, before anything is made of it."""
+    import yaml
+
+    sizes: dict[str, int] = {}  # of what an anchor names, unfolded
+    around: list[tuple[str, int]] = []  # the anchors of what is open, and how much there was before it
+    total = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
+            around.append((event.anchor or "", total))
+            total += 1
+        elif isinstance(event, (yaml.SequenceEndEvent, yaml.MappingEndEvent)):
+            anchor, before = around.pop()
+            sizes[anchor] = total - before
+        elif isinstance(event, yaml.AliasEvent):
+            total += sizes.get(event.anchor or "", 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+            sizes[event.anchor or ""] = 1
+        else:
+            continue
+        mark: Any = event.start_mark
+        place = f"{name}:{mark.line + 1}:{mark.column + 1}"
+        if isinstance(event, yaml.AliasEvent) and event.anchor in dict(around):
+            raise UserError(Problem(f"*{event.anchor} stands in itself", "one job", where=place))
+        if len(around) > MAX_DEPTH:
+            raise UserError(Problem(f"nested more than {MAX_DEPTH} levels deep", "one job", where=place))
+        if total > LARGEST:
+            raise UserError(Problem(f"more than {LARGEST:,} values, anchors unfolded", "one job", where=place))
+
+
+def _of_json(value: Any) -> Any:
+    """As Kubernetes' reader has it: keys are text, and so is what YAML alone knows, as 2026-01-01."""
+    if isinstance(value, dict):
+        return {str(key): _of_json(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_of_json(child) for child in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 def _items(one: Any) -> Iterator[Object]:
@@ -186,7 +222,11 @@ def _ours(found: Sequence[Object], name: str) -> Imported | None:
             f"dslaunch rendered this {made[0]['kind']}, and the ConfigMap {called}-bundle with its {ASKED} is missing"
         )
         raise UserError(Problem(message, f"kubectl get configmap {called}-bundle -o yaml beside it", where=name))
-    job = json.loads(told[0])
+    try:
+        job = json.loads(told[0])
+    except ValueError as error:
+        message = f"the {ASKED} of its ConfigMap is no JSON: {error}"
+        raise UserError(Problem(message, "the ConfigMap as dslaunch rendered it", where=name)) from None
     notes = [Note("carried", f"rendered by dslaunch: the job stands in {ASKED}")]
     code = kubernetes.tree(found)
     if code:
@@ -345,7 +385,7 @@ def _policy(given: Mapping[str, Any]) -> tuple[dict[str, Any], int | None, list[
              "suspend": "suspend", "managedBy": "managed_by"}  # fmt: skip
     policy = {ours: given[theirs] for theirs, ours in names.items() if given.get(theirs) not in (None, False, "")}
     limit = next((given[key] for key in LIMITS if whole(given.get(key)) is not None), None)
-    attempts = min(int(limit), 100) if limit is not None else None
+    attempts = min(whole(limit) or 0, 100) if limit is not None else None
     several = [f"{key} {given[key]}" for key in LIMITS if whole(given.get(key)) is not None]
     what = ", ".join(several)
     notes = [] if limit is None else [Note("carried", f"{what}: {limit} restarts, each without a new checkpoint")]
@@ -416,6 +456,9 @@ def _monitored(run: Mapping[str, Any], notes: list[Note]) -> dict[str, float]:
     return found
 
 
+UNEVEN = "resources.gpus_per_node: "  # what a note of pods with other numbers of GPUs begins with
+
+
 def _alike(rows: Sequence[Object], names: Sequence[str], templates: Sequence[Object]) -> tuple[list[int], list[Note]]:
     """Which of several kinds of pods train: those with GPUs; of them the last is taken, and differences are said."""
     with_gpus = [index for index, one in enumerate(templates) if pods.gpus(pods.trains(_pod(one)))[1]]
@@ -425,6 +468,10 @@ def _alike(rows: Sequence[Object], names: Sequence[str], templates: Sequence[Obj
         if index not in chosen:
             notes.append(Note("left out", f"{name}: pods without GPUs; the ranks of dslaunch need no other pod"))
     last = templates[chosen[-1]]
+    counts = {names[index]: pods.gpus(pods.trains(_pod(templates[index])))[1] for index in chosen}
+    if len({str(count) for count in counts.values()}) > 1:
+        listed = " and ".join(f"{name} {count}" for name, count in counts.items())
+        notes.append(Note("fill in", f"{UNEVEN}{listed} GPUs, and every node of a job has as many"))
     for index in chosen[:-1]:
         for key in sorted({*_pod(last), *_pod(templates[index])}):
             theirs, ours = _pod(templates[index]).get(key), _pod(last).get(key)
@@ -621,8 +668,8 @@ def _trainjob(one: Object, name: str) -> Group:
     pod: Object = {"containers": [box]}
     for metadata, said_, release in _overrides(content, notes):
         options["trainer"] = release
-        for key, value in metadata.items():
-            template["metadata"][key] = {**template["metadata"].get(key, {}), **(value or {})}
+        for key in ("labels", "annotations"):
+            template["metadata"][key] = {**template["metadata"].get(key, {}), **(metadata.get(key) or {})}
         for key, value in said_.items():
             if key in ("containers", "initContainers"):
                 for row in value or ():
@@ -760,7 +807,9 @@ class _Job(sbatch.Import):
         domain = r"(?:\.[A-Za-z0-9.-]*[A-Za-z0-9])?"
         self.pods = re.compile(rf"(?<![\w.-])(?:{one})(?:-[a-z][a-z0-9]*)*(?:-0)?-([0-9]+){domain}(?![\w-])")
         files = {
-            str(_metadata(one).get("name")): one.get("data") or {} for one in beside if one["kind"] == "ConfigMap"
+            str(_metadata(one).get("name")): {key: pods._text(text) for key, text in (one.get("data") or {}).items()}
+            for one in beside
+            if one["kind"] == "ConfigMap"
         }
         self.needs.nodes = self.count(group.nodes, ("resources", "nodes"), "the number of pods")
         labels = {key: pods._text(value) for key, value in (_metadata(group.document).get("labels") or {}).items()}
@@ -1381,6 +1430,9 @@ class _Job(sbatch.Import):
             self.put(("resources", "gpus_per_node"), gpus)
             if told and told != gpus:
                 self.note("left out", f"{told} processes on a node of {gpus} GPUs: one for each GPU here")
+            for one in self.group.notes:
+                if one.kind == "fill in" and one.message.startswith(UNEVEN):
+                    self.fill(("resources", "gpus_per_node"), one.message.removeprefix(UNEVEN))
         elif told and told > 1:
             self.put(("resources", "processes_per_node"), told)
 
@@ -1426,7 +1478,7 @@ def _said(value: Any, path: tuple[str, ...] = (), *, skip: Collection[str] = ()
           ) -> Iterator[tuple[tuple[str, ...], Any]]:  # fmt: skip
     """Leaves of an object that say something; commands are read as scripts, and a secret is nobody's to repeat."""
     if isinstance(value, dict):
-        if value.get("name") in skip and {"image", "template"} & set(value):
+        if str(value.get("name")) in skip and {"image", "template"} & set(value):
             return
         variable = path[-1:] == ("env",) and value.get("name")
         path = (*path, str(variable)) if variable else path

@@ -586,6 +586,9 @@ class Pod:
     def pod_affinity(self, given: Object, away: bool, rows: list[Object]) -> Object:
         left: Object = {}
         for when, terms in given.items():
+            if not when.endswith("DuringSchedulingIgnoredDuringExecution"):
+                left[when] = terms
+                continue
             for one in terms or ():
                 term = one.get("podAffinityTerm") if when.startswith("preferred") else one
                 row = self.pod_term(term or {}, away)
@@ -612,7 +615,7 @@ class Pod:
         for row in selector.get("matchExpressions") or ():
             if row.get("operator") != "In" or len(row.get("values") or ()) != 1:
                 return None
-            found[row["key"]] = _text(row["values"][0])
+            found[str(row["key"])] = _text(row["values"][0])
         return found
 
     def spread(self) -> None:
@@ -721,7 +724,7 @@ class Pod:
         if extra:
             self.rest_box.setdefault("volumeMounts", []).append({"mountPath": where, **extra})
         map_ = str((source.get("configMap") or {}).get("name"))
-        for key, text in (self.files.get(map_) or {}).items():
+        for key, text in (self.files.get(map_) or {}).items() if source.get("configMap") else ():
             items = {one.get("key"): one.get("path") for one in (source["configMap"].get("items") or ())}
             if mount.get("subPath") in (None, "", items.get(key, key)):
                 below = "" if mount.get("subPath") else items.get(key, key)

@@ -185,11 +185,18 @@ class Import:
             self.comments[path] = f"{before}; {message}" if before else message
         self.note("fill in", f"{'.'.join(map(str, path))}: {message}", line)
 
+    def unknown(self, message: str, line: int = 0) -> None:
+        self.put(("train", "command"), ["bash", "-c", "echo 'which program?'; exit 64"])
+        self.fill(("train", "command"), message, line)
+
     # -- the whole
 
     def job(self) -> Imported:
         for late in self.script.late:
             self.note("left out", f"{late.text}: sbatch does not see it behind the first command", late.line)
+        for one in self.script.disabled:
+            if not one.text.startswith("##"):
+                self.note("left out", f"{one.text}: a blank behind # makes it a comment to sbatch", one.line)
         group: dict[str, str] | None = None
         for one in self.script.directives:
             if one.option in ("hetjob", "packjob"):
@@ -210,8 +217,8 @@ class Import:
         if trainer:
             self.program(trainer)
         else:
-            self.put(("train", "command"), ["bash", "-c", "echo 'which program?'; exit 64"])
-            self.fill(("train", "command"), "no line of the script was recognised as the training")
+            broken = [f": line {one.line} is no complete shell, {one.text}" for one in self.script.broken[:1]]
+            self.unknown("no line of the script was recognised as the training" + "".join(broken))
         self.judge()
         self.resources(trainer)
         self.software()
@@ -234,12 +241,18 @@ class Import:
             elif row and "b" in row.of:
                 self.put(("slurm", "sbatch", option), value or True)
                 self.note("kept", f"{text} -> slurm.sbatch", line)
+            elif shell.near(option):
+                self.misspelt(option, text, line)
             elif re.fullmatch(r"[a-z][a-z-]*", option):
                 self.put(("slurm", "sbatch", option), value or True)
                 self.plugin(option)
                 self.note("kept", f"{text} -> slurm.sbatch, as an option that a plugin of the site brings", line)
             else:
                 self.note("left out", f"{text}: not an option of sbatch", line)
+
+    def misspelt(self, option: str, text: str, line: int) -> None:
+        self.fill(("slurm",), f"{text}: Slurm has no --{option}; did you mean --{shell.near(option)}?", line)
+        self.fields.setdefault("slurm", {})
 
     def plugin(self, option: str) -> None:
         """An option that Slurm itself does not have."""
@@ -432,6 +445,12 @@ class Import:
             elif name == "env":
                 behind = list(now.argv[1:])
                 own = list(now.own)
+                while behind and re.fullmatch(r"-[a-z0-9]|--?|--[a-z-]+(=.*)?", behind[0].partial):
+                    flag = behind.pop(0).partial
+                    dropped = f"env {flag}"
+                    if flag in ("-u", "--unset", "-C", "--chdir", "-S", "--split-string") and behind:
+                        dropped += f" {said(behind.pop(0))}"
+                    self.note("left out", f"{dropped}: a job file says what a program gets", command.line)
                 while behind and (match := re.match(r"([A-Za-z_]\w*)=", behind[0].partial)):
                     own.append((match[1], shell.cut(behind.pop(0), len(match[0]))))
                 now = replace(now, argv=tuple(behind), own=tuple(own))
@@ -465,6 +484,8 @@ class Import:
         nested = command.script
         opens = name in ("bash", "sh", "zsh", "dash", "eval")
         opens = opens or said(now.argv[0]).removeprefix("./") in self.script.files
+        if name == "eval":
+            self.comment_in(now)
         if opens and nested is not None and nested.commands:
             self.commands(nested.commands, now)
             return None
@@ -484,6 +505,16 @@ class Import:
             return now
         self.note("left out", f"{_short(command.text)}: it is neither training nor known preparation", command.line)
         return None
+
+    def comment_in(self, start: _Start) -> None:
+        """eval "$CMD" with `--a 1 # depth --b 2` in it: bash takes the rest of the line for a comment."""
+        text = " ".join(word.partial for word in start.argv[1:])
+        for found in re.finditer(r"(?:^|\s)#([^\n]*)", text):
+            before = text[: found.start()]
+            if before.count("'") % 2 == 0 and before.count('"') % 2 == 0:
+                message = f"to eval a comment begins at `#{found[1].rstrip()}`: none of it reached the program"
+                self.fill(("train",), message, start.line)
+                return
 
     reaches = True  # what runs on the first node may start the ranks of all: train.launcher: job
 
@@ -625,6 +656,8 @@ class Import:
             self.sbcast(command)
         elif name in ("tar", "cp", "rsync", "unzip") and self.staged(command):
             pass
+        elif name == "env" and any("=" not in word and not word.startswith("-") for word in words[1:]):
+            return False
         elif name in programs.QUIET or name.startswith("log"):
             if self.started and name in programs.CHANGES:
                 self.note("left out", f"{_flat(command.text)}: {AFTER}", line)
@@ -783,11 +816,22 @@ class Import:
             self.stage(source, plain[-1], command, unpack=False)
         return True
 
+    unpacked = ""  # where an archive lies that the script unpacks into the local disk itself
+
+    def local(self, behind: str) -> str:
+        """$TMPDIR as it is there: /data/x of an archive unpacked into it is below the archive's own directory."""
+        copied = any(row["to"] != self.unpacked and f"{behind}/".startswith(f"/{row['to']}/")
+                     for row in self.fields.get("stage", []))  # fmt: skip
+        return "${DSLAUNCH_LOCAL}" + (f"/{self.unpacked}" if self.unpacked and not copied else "")
+
     def stage(self, source: Word, to: Word, command: Command, *, unpack: bool) -> None:
         pieces = [piece for piece in to.pieces if piece.meaning != "local-disk"]
         place = "".join(piece.shown for piece in pieces)
         below = len(pieces) != len(to.pieces)
         place = place.lstrip("/") if below else place
+        if unpack and below and not place.strip("/"):  # a copy has a directory of its own
+            self.unpacked = re.sub(r"\.(tar(\.\w+)?|tgz|tzst)$", "", basename(said(source)))
+            self.note("carried", f"what {self.unpacked} holds is in $DSLAUNCH_LOCAL/{self.unpacked}", command.line)
         if not place or place.endswith("/"):
             name = re.sub(r"\.(tar(\.\w+)?|tgz|tzst)$", "", basename(said(source).rstrip("/"))) if unpack else ""
             place += (name if unpack and place else "") or basename(said(source).rstrip("/"))
@@ -943,6 +987,10 @@ class Import:
                 continue
             told.add((one.name, one.other))
             other, taken = _flat(one.other), _flat(one.taken)
+            if one.name.isdigit():
+                message = f"${{{one.name}}} is {taken or 'empty'} here, its default: {one.condition} may say another"
+                self.note("left out", message, one.line)
+                continue
             changed = f"makes it {other or 'empty'}"
             if other.startswith(taken) and len(taken) > 30:
                 changed = f"adds {other.removeprefix(taken).strip()}"
@@ -999,6 +1047,10 @@ class Import:
         names = dict.fromkeys(re.findall(r"(?<!\\)\$\{?([A-Za-z_]\w*)", text))
         sourced = any(re.match(r"(source|\.) ", line) for line in self.setup)
         for name in names:
+            array = re.search(rf"\$\{{{name}\[[^]]*\][^}}]*\}}", text)
+            if array and not sourced:
+                self.fill(("train", "command"), f"{array[0]} is an array that only the script knows: write its words")
+                continue
             if name in SET_FOR_EVERY_JOB or name.startswith(("SLURM_", "DSLAUNCH_")) or f"{name}=" in said_so:
                 continue
             if name in self.fields.get("secrets", {}) or name in self.fields.get("sweep", {}).get("over", {}):
@@ -1087,14 +1139,14 @@ class Import:
         scored = [(self.score(one), -index, one) for index, one in enumerate(others)]
         best = max(scored, key=lambda row: row[:2])
         chosen = best[2]
-        for score, _, one in scored:
+        for _, index, one in scored:
             if one is chosen:
                 continue
             text = " ".join(said(word) for word in one.argv)
             text += "".join(f" {option.word.text}" for option in one.options)
             if [said(word) for word in one.argv[:3]] == [said(word) for word in chosen.argv[:3]]:
                 self.note("left out", f"{text}: the same program again; a job file starts one", one.line)
-            elif score <= 0.5 or one.line < chosen.line:
+            elif -index < -best[1]:
                 self.note("left out", f"{text}: it prepares; run it before, or as a line of setup", one.line)
             else:
                 self.note("left out", f"{text}: {AFTER}", one.line)
@@ -1122,13 +1174,16 @@ class Import:
         return score
 
     def service(self, start: _Start, trainer: _Start) -> None:
-        start = replace(start, argv=self.arguments(start.argv))
         name = programs.service_name(start.argv)
+        start = replace(start, argv=self.arguments(start.argv))
         taken = [row["name"] for row in self.services]
         while name in taken:
             name = f"{name}-{len(taken) + 1}"
         nodes = start.number("nodes") or start.number("ntasks") or 1
         row: dict[str, Any] = {"name": name, "command": self.command(start, trainer=False)}
+        box = self.box(start)
+        if box.get("image"):
+            row["container"] = box["image"] if set(box) == {"image"} else box
         if nodes != 1:
             row["nodes"] = nodes
         if not start.stepped or (start.option("nodelist") in (None, "") and start.option("nodes") is None):
@@ -1148,7 +1203,27 @@ class Import:
             self.ray(row, start)
         self.services.append(row)
         self.fields.setdefault("services", []).append(row)
-        self.note("carried", f"{_short(' '.join(said(word) for word in start.argv))} -> services", start.line)
+        shown = " ".join(said(word) for word in start.argv)
+        share = " ".join(one.word.text for one in start.options if one.name in OF_A_STEP)
+        self.note("carried", f"{_short(shown)} -> services" + (f"; srun {share}" if share else ""), start.line)
+
+    def box(self, start: _Start) -> dict[str, Any]:
+        """The container of a step: of apptainer before its program, or of srun's options."""
+        job = self.fields.pop("container", None)
+        self.fields["container"] = dict(start.box)
+        for one in start.options:
+            if one.name.startswith("container") and one.value is not None:
+                text, path = f"srun {one.word.partial}", ("services",)
+                if one.name == "container-mounts":
+                    self.put(("container", "mounts"), self.mounts(one.value, start.line), start.line, text)
+                elif one.name == "container-image":
+                    self.put(("container", "image"), self.path(one.value, path, start.line), start.line, text)
+                elif one.value.value is not None:
+                    self.box_option(one.name, one.value.value, start.line, text)
+        found: dict[str, Any] = self.fields.pop("container")
+        if job is not None:
+            self.fields["container"] = job
+        return found
 
     def component(self, row: dict[str, Any], group: Mapping[str, str]) -> None:
         """Nodes of another kind, as a component of a heterogeneous job has them."""
@@ -1268,12 +1343,18 @@ class Import:
         hint = (said(before) if before else "") + word.text
         previous = ""
         suffix = self.fields.get("slurm", {}).get("address_suffix", "")
-        for piece in word.pieces:
-            if not piece.name:
+        for at, piece in enumerate(word.pieces):
+            if piece.meaning == "local-disk":
+                parts.append(self.local("".join(one.text for one in word.pieces[at + 1 :] if not one.name)))
+            elif not piece.name:
                 # the name of the first node has it by then
                 text = piece.text.removeprefix(suffix) if previous == "host" else piece.text
                 parts.append(_inside_quotes(text))
                 hint += piece.text
+            elif piece.meaning == "time" and any(one.meaning == "job-id" for one in word.pieces):
+                self.expression(piece, port=False)  # run_${SLURM_JOB_ID}_$(date +%F): the id stands there already
+                if parts:
+                    parts[-1] = parts[-1].rstrip("_-.")
             else:
                 parts.append(self.expression(piece, port=bool(re.search(r"(?i)port", hint)) or previous == "host"))
             previous = "host" if piece.meaning == "first-node" else (previous if piece.text == ":" else "")
@@ -1315,8 +1396,11 @@ class Import:
         return f"${{{piece.name}}}" if piece.name.isidentifier() else piece.text
 
     def program(self, start: _Start) -> None:
-        start = self.installed(replace(start, argv=self.arguments(start.argv)))
-        self.swept(start)
+        start = replace(start, argv=self.arguments(start.argv))
+        if not start.argv:
+            self.unknown("the program of this step is an argument of the script's", start.line)
+            return
+        start = self.swept(self.installed(start))
         for name, word in start.own:
             self.variable(name, word, start.line)
         if (start.option("het-group") or "0") != "0":
@@ -1485,15 +1569,30 @@ class Import:
         self.note("carried", "the DeepSpeed config in the script -> train", line)
         return True
 
-    def swept(self, start: _Start) -> None:
+    def swept(self, start: _Start) -> _Start:
         """An array that picks values by its index, or a loop around the training: the same job for several values."""
-        looped = [piece.name for word in start.argv for piece in word.pieces if piece.meaning == "loop"]
-        loops = [name for name in dict.fromkeys(looped) if name in self.script.loops]
-        for name in loops:
-            self.put(("sweep", "over", f"env.{name}"), list(self.script.loops[name]))
+        words = [*start.argv, *(option.value for option in start.options if option.value is not None)]
+        looped = [piece.name for word in words for piece in word.pieces if piece.meaning == "loop"]
+        looped += [name for word in words for name in self.script.loops
+                   for piece in word.pieces if re.search(rf"\[\$?\{{?{name}\}}?\]", piece.name)]  # fmt: skip
+        for name in dict.fromkeys(looped):
+            values = self.script.loops.get(name)
+            if self.over_nodes(name, values, start):
+                start = self.one_of_the_nodes(name, values, start)
+                continue
+            if values is None or not any(piece.name == name for word in start.argv for piece in word.pieces):
+                continue
+            if any(re.search(r"[*?\[]", value) for value in values):
+                message = f"for {name} in {' '.join(values)}: one of the files, or a sweep over them"
+                self.fill(("train",), message, start.line)
+                continue
+            self.put(("sweep", "over", f"env.{name}"), list(values))
             self.note("carried", f"for {name} in ... -> sweep: each value is a job of its own", start.line)
+            if start.background:
+                message = f"the script runs all {name} at once on parts of its nodes: say the nodes of one here"
+                self.fill(("resources", "nodes"), message, start.line)
         if not self.array:
-            return
+            return start
         picked = {
             piece.name.partition("[")[0]
             for word in start.argv
@@ -1502,12 +1601,45 @@ class Import:
         }
         if picked:
             for name in sorted(picked & set(self.indexed)):
-                values = [self.indexed[name][index] for index in self.array if index < len(self.indexed[name])]
-                self.put(("sweep", "over", f"env.{_one_of(name)}"), values)
+                chosen = [self.indexed[name][index] for index in self.array if index < len(self.indexed[name])]
+                self.put(("sweep", "over", f"env.{_one_of(name)}"), chosen)
             if len(picked) > 1:
                 self.put(("sweep", "how"), "zip")
         else:
             self.put(("sweep", "over", "env.ARRAY_INDEX"), [str(index) for index in self.array])
+        return start
+
+    def over_nodes(self, name: str, values: tuple[str, ...] | None, start: _Start) -> bool:
+        """`for i in 0 1; do srun -w ${nodes[$i]} ... --machine_rank $i & done`: a turn is a node of one job."""
+        inside = re.compile(rf"\$\{{?{re.escape(name)}\b")
+        chosen = [one.value.text for one in start.options if one.name in ("nodelist", "relative") and one.value]
+        texts = [word.text for word in start.argv]
+        for flag, value in zip(["", *texts], texts, strict=False):
+            whole = value if flag.startswith("-") and not value.startswith("-") else ""
+            flag, _, joined = (flag, "", whole) if whole else value.partition("=")
+            if flag.lstrip("-").replace("-", "_") in ("machine_rank", "node_rank"):
+                chosen.append(joined)
+        if any(inside.search(text) for text in chosen):
+            return True
+        numbers = values is None or values == tuple(str(index) for index in range(len(values)))
+        return start.background and numbers
+
+    def one_of_the_nodes(self, name: str, values: tuple[str, ...] | None, start: _Start) -> _Start:
+        number = values is not None and all(value.isdigit() for value in values)
+        meaning = "node-rank" if number else "this-node"
+        argv = tuple(
+            replace(word, pieces=tuple(replace(piece, meaning=meaning) if piece.name == name else piece
+                                       for piece in word.pieces))
+            for word in start.argv
+        )  # fmt: skip
+        self.loop_nodes = len(values) if values is not None else 0
+        own = {"nodes", "ntasks", "nodelist", "relative"}  # of one turn
+        words = dict.fromkeys(one.word.text for one in start.options if one.name in own)
+        message = f"for {name} in ... ({' '.join(words)}): a turn is a node -> resources.nodes"
+        self.note("carried", message, start.line)
+        return replace(start, argv=argv, options=tuple(one for one in start.options if one.name not in own))
+
+    loop_nodes: int | None = None  # the training is started once for each of them, in a loop; 0: of all
 
     def step_options(self, start: _Start) -> None:
         for one in start.options:
@@ -1545,6 +1677,9 @@ class Import:
                 continue
             value = one.value.value if one.value and one.value.value else ""
             if not self.option(one.name, value, one.word.line, text, batch=False):
+                if shell.near(one.name):
+                    self.misspelt(one.name, text, one.word.line)
+                    continue
                 self.fields.setdefault("slurm", {}).setdefault("srun", []).append(
                     f"--{one.name}={value}" if value else f"--{one.name}"
                 )
@@ -1600,14 +1735,17 @@ class Import:
         if self.fabric:
             self.put(("resources", "fabric"), self.fabric)
             self.note("carried", f"{self.fabric_why} -> resources.fabric: {self.fabric}")
-        if needs.nodes is None and start and start.number("nodes"):
+        if needs.nodes is None and self.loop_nodes:
+            needs.nodes = self.loop_nodes
+        if needs.nodes is None and self.loop_nodes is None and start and start.number("nodes"):
             needs.nodes = start.number("nodes")
         nodes = needs.nodes
         if nodes is None and needs.tasks and (found is None or found.launcher != "python"):
             nodes = needs.tasks if not needs.tasks_per_node else max(needs.tasks // needs.tasks_per_node, 1)
         nodes = nodes or 1
         gpus = self.gpus(start, found)
-        listed = start.number("nodes") if start and self.services else None
+        listed = start.number("nodes") if start and self.services and self.loop_nodes is None else None
+        listed = listed or self.loop_nodes
         own = [row for row in self.services if row.get("on", "own") == "own" and "component" not in row]
         apart = sum(row.get("nodes", 1) for row in own)
         self.put(("resources", "nodes"), max(listed or nodes - apart, 1))

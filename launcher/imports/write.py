@@ -174,7 +174,7 @@ def checked(
     comments = dict(made.comments)
     for problem in problems:
         path = paths.get(problem.where, ())
-        comments.setdefault(path, " ".join([problem.message, problem.hint]).strip())
+        comments.setdefault(path, "; ".join(filter(None, [problem.message, problem.hint])))
     return text(made.job, comments=comments, head=head), problems, variables
 
 

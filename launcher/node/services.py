@@ -21,7 +21,7 @@ import socket
 import subprocess
 import sys
 import time
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Set
+from typing import Any, BinaryIO, Dict, List, NamedTuple, Optional, Sequence, Set, Tuple
 
 import port  # type: ignore[import-not-found]  # its neighbours, on the batch host too
 import recover  # type: ignore[import-not-found]
@@ -31,6 +31,7 @@ LOOK = 0.2  # seconds between two looks at everything
 KNOCK = 2.0  # seconds that one question to a service may take
 STOP = 10.0  # seconds between SIGTERM and SIGKILL for a service: as `docker stop` has it
 SAVE = 30.0  # the same for ranks, as Slurm's KillWait has it: they save on SIGTERM
+PIECE = 1 << 20  # bytes of a log in memory
 Row = Dict[str, Any]
 
 
@@ -109,6 +110,7 @@ class Service:
         self.missing = ""  # what it is waited for
         self.started = 0.0  # by the file system's clock
         self.sizes: Dict[str, int] = {}
+        self.seen: Dict[str, int] = {}  # how far its output was searched
 
     def path(self, end: str) -> str:
         return os.path.join(self.run, "services", self.name + end)
@@ -123,6 +125,7 @@ class Service:
         with contextlib.suppress(OSError):
             os.unlink(self.path(".step"))
         self.sizes = {path: os.path.getsize(path) for path in self.logs()}  # an earlier attempt's
+        self.seen = {}
         with open(self.path(".started"), "w"):
             pass
         self.started = os.stat(self.path(".started")).st_mtime
@@ -155,13 +158,28 @@ class Service:
                 if said:
                     self.missing = "http://%s:%d%s: %s" % (host, number, asked["http"], said)
                     return False
-        if asked.get("log") and not any(holds(path, asked["log"], self.sizes.get(path, 0)) for path in self.logs()):
+        if asked.get("log") and not any(self.says(path, asked["log"]) for path in self.logs()):
             self.missing = "its output does not say `%s`" % asked["log"]
             return False
         if asked.get("file") and not self.newer(asked["file"]):
             self.missing = "%s is not there" % asked["file"]
             return False
         return True
+
+    def says(self, path: str, text: str) -> bool:
+        """Whether its output holds the text; what was searched in vain is not read again."""
+        start, back = self.sizes.get(path, 0), len(text.encode("utf-8")) - 1  # it may be written in two pieces
+        at = max(start, self.seen.get(path, 0) - back)
+        try:
+            with open(path, "rb") as file:
+                if file.seek(0, 2) < at:  # it was cut, and begins anew
+                    at = 0
+                found, end = holds(file, text.encode("utf-8"), at)
+        except OSError:
+            return False
+        if not found:
+            self.seen[path] = end
+        return found
 
     def newer(self, path: str) -> bool:
         """One that an earlier attempt left says nothing. Relative to where the service runs, as it would say it."""
@@ -216,13 +234,17 @@ def answered(host: str, number: int, path: str) -> str:
     return "" if status == 200 else "answers %d" % status
 
 
-def holds(path: str, text: str, start: int) -> bool:
-    try:
-        with open(path, "rb") as file:
-            file.seek(start)
-            return text.encode("utf-8") in file.read()
-    except OSError:
-        return False
+def holds(file: BinaryIO, text: bytes, start: int) -> Tuple[bool, int]:
+    """Whether the text stands behind `start`, and how far it was looked for."""
+    file.seek(start)
+    before = b""
+    while True:
+        piece = file.read(PIECE)
+        if text in before + piece:
+            return True, file.tell()
+        if not piece:
+            return False, file.tell()
+        before = (before + piece)[len(before + piece) - len(text) + 1 :] if len(text) > 1 else b""
 
 
 # --- all of them ----------------------------------------------------------------------------------

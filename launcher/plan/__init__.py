@@ -102,7 +102,12 @@ def literals(spec: JobSpec) -> list[str]:
         rows.append(("train.command", list(command)))
     rows.append(("train.args", list(spec.train.args)))
     found = [(where, match[0]) for where, words in rows for word in words if (match := DOLLAR.search(word))]
+    homes = [(where, word[1:]) for where, words in rows for word in words if re.match(r"~(/|\Z)", word)]
     return [
+        f"{where} begins with ~ as it is written, as nothing is expanded: "
+        f"{{env: HOME{f', append: {rest}' if rest else ''}}} reads it where you submit"
+        for where, rest in homes
+    ] + [
         f"{where} holds {what} as it is written, as nothing is expanded: {{env: NAME}} reads a variable where you "
         "submit, {job: id} and {node: rank} one of the job"
         for where, what in found

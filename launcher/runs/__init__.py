@@ -278,8 +278,24 @@ def _entries(folder: Path) -> list[dict[str, Any]]:
     except OSError:
         return entries
     seen = {(entry.get("seq"), entry.get("time")) for entry in entries}
-    theirs = [entry for entry in journal.parse(there)[0] if (entry.get("seq"), entry.get("time")) not in seen]
+    theirs = [
+        entry
+        for entry in journal.parse(there)[0]
+        if (entry.get("seq"), entry.get("time")) not in seen and _told(entry)
+    ]
     return sorted([*entries, *theirs], key=lambda entry: entry.get("time", 0.0))
+
+
+OURS = ("rendered", "submitting")  # what a run is, and where it is asked about: said here, never there
+TOLD: dict[str, tuple[type, ...]] = {
+    "time": (int, float), "attempt": (int,), "hosts": (list,), "exclude": (list, str),
+}  # fmt: skip
+
+
+def _told(entry: Mapping[str, Any]) -> bool:
+    """Whether a line from elsewhere is one that a job writes."""
+    typed = all(isinstance(entry[key], kinds) for key, kinds in TOLD.items() if entry.get(key) is not None)
+    return entry["event"] not in OURS and entry.get("time") is not None and typed
 
 
 def points(record: Record) -> list[Record]:

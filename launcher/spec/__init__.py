@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Union
 from launcher import yamldoc
 from launcher.errors import Path, Problem, UserError
 from launcher.record import record
+from launcher.spec.advice import Advice
 from launcher.spec.check import NOT_YOUR_PREFIXES, NOT_YOURS, SECRET_NAME, SECRET_VALUE, contradictions
 from launcher.spec.kubernetes import Kubernetes
 from launcher.spec.machines import Environment, Preflight, Recover, Resources, Service, Site, Sweep
@@ -23,6 +24,7 @@ from launcher.spec.words import (
     FilePath,
     Image,
     Line,
+    LocalDisk,
     Module,
     Name,
     Section,
@@ -63,7 +65,7 @@ class JobSpec(Section):
         Modules | tuple[Module, ...], Help("environment modules, loaded in this order after a purge; or a section")
     ] = ()
     stage: Annotated[tuple[Stage, ...], Help("copied to every node's local disk first")] = ()
-    local_disk: Annotated[FilePath | None, Help("of a node; absent: $SLURM_TMPDIR, $TMPDIR or /tmp")] = None
+    local_disk: Annotated[LocalDisk | None, Help("of a node; absent: $SLURM_TMPDIR, $TMPDIR or /tmp")] = None
     venv: Annotated[FilePath | None, Help("a Python virtual environment, activated on every node")] = None
     conda: Annotated[Conda | FilePath | None, Help("a conda environment, by name or path; or a section")] = None
     uv: Annotated[Uv | FilePath | None, Help("a uv project's directory; or a section")] = None
@@ -140,6 +142,7 @@ class Document:
 
     spec: JobSpec
     root: yamldoc.Node
+    notes: tuple[str, ...] = ()  # where job file and site file tell different things
 
     def place(self, problem: Problem) -> Problem:
         if problem.where or not problem.at:
@@ -240,6 +243,29 @@ def _while_it_runs(root: yamldoc.Node) -> list[yamldoc.Lookup]:
     ]
 
 
+def _hardware(job: yamldoc.Node, site: yamldoc.Node) -> tuple[str, ...]:
+    """What the job file asks for and the site says it has not: more GPUs in a node, another type, another network."""
+    found = []
+    for key in ("gpus_per_node", "gpu", "fabric"):
+        asked, there = (_of_resources(node, key) for node in (job, site))
+        if not asked or not there:
+            continue
+        wanted, known = asked.value(), there.value()
+        if isinstance(wanted, int) and isinstance(known, int):
+            differs = wanted > known
+        else:  # h100 is h100-80gb
+            differs = not (asked.raw.startswith(there.raw) or there.raw.startswith(asked.raw))
+        if differs:
+            found.append(f"{asked.mark}: {key} {asked.raw}, and the site has {there.raw} ({there.mark})")
+    return tuple(found)
+
+
+def _of_resources(root: yamldoc.Node, key: str) -> yamldoc.Scalar | None:
+    section = root.entries.get("resources") if isinstance(root, yamldoc.Table) else None
+    found = section.entries.get(key) if isinstance(section, yamldoc.Table) else None
+    return found if isinstance(found, yamldoc.Scalar) and not found.empty else None
+
+
 def load(
     text: str,
     *,
@@ -279,14 +305,15 @@ def load(
     root = yamldoc.looked_up(root, [places], problems, kind=JobSpec)
     root = yamldoc.looked_up(root, _while_it_runs(root), problems, kind=JobSpec)
     try:
-        spec = yamldoc.read(root, JobSpec)
+        spec = yamldoc.read(root, JobSpec, Advice(JobSpec))
     except UserError as error:
         named = {problem.where for problem in problems}  # a variable that is missing is one mistake
         rest = [problem for problem in error.problems if problem.where not in named]
         raise UserError(*problems, *rest) from None
     if problems:
         raise UserError(*problems)
-    document = Document(spec, root)
+    under = layers[0] if site and len(layers) > 1 and layers[0] is not job else None
+    document = Document(spec, root, _hardware(job, under) if under else ())
     problems = [document.place(problem) for problem in contradictions(spec)]
     if problems:
         raise UserError(*problems)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import posixpath
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import TYPE_CHECKING, Any
 
 from launcher.errors import Path, Problem
 from launcher.spec import services
+from launcher.spec.software import Uv
 from launcher.spec.words import AT_RUN, shown
 from launcher.yamldoc import Matches
 
@@ -66,18 +70,14 @@ def contradictions(spec: JobSpec) -> list[Problem]:
         found.append(Problem(f"{' and '.join(homes)} are both given", hint="keep one", at=(homes[1],)))
     for key, value in spec.env.items():
         found += _env_problems(key, value)
-    lines: list[tuple[Path, tuple[str, ...]]] = [
-        (("train", "args"), spec.train.args),
-        (("train", "command"), spec.train.command or ()),
-        *((("services", index, "command"), service.command) for index, service in enumerate(spec.services)),
-    ]
-    for where, words in lines:
-        for index, word in enumerate(words):
-            if SECRET_VALUE.regex.fullmatch(word):
-                message = "this looks like a secret, and command lines are written to files and seen by everybody"
-                hint = "secrets: {NAME: {from_env: NAME}} hands it over in a variable"
-                found.append(Problem(message, hint, (*where, index)))
-    found += services.problems(spec)
+    for place, text in _texts(spec):
+        named = place[0] == "env" or (place[0] == "services" and "env" in place)  # said below, with its name
+        if not named and SECRET_VALUE.regex.fullmatch(text):
+            line = any(part in ("args", "command") for part in place)
+            where = "command lines are written to files and seen by everybody" if line else "this is written to files"
+            hint = "secrets: {NAME: {from_env: NAME}} hands it over in a variable"
+            found.append(Problem(f"this looks like a secret, and {where}", hint, place))
+    found += [*services.problems(spec), *_code(spec), *_stages(spec)]
     for number, service in enumerate(spec.services):
         for key, value in service.env.items():
             found += [Problem(p.message, p.hint, ("services", number, *p.at)) for p in _env_problems(key, value)]
@@ -105,6 +105,64 @@ def contradictions(spec: JobSpec) -> list[Problem]:
             if AT_RUN.search(value):
                 message = f"{shown(value)} is known to a job that runs, and an annotation is written before"
                 found.append(Problem(message, "a text", ("kubernetes", kind, key)))
+    return found
+
+
+def _code(spec: JobSpec) -> list[Problem]:
+    if isinstance(spec.code, str):
+        return []
+    address = spec.code.clone
+    if address is None:
+        return [
+            Problem(f"{name} of no clone", "code.clone: https://...", ("code", name))
+            for name in ("ref", "secret")
+            if getattr(spec.code, name)
+        ]
+    user, at, _ = address.partition("://")[2].split("/")[0].rpartition("@")
+    said = SECRET_VALUE.regex.fullmatch(address)  # of every text
+    if at and not said and (address.startswith("https:") or ":" in user):
+        message = "a user or token in an address ends in manifests and in files of the run"
+        return [Problem(message, "code.secret names a Secret with `password`", ("code", "clone"))]
+    return []
+
+
+def _texts(value: Any, at: Path = ()) -> Iterator[tuple[Path, str]]:
+    """Every text of a job with its place: (("train", "args", 0), "--lr")."""
+    if isinstance(value, str):
+        yield at, value
+    elif is_dataclass(value):
+        for row in fields(value):
+            yield from _texts(getattr(value, row.name), (*at, row.name))
+    elif isinstance(value, Mapping):
+        for key, child in value.items():
+            yield from _texts(child, (*at, key))
+    elif isinstance(value, (list, tuple)):
+        for index, child in enumerate(value):
+            yield from _texts(child, (*at, index))
+
+
+def _stages(spec: JobSpec) -> list[Problem]:
+    """Copies on the local disk: below the job's own directory there, and each in a place of its own."""
+    found: list[Problem] = []
+    places = [posixpath.normpath(row.to) for row in spec.stage]
+    synced = isinstance(spec.uv, Uv) and spec.uv.sync
+    for index, (row, place) in enumerate(zip(spec.stage, places, strict=True)):
+        at: Path = ("stage", index, "to")
+        if not row.to.startswith("/") and ".." in row.to.split("/"):
+            message = f"{row.to} leads out of the job's own directory on the local disk"
+            found.append(Problem(message, "a name below it, or an absolute path", at))
+        elif place in (".", "/", "//"):
+            message = f"{row.to} is a directory that is there already, and a copy makes its own"
+            found.append(Problem(message, "a name below it", at))
+        elif synced and place.split("/")[0] in ("uv", "uv.lock"):
+            message = f"{row.to} is where uv.sync puts its environment on the local disk"
+            found.append(Problem(message, "another name", at))
+        for number, other in enumerate(places[:index]):
+            if f"{place}/".startswith(f"{other}/") or f"{other}/".startswith(f"{place}/"):
+                place = spec.stage[number].to
+                message = f"{row.to} and {place} of another stage are one place, or one holds the other"
+                found.append(Problem(message, "a place of its own for each", at))
+                break
     return found
 
 
@@ -144,10 +202,17 @@ NOT_YOUR_PREFIXES = {
     "DSLAUNCH_": "dslaunch sets it",
 }
 SECRET_NAME = Matches(
-    r"(?i:.*(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|APIKEY|API_KEY|ACCESS_KEY|SECRET_KEY|CREDENTIALS?))", ""
+    r"(?i:.*(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|PASS|APIKEY|API_KEY|ACCESS_KEY|SECRET_KEY|CREDENTIALS?)"
+    r"|.+_PAT|(?!OLDPWD$).+PWD)",  # PWD and OLDPWD are directories
+    "",
 )
+# Prefixes stand at the beginning of a word: /data/task-of-a-name-that-is-long is no sk-...
 SECRET_VALUE = Matches(
-    r"(?s:.*(hf_[A-Za-z0-9]{20}|sk-[A-Za-z0-9_-]{20}|gh[pousr]_[A-Za-z0-9]{20}|(AKIA|ASIA)[A-Z0-9]{16}"
+    r"(?s:.*((?<![A-Za-z0-9])(hf_[A-Za-z0-9]{20}|sk-[A-Za-z0-9_-]{20}|gh[pousr]_[A-Za-z0-9]{20}"
+    r"|github_pat_[A-Za-z0-9_]{20}|glpat-[A-Za-z0-9_-]{20}|xox[abeoprs]-[A-Za-z0-9-]{10}"
+    r"|nvapi-[A-Za-z0-9_-]{20}|(AKIA|ASIA)[A-Z0-9]{16})"
+    r"|(?i:aws_secret_access_key)[\"']?\s*[=:]\s*[\"']?[A-Za-z0-9/+]{20}"
+    r"|://[^/\s:@\"']*:[^/\s:@$<{\"'][^/\s:@\"']*@"  # a URL's user:password@
     r"|-----BEGIN [A-Z ]*PRIVATE KEY|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}).*)",
     "",
 )
@@ -159,7 +224,8 @@ def _env_problems(key: str, value: str) -> list[Problem]:
     reason = NOT_YOURS.get(key) or (NOT_YOUR_PREFIXES[prefix] if prefix else None)
     if reason:
         return [Problem(f"{key} cannot be set from a job file: {reason}", hint="remove it", at=at)]
-    if value and (SECRET_NAME.regex.fullmatch(key) or SECRET_VALUE.regex.fullmatch(value)):
+    named = SECRET_NAME.regex.fullmatch(key) and not (key.upper().endswith("PWD") and value.startswith("/"))
+    if value and (named or SECRET_VALUE.regex.fullmatch(value)):
         hint = f"secrets: {{{key}: {{from_env: {key}}}}} hands it over without writing it anywhere"
         return [Problem(f"{key} looks like a secret, and env is written to files", hint=hint, at=at)]
     return []

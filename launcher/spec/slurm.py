@@ -8,6 +8,24 @@ from launcher.spec.words import Auto, Constraint, Count, FilePath, Line, Nodes, 
 from launcher.yamldoc import Help, Matches, Range
 
 Option = Annotated[str, Matches(r"[A-Za-z0-9_.,:@%+/=&|*()\[\]-]+", "text without spaces or quotes")]
+# As sbatch reads a time (23.11): no capitals, a clock behind a date and not before it.
+_CLOCK = r"([01]?[0-9]|2[0-3]):[0-5][0-9](:[0-5][0-9])?(am|pm)?"
+_DATE = (
+    r"([0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])|(0?[1-9]|1[0-2])[/.](0?[1-9]|[12][0-9]|3[01])([/.][0-9]{2})?"
+    r"|(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])([0-9]{2})?)"
+)
+Moment = Annotated[
+    str,
+    Matches(
+        r"now([+-][0-9]+((second|minute|hour|day|week)s?)?)?|midnight|noon|fika|teatime|today|tomorrow"
+        rf"|{_CLOCK}|{_DATE}([T-]{_CLOCK})?",
+        "a time as sbatch takes it: 2026-12-01T08:00, 16:00, now+2hours, tomorrow, noon or 12/31",
+    ),
+]
+Disk = Annotated[str, Matches(r"[0-9]+([KMGTkmgt][Bb]?)?", "a Slurm size such as 500G")]
+License = Annotated[
+    str, Matches(r"[A-Za-z][A-Za-z0-9_.,:@%+/=-]*", "a license such as scratch or cfs:2: a letter comes first")
+]
 
 
 @record
@@ -17,13 +35,13 @@ class Slurm(Section):
     qos: Token | None = None
     reservation: Token | None = None
     constraint: Constraint | None = None
-    licenses: Annotated[tuple[Token, ...], Help("[scratch, cfs:2]")] = ()
+    licenses: Annotated[tuple[License, ...], Help("[scratch, cfs:2]")] = ()
     wckey: Token | None = None
     comment: Annotated[Option | None, Help("stands before the run's own token")] = None
     time: Annotated[Time, Help("wall time; the job is warned before it ends")] = "1:00:00"
     time_min: Annotated[Time | None, Help("less is taken too, when that starts sooner")] = None
-    begin: Annotated[Option | None, Help("not before: 2026-12-01T08:00, now+1hour")] = None
-    deadline: Annotated[Option | None, Help("not if it cannot end by then")] = None
+    begin: Annotated[Moment | None, Help("not before: 2026-12-01T08:00, now+1hour")] = None
+    deadline: Annotated[Moment | None, Help("not if it cannot end by then")] = None
     nice: Annotated[Annotated[int, Range(-2147483645, 2147483645)] | None, Help("lowers the priority")] = None
     dependency: Annotated[Option | None, Help("afterok:123, beside the run's own singleton")] = None
 
@@ -58,7 +76,7 @@ class Slurm(Section):
     memory_as: Annotated[
         Literal["mem", "mem-per-gpu", "mem-per-cpu"], Help("how this site wants memory asked for")
     ] = "mem"
-    tmp: Annotated[Option | None, Help("local disk of a node: 500G")] = None
+    tmp: Annotated[Disk | None, Help("local disk of a node: 500G")] = None
     ntasks_per_socket: Count | None = None
     hint: Literal["nomultithread", "multithread", "compute_bound", "memory_bound"] | None = None
     threads_per_core: Count | None = None

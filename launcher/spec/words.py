@@ -54,6 +54,13 @@ Mount = Annotated[
         "/source:/target, with :ro behind it where nothing may be written",
     ),
 ]
+LocalDisk = Annotated[
+    str,
+    Matches(
+        r"/[^\x00-\x1f\x7f-\x9f\u2028\u2029,:$`\"'\\ ]*",
+        "an absolute path without spaces, quotes and any of , : $: containers get it as a mount",
+    ),
+]
 Image = Annotated[str, Matches(r"[A-Za-z0-9./][A-Za-z0-9._/:@#+-]*", "an image reference without spaces")]
 Module = Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9_.+/=-]*", "a module name such as cuda/12.4")]
 

@@ -51,7 +51,10 @@ value=/mnt/bb/elvis
 export DSLAUNCH_LOCAL=$value/dslaunch-$UID-${SLURM_JOB_ID:-${here##*/}}
 why="$DSLAUNCH_LOCAL is not yours to write"
 (umask 077; mkdir -p -- "$DSLAUNCH_LOCAL")
-[ -O "$DSLAUNCH_LOCAL" ] && [ -w "$DSLAUNCH_LOCAL" ] || exit 73
+[ ! -L "$DSLAUNCH_LOCAL" ] && [ -O "$DSLAUNCH_LOCAL" ] && [ -w "$DSLAUNCH_LOCAL" ] || exit 73
+chmod 700 -- "$DSLAUNCH_LOCAL"
+why="anybody can replace what is in $value: it is writable for all, and not sticky"
+(( (8#$(stat -Lc %a -- "$value") & 8#1002) != 2 )) || exit 73
 why=
 why=$(bash "$here/node/stage.sh" /lustre/orion/stf999/proj-shared/envs/deepspeed-rocm.tar.gz "$DSLAUNCH_LOCAL"/env 1 conda 1)
 

@@ -24,7 +24,10 @@ value=/scratch
 export DSLAUNCH_LOCAL=$value/dslaunch-$UID-${SLURM_JOB_ID:-${here##*/}}
 why="$DSLAUNCH_LOCAL is not yours to write"
 (umask 077; mkdir -p -- "$DSLAUNCH_LOCAL")
-[ -O "$DSLAUNCH_LOCAL" ] && [ -w "$DSLAUNCH_LOCAL" ] || exit 73
+[ ! -L "$DSLAUNCH_LOCAL" ] && [ -O "$DSLAUNCH_LOCAL" ] && [ -w "$DSLAUNCH_LOCAL" ] || exit 73
+chmod 700 -- "$DSLAUNCH_LOCAL"
+why="anybody can replace what is in $value: it is writable for all, and not sticky"
+(( (8#$(stat -Lc %a -- "$value") & 8#1002) != 2 )) || exit 73
 why=
 
 # --- Python environment

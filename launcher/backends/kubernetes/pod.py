@@ -866,17 +866,11 @@ def _sidecar_problems(spec: JobSpec) -> Iterator[Problem]:
 def _clone_problems(spec: JobSpec) -> Iterator[Problem]:
     code = cloned(spec)
     if code is None:
-        if isinstance(spec.code, Code) and (spec.code.ref or spec.code.secret):
-            name = "ref" if spec.code.ref else "secret"
-            yield Problem(f"{name} of no clone", "code.clone: https://...", ("code", name))
         return
     if not str(code.clone).startswith("https://"):
         message = "ssh wants a user that the image knows and a host's key, and a pod has neither"
         hint = "https://, and code.secret names a Secret with `password` (a token) where it is private"
         yield Problem(message, hint, ("code", "clone"))
-    elif "@" in str(code.clone).removeprefix("https://").split("/")[0]:
-        message = "a user or token in an address ends in manifests"
-        yield Problem(message, "code.secret names a Secret with `password`", ("code", "clone"))
 
 
 # --- what surprises -------------------------------------------------------------------------------

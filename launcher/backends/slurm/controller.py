@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -168,7 +169,14 @@ LOST = (  # a request that left may have arrived
 )  # fmt: skip
 KEYS = "this host's munge key or clock is not the controller's: munge -n | unmunge, and date on both"
 # before anything was sent, in the words of Slurm's client and of ssh
-UNSENT = ("(connect failure)", "Munge encode failed", remote.UNCONNECTED)
+UNSENT = (
+    "(connect failure)", "Munge encode failed", "configuration source", "resolve_ctls_from_dns_srv",
+    remote.UNCONNECTED,
+)  # fmt: skip
+UNCONFIGURED = ("configuration source", "resolve_ctls_from_dns_srv")  # neither a slurm.conf nor a controller in DNS
+LOGIN = (
+    "run dslaunch on a login node, give slurm.login: USER@HOST, or SLURM_CONF=.../slurm.conf; --dry-run asks nobody"
+)
 MEND = (  # what Slurm's client says when it does not get through, and what to do next
     ("munge", "munged does not run on this host, or its socket is not where slurm.conf says: systemctl status munge"),
     ("credential", KEYS),
@@ -177,12 +185,28 @@ MEND = (  # what Slurm's client says when it does not get through, and what to d
 )  # fmt: skip
 
 
+OWN = re.compile(r"^((sbatch|squeue|scontrol|sacct|scancel|sinfo): )?((error|fatal): )?")
+
+
+def unreached(result: Result, hint: str) -> UserError:
+    """Of a question that changes nothing: Unreachable, or that the command is not here; `hint` is the way to ask."""
+    if result.code is None and "command not found" in result.err:
+        return UserError(Problem("Slurm's commands are not on this machine", hint))
+    told = _no_answer(_words(result)).problems[0]
+    configured = not any(phrase in result.err for phrase in UNCONFIGURED)
+    return Unreachable(Problem(told.message, told.hint if configured else hint))
+
+
 def _words(result: Result) -> str:
-    lines = (line.removeprefix("sbatch: ").removeprefix("error: ") for line in (result.err or result.out).split("\n"))
+    lines = (OWN.sub("", line) for line in (result.err or result.out).split("\n"))
     return " ".join(" ".join(lines).split())
 
 
 def _no_answer(words: str) -> Unreachable:
+    if any(phrase in words for phrase in UNCONFIGURED):
+        return Unsent(
+            Problem("Slurm is not reached: this machine has no slurm.conf, and DNS names no controller", LOGIN)
+        )
     hint = next(
         (mend for phrase, mend in MEND if phrase in words.lower()), "sinfo, or scontrol ping, shows when it is back"
     )

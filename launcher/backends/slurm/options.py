@@ -361,6 +361,16 @@ def _unequal(spec: JobSpec) -> Iterator[Problem]:
     at: At = ("slurm", "gpus_as")
     if slurm.gpu_type and slurm.gpus_as == "none":
         yield Problem("gpu_type is named and gpus_as is none: no GPU is asked for", "leave gpu_type out", at)
+    for index, one in enumerate(slurm.gres):
+        if re.match(r"(gres[/:])?gpu([:=]|\Z)", one):
+            count = re.search(r"[1-9][0-9]*\Z", one)
+            hint = (
+                f"resources.gpus_per_node: {count[0] if count else 8} with slurm.gpus_as: gres, and gres without it"
+            )
+            message = (
+                f"gres {one} asks for GPUs, which resources.gpus_per_node does: twice, or with no rank to use them"
+            )
+            yield Problem(message, hint, ("slurm", "gres", index))
     at = ("slurm", "cpus_as")
     if slurm.cpus_as == "cpus-per-gpu" and not (cpus and gpus):
         missing = "resources.gpus_per_node" if cpus else "resources.cpus_per_node"
@@ -488,19 +498,58 @@ def _passed_on(spec: JobSpec) -> Iterator[Problem]:
     """`slurm.sbatch` and `slurm.srun`, which are for what no field says."""
     for option in spec.slurm.sbatch:
         yield from _passed("sbatch", option, ("slurm", "sbatch", option), spec)
+    for number, option in enumerate(spec.slurm.plugin_options):
+        if names := _slurms(option):
+            message = f"{option} is {names[0]} to Slurm itself"
+            hint = "leave it out: plugin_options is for what plugins bring"
+            yield Problem(message, hint, ("slurm", "plugin_options", number))
+    valued = ""  # the option that takes the next word
     for index, word in enumerate(spec.slurm.srun):
-        if word.startswith("--"):
-            yield from _passed("srun", word[2:].partition("=")[0], ("slurm", "srun", index), spec)
-        elif word.startswith("-") and len(word) > 1:
-            name = facts.letters_of("s").get(word[1])
-            if name is None:
-                yield Problem(f"srun has no option {word[:2]}", "", ("slurm", "srun", index))
-            else:
-                yield from _passed("srun", name, ("slurm", "srun", index), spec)
+        at = ("slurm", "srun", index)
+        if valued:
+            valued = ""
+        elif not word.startswith("-") or word in ("-", "--"):
+            message = f"{word} is no option: srun would start it instead of the ranks"
+            yield Problem(message, "--option=value; what runs before the ranks is train.prefix", at)
+        else:
+            for name in [word[2:]] if word.startswith("--") else _letters(word):
+                yield from _passed("srun", name.partition("=")[0], at, spec)
+            valued = word if _waits(word) else ""
+    if valued:
+        yield Problem(f"{valued} has no value", f"{valued}=VALUE", ("slurm", "srun", len(spec.slurm.srun) - 1))
+
+
+def _slurms(option: str) -> list[str]:
+    """Options that Slurm takes it for, beginnings included: outpu is output. A plugin's that it knows of is none."""
+    table = facts.slurm_options()
+    if option in table and not (table[option].field or table[option].why):
+        return []
+    return [name for name, row in table.items() if name.startswith(option) and set(row.of) & {"b", "s"}]
+
+
+def _letters(word: str) -> list[str]:
+    """The long names in "-lN2": label and nodes, which takes the rest; a letter that is none stays one: "-?"."""
+    names: list[str] = []
+    known = facts.letters_of("s")
+    for letter in word[1:]:
+        names.append(known.get(letter, f"-{letter}"))
+        if letter not in known or facts.options_of("s")[known[letter]].value:
+            break
+    return names
+
+
+def _waits(word: str) -> bool:
+    """Whether the next word is its value: of --task-prolog, not of --task-prolog=x, nor of --label."""
+    table = facts.options_of("s")
+    names = [word[2:]] if word.startswith("--") else _letters(word)
+    if not word.startswith("--") and len(names) < len(word) - 1:
+        return False  # -N2
+    name = names[-1]
+    return name in table and table[name].value in ("=", "s=")
 
 
 def _passed(program: str, option: str, at: At, spec: JobSpec) -> Iterator[Problem]:
-    if option in spec.slurm.plugin_options:
+    if option in spec.slurm.plugin_options and not _slurms(option):
         return
     table = facts.options_of({"sbatch": "b", "srun": "s"}[program])
     if option not in table:
@@ -597,6 +646,11 @@ def notes(spec: JobSpec, environ: Mapping[str, str]) -> list[str]:
         found.append(
             f"gpu_bind {slurm.gpu_bind}: a rank sees its own GPU alone, as device 0, while LOCAL_RANK counts to "
             f"{spec.per_node - 1}; GPUs of a node reach each other slower where they cannot see one another"
+        )
+    if re.fullmatch(r"[0-9]+:[0-9]+", slurm.time):
+        length = f"{slurm.time.split(':')[0]} minutes"
+        found.append(
+            f"slurm.time {slurm.time} is {length}, as Slurm reads MM:SS; as hours it would be {slurm.time}:00"
         )
     if slurm.mail_user and not slurm.mail_type:
         found.append("slurm.mail_user without mail_type: Slurm sends no mail")

@@ -16,7 +16,8 @@ from launcher.run import Result, Run
 NO_ANSWER = (
     "Unable to contact slurm controller", "Socket timed out", "Connection refused", "Zero Bytes were transmitted",
     "Transport endpoint", "Munge encode failed", "Invalid authentication credential", "Protocol authentication error",
-    "slurm_load_jobs error", "Slurm temporarily unable",
+    "slurm_load_jobs error",
+    "configuration source", "resolve_ctls_from_dns_srv", "Unable to contact", "Slurm temporarily unable",
 )  # fmt: skip
 UNHEARD_OF = "Invalid job id"  # the controller's own word that it has no such job
 

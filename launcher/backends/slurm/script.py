@@ -46,7 +46,7 @@ def preflight(spec: JobSpec, plan: Plan | None) -> Bundle:
 
 
 def _check(spec: JobSpec) -> None:
-    problems = [*options.problems(spec), *software.problems(spec, "slurm")]
+    problems = [*options.problems(spec), *software.problems(spec, "slurm"), *services.contained(spec)]
     if problems:
         raise UserError(*problems)
 

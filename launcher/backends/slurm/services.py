@@ -14,6 +14,7 @@ from typing import Any
 from launcher import bundle as bundles
 from launcher import nccl, software
 from launcher.bundle import STOPPED_EARLY, File
+from launcher.errors import Problem
 from launcher.spec import JobSpec, Service
 
 HELPERS = ("services.py",)  # what the batch script needs beside its own
@@ -164,6 +165,20 @@ def within(spec: JobSpec, service: Service) -> JobSpec:
         conda=None,
         uv=None,
     )
+
+
+def contained(spec: JobSpec) -> list[Problem]:
+    """What cannot be of containers that services have for themselves."""
+    found = []
+    known = software.problems(spec, "slurm")
+    for number, service in enumerate(spec.services):
+        if service.container is not None:
+            for problem in software.problems(within(spec, service), "slurm"):
+                own = problem.at[:1] == ("container",)
+                if own or problem not in known:
+                    at = ("services", number, *problem.at) if own else problem.at
+                    found.append(Problem(problem.message, problem.hint, at))
+    return found
 
 
 def _row(spec: JobSpec, service: Service) -> dict[str, Any]:
