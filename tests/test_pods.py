@@ -751,7 +751,7 @@ def test_a_user_without_a_name_or_home_finds_room_in_the_images_directory(tmp_pa
     (tmp_path / "image" / "data").mkdir()
     (tmp_path / "image" / "train.py").write_text("import getpass; print(getpass.getuser())")
     for folder in (tmp_path, *tmp_path.parents):
-        if folder == tmp_path or folder.name.startswith("pytest-"):
+        if folder == tmp_path or folder.name.startswith(("pytest-", "popen-")):
             folder.chmod(0o755)
     room = pods.ROOM.replace("/tmp/workdir", str(tmp_path / "user" / "workdir"))
     (tmp_path / "user").mkdir()
@@ -769,7 +769,7 @@ def test_a_user_without_a_name_or_home_finds_room_in_the_images_directory(tmp_pa
 @pytest.mark.parametrize(("mode", "code", "words"), [(0o755, 73, "user 4242 cannot write to"), (0o777, 0, "")])
 def test_a_volume_of_somebody_else_ends_a_job_at_its_start(tmp_path, mode, code, words):
     for folder in (tmp_path, *tmp_path.parents):
-        if folder == tmp_path or folder.name.startswith("pytest-"):
+        if folder == tmp_path or folder.name.startswith(("pytest-", "popen-")):
             folder.chmod(0o755)
     (tmp_path / "volume").mkdir()
     (tmp_path / "volume").chmod(mode)
