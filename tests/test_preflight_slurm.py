@@ -166,8 +166,8 @@ def test_a_first_node_without_the_environment_is_named_although_it_is_the_one_th
     finally:
         slurm.exec("node1", ["umount", f"{sys.prefix}/bin"])
     assert (verdict["code"], verdict["excluded"]) == (20, ["node1"]), verdict
-    assert "preflight.sh on node1 ended with 1: . " in verdict["headline"]
-    assert "activate" in verdict["headline"]
+    assert "preflight.sh on node1 ended with 66: " in verdict["headline"]
+    assert "bin/activate is not there" in verdict["headline"]
 
 
 def test_in_a_larger_allocation_only_what_was_asked_for_is_checked(site, slurm):  # noqa: F811
