@@ -287,7 +287,7 @@ def test_a_warning_before_the_ranks_run_does_not_end_the_job(site):
     )
     run = site.submit(asked)
     deadline = time.monotonic() + 60
-    while not (site.folder / "dslaunch-runs" / run / "began").exists() and time.monotonic() < deadline:
+    while not (site.folder / "began").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     number = json.loads(site.dslaunch("status", run, "--json").stdout)["job"]
     subprocess.run(["scancel", "--batch", "--signal=USR2", number], check=True)

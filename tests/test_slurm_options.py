@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import string
@@ -86,8 +87,9 @@ def test_sbatch_reads_the_same_times(slurm):
     """Of what it refuses it says so before it asks the controller."""
     for text, fine in [*((text, True) for text in TIMES), *((text, False) for text in NO_TIMES)]:
         done = subprocess.run(
-            ["sbatch", "--test-only", f"--begin={text}", "--wrap=true"], capture_output=True, text=True, check=False
-        )
+            ["sbatch", "--test-only", f"--begin={text}", "--wrap=true"], capture_output=True, text=True, check=False,
+            env={**os.environ, **slurm.env},
+        )  # fmt: skip
         assert ("--begin specification" not in done.stderr) == fine, (text, done.stderr)
 
 
@@ -457,9 +459,8 @@ def site():
 SITE = {
     "partition": {"partition": "main"}, "dependency": {"dependency": "singleton"},
     "constraint": {"constraint": "ib&hbm80g"}, "nodelist": {"nodelist": "node[1-4]"}, "exclude": {"exclude": "node8"},
-    "gres": {"gres": ["gpu:a100:4"], "gpus_as": "none"},
 }  # fmt: skip
-NOT_HERE = ["exclusive=topo", "segment", "plugin_options"]  # of a later Slurm, or of a plugin
+NOT_HERE = ["exclusive=topo", "segment", "plugin_options", "gres"]  # of a later Slurm, a plugin, other machines
 HERE = [(name, section) for name, section, _ in TABLE if not {name, f"{name}={section.get(name)}"} & set(NOT_HERE)]
 
 
