@@ -50,8 +50,11 @@ LAYERS = [
     ["launcher.runs"],
     ["launcher.runs.submit", "launcher.runs.evidence", "launcher.remote"],
     ["launcher.backends"],
-    ["launcher.backends.kubernetes.network", "launcher.backends.kubernetes.security",
-     "launcher.backends.kubernetes.patch"],
+    [
+        "launcher.backends.kubernetes.network",
+        "launcher.backends.kubernetes.security",
+        "launcher.backends.kubernetes.patch",
+    ],
     ["launcher.backends.slurm.queue", "launcher.backends.kubernetes.pod"],
     ["launcher.backends.slurm.services", "launcher.backends.slurm.options"],
     ["launcher.backends.slurm.tasks"],
