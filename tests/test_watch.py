@@ -366,7 +366,7 @@ def test_lines_json_and_wait_end_with_the_job_s_own_code_and_a_time_out_is_124(t
 @pytest.mark.slow
 def test_on_a_terminal_it_is_live_follows_a_resize_and_ctrl_c_leaves_the_job_alone(tmp_path):
     """Scenario 57, the watching part."""
-    run = local(tmp_path, TRAINS.replace("0.1", "0.5"))
+    run = local(tmp_path, TRAINS.replace("0.1", "2"))
     main, side = pty.openpty()
     fcntl.ioctl(side, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}  # those would win
@@ -375,7 +375,7 @@ def test_on_a_terminal_it_is_live_follows_a_resize_and_ctrl_c_leaves_the_job_alo
     os.close(side)
 
     def until(pattern: str) -> str:
-        seen, deadline = "", time.monotonic() + 40
+        seen, deadline = "", time.monotonic() + 120
         while not re.search(pattern, seen, re.DOTALL):
             assert time.monotonic() < deadline, seen[-3000:]
             if select.select([main], [], [], 1)[0]:
@@ -486,6 +486,8 @@ def test_five_runs_and_three_watchers_ask_the_controller_once_every_ten_seconds(
     monkeypatch.setenv("PATH", f"{counted}:{os.environ['PATH']}")
     begun = time.monotonic()
     watchers = [Told("watch", *these, "--json", folder=site.folder) for these in (names, names[:2], [])]
+    for watcher, count in zip(watchers, (5, 2, 5), strict=True):
+        watcher.until(lambda lines, count=count: len({row["run"] for row in states(lines)}) == count)
     time.sleep(13)  # without a common interval that would be three questions and more
     for watcher in watchers:
         watcher.child.send_signal(signal.SIGINT)
