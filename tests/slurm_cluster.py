@@ -92,6 +92,16 @@ SchedulerType=sched/backfill
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1,bf_continue
 """
 
+# A node that is not there belongs to a cloud and is switched off: nobody pings it. One that is IDLE gets no job any
+# more once slurmctld has had no answer from it, some 12 s after its start.
+ABSENT = "Port=1 State=CLOUD"
+ABSENT_CONF = """\
+PrivateData=cloud
+SuspendProgram=/bin/true
+ResumeProgram=/bin/true
+SuspendTime=1
+"""
+
 PARTITIONS = """\
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 PartitionName=short Nodes=ALL MaxTime=2 DefaultTime=1 State=UP
@@ -183,7 +193,7 @@ class Cluster:
                 self._write_devices(gpus, gpu_type)
             else:
                 hosts = {}
-                lines = [f"NodeName=node[1-{nodes}] NodeAddr={login} Port=1 {hardware} State=IDLE"]
+                lines = [f"NodeName=node[1-{nodes}] NodeAddr={login} {hardware} {ABSENT}", ABSENT_CONF]
             self._write(login, hosts, [*lines, PARTITIONS, extra_conf], memory_per_cpu=memory // cpus)
             self._munged()
             self._spawn("slurmctld", ["slurmctld", "-D"])
@@ -407,7 +417,7 @@ class Cluster:
 
     def _idle(self) -> int:
         lines = self.run(["sinfo", "--noheader", "--partition=main", "--format=%D %T"]).stdout.splitlines()
-        return sum(int(line.split()[0]) for line in lines if line.endswith(" idle"))
+        return sum(int(line.split()[0]) for line in lines if line.endswith((" idle", " idle~")))
 
     def _ask(self, argv: Sequence[str]) -> str:
         if (reply := self.run(argv)).returncode:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import slurm_cluster
 from conftest import borrowed
 
 from launcher import facts
@@ -57,7 +58,7 @@ def lines() -> list[str]:
         gres = f" Gres=gpu:{gpus}" if gpus != "-" else ""
         words = f" Feature={features}" if features != "-" else ""
         found.append(
-            f"NodeName={nodes} NodeAddr=127.0.0.1 Port=1 CPUs={cpus} RealMemory={memory}{gres}{words} State=IDLE"
+            f"NodeName={nodes} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory}{gres}{words} {slurm_cluster.ABSENT}"
         )
         for name in partitions.split(","):
             members.setdefault(name, []).append(nodes)

@@ -372,9 +372,11 @@ def test_a_rank_knows_its_world(env, words):
 # The verdict
 
 
-def ended(number: int, code: int | None, at: float | None, name: str | None = None) -> dict[str, object]:
+def ended(
+    number: int, code: int | None, at: float | None, name: str | None = None, *, orphaned: bool = False
+) -> dict[str, object]:
     value = {"rank": number, "local_rank": number, "host": "n2", "log": "/logs/r", "log_from": 0}
-    return {**value, "code": code, "ended": at, "signal": name}
+    return {**value, "code": code, "ended": at, "signal": name, "orphaned": orphaned}
 
 
 @pytest.mark.parametrize(
@@ -397,6 +399,9 @@ def ended(number: int, code: int | None, at: float | None, name: str | None = No
         ([ended(0, 143, 8), ended(1, 0, 8)], (137, 7, True), 137, "was killed by signal 9 before its ranks"),
         ([ended(0, 0, 8), ended(1, 0, 8)], (137, 7, True), 137, "was killed by signal 9 before its ranks"),
         ([ended(0, 143, 8), ended(1, 143, 9)], (1, 7, False, "SIGTERM"), 143, "stopped by SIGTERM; rank 0"),
+        # the launcher's death reached the ranks before us
+        ([ended(0, 143, 6, orphaned=True), ended(1, None, None)], (137, 7, True), 137, "9 before its ranks"),
+        ([ended(0, 7, 6), ended(1, 143, 6, orphaned=True)], (137, 7, True), 7, "rank 0"),
         ([], (137, 7, True, "SIGTERM"), 143, "stopped by SIGTERM"),
     ],
 )

@@ -386,6 +386,7 @@ def main(plan_file: str) -> int:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)  # the launcher was started with USR2 ignored
     die_with_parent(signal.SIGTERM)
+    parent = os.getppid()
     with open(plan_file, encoding="utf-8") as file:
         plan = json.load(file)
     state, logs = os.path.dirname(plan_file), plan["logs"]
@@ -417,6 +418,7 @@ def main(plan_file: str) -> int:
         "ended": None,
         "code": None,
         "signal": None,
+        "orphaned": False,
         "attempt": attempt(env),
         "wrapper": os.getpid(),
         "log": log_name,
@@ -454,7 +456,7 @@ def main(plan_file: str) -> int:
     entry["pid"] = program.pid
     record(state, logs, entry)
     code = wait(program, ranks_below=per_node > 0, alone=plan.get("alone", False))
-    entry["ended"] = time.time()
+    entry.update(ended=time.time(), orphaned=os.getppid() != parent)
     if code < 0:
         entry["signal"], code = name_of(-code), 128 - code
     entry["code"] = code

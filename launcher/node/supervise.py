@@ -796,7 +796,7 @@ def verdict(options: Options, where: Place, ranks: list[dict[str, Any]], end: En
         and options.launcher not in DIRECT
         and end.code != 0
         and not end.signalled
-        and all(one["ended"] is None or one["ended"] > end.at for one in ranks)
+        and all(one["ended"] is None or one["orphaned"] or one["ended"] > end.at for one in ranks)
         and (end.killed or not lost)
     )
     if lost and only_killed and not (hard and end.signalled):
