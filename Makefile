@@ -24,7 +24,7 @@ test: $(READY) slurm chromium
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n $(JOBS) --dist loadgroup
+	$(BIN)/pytest -n $(JOBS) --dist loadgroup --durations=20 --durations-min=5
 
 ## make quick: the inner loop, under a minute
 quick: $(READY)

@@ -25,31 +25,32 @@ def record(kind: type[T]) -> type[T]:
     for name, method in METHODS.items():
         if name not in kind.__dict__:
             setattr(made, name, method)
+    rows = made.__dataclass_fields__.values()  # type: ignore[attr-defined]
+    made.__layout__ = (  # type: ignore[attr-defined]
+        {row.name: None if row.default is MISSING else row.default for row in rows},  # all of them, in their order
+        {row.name for row in rows if row.default is MISSING and row.default_factory is MISSING},
+        [(row.name, row.default_factory) for row in rows if row.default_factory is not MISSING],
+    )
     return made
 
 
 def _init(self: Any, *given: Any, **values: Any) -> None:
     """Every field as given, or its default. Raises TypeError for one too many, and for one that is missing."""
-    rows = self.__dataclass_fields__
+    empty, needed, factories = type(self).__layout__
     if given:
-        values = {**dict(zip(rows, given, strict=False)), **values}
+        values = {**dict(zip(empty, given, strict=False)), **values}
     own = self.__dict__
-    for name, row in rows.items():
-        if name in values:
-            own[name] = values[name]
-        elif row.default is not MISSING:
-            own[name] = row.default
-        elif row.default_factory is not MISSING:
-            own[name] = row.default_factory()
-        else:
-            raise TypeError(f"{type(self).__name__} needs {name}")
-    if len(given) > len(rows) or not rows.keys() >= values.keys():
-        strange = ", ".join(values.keys() - rows.keys()) or f"number {len(given)}"
+    own.update(empty)
+    own.update(values)
+    if len(given) > len(empty) or len(own) != len(empty):
+        strange = ", ".join(values.keys() - empty.keys()) or f"number {len(given)}"
         raise TypeError(f"{type(self).__name__} has no field {strange}")
-
-
-def _values(self: Any) -> tuple[Any, ...]:
-    return tuple([self.__dict__[name] for name in self.__dataclass_fields__])
+    if not needed <= values.keys():
+        missing = ", ".join(name for name in empty if name in needed - values.keys())
+        raise TypeError(f"{type(self).__name__} needs {missing}")
+    for name, factory in factories:
+        if name not in values:
+            own[name] = factory()
 
 
 def _setattr(self: Any, name: str, _: Any) -> None:
@@ -61,15 +62,15 @@ def _delattr(self: Any, name: str) -> None:
 
 
 def _eq(self: Any, other: object) -> bool:
-    return type(other) is type(self) and _values(self) == _values(other)
+    return self is other or (type(other) is type(self) and self.__dict__ == other.__dict__)
 
 
 def _hash(self: Any) -> int:
-    return hash((type(self), *_values(self)))
+    return hash((type(self), *self.__dict__.values()))
 
 
 def _repr(self: Any) -> str:
-    shown = (f"{name}={self.__dict__[name]!r}" for name in self.__dataclass_fields__)
+    shown = (f"{name}={value!r}" for name, value in self.__dict__.items())
     return f"{type(self).__name__}({', '.join(shown)})"
 
 

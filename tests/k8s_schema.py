@@ -187,6 +187,10 @@ POD_GROUPS = {
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
+def documents(text: str) -> list[Any]:
+    return list(yaml.load_all(text, Loader=LOADER))
+
+
 def problems(documents: list[Any], *, trainer: str = "2.2") -> list[str]:
     """Everything wrong with a bundle of manifests, references between them included."""
     found: list[str] = []

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import k8s_schema
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from launcher import bundle as bundles
@@ -26,6 +25,8 @@ from launcher.sweep import Chosen
 ROOT = Path(__file__).parents[1]
 SLURM = sorted((ROOT / "slurm").glob("*/job.yaml"))
 MANIFESTS = sorted((ROOT / "manifests").glob("*/job.yaml"))
+HOSTFILES = sorted((ROOT / "hostfiles").iterdir())
+KINDS = {"slurm": "slurm", "manifests": "kubernetes"}
 SHELLCHECK = Path(sys.executable).parent / "shellcheck"
 
 
@@ -55,8 +56,7 @@ def rendered(path: Path) -> dict[Path, str]:
         more = [] if site(path) is None else ["--site", site(path)]
         hosts = CliRunner().invoke(cli.cli, ["hostfile", str(path), *more])
         assert hosts.exit_code == 0, hosts.output
-        kind = "kubernetes" if backend is kubernetes else "slurm"
-        files[ROOT / "hostfiles" / f"{path.parts[-2]}.{kind}"] = hosts.stdout
+        files[ROOT / "hostfiles" / f"{path.parts[-2]}.{KINDS[path.parts[-3]]}"] = hosts.stdout
     return files
 
 
@@ -85,7 +85,7 @@ def jobs(path: Path) -> list[tuple[Document, Plan]]:
 
 def without_copies(text: str) -> str:
     """Manifests as a reader wants them: modules that travel, and the digest that follows them, are named alone."""
-    documents = list(yaml.safe_load_all(text))
+    documents = k8s_schema.documents(text)
     for document in documents:
         document["metadata"].get("annotations", {}).pop(kubernetes.DIGEST, None)
         for content in (document.get("data", {}), document.get("binaryData", {})):
@@ -106,26 +106,25 @@ def no_site_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("path", [*SLURM, *MANIFESTS], ids=name)
-def test_the_gallery_is_what_dslaunch_renders(path, request):
-    for file, text in rendered(path).items():
+def test_the_gallery_is_what_dslaunch_renders_and_nothing_else(path, request):
+    files = rendered(path)
+    for file, text in files.items():
         if request.config.getoption("--bless"):
             file.parent.mkdir(exist_ok=True, parents=True)
             file.write_text(text)
         assert file.is_file(), f"{file.relative_to(ROOT)} is missing: pytest --bless"
         assert file.read_text() == text, f"{file.relative_to(ROOT)} is not what dslaunch renders"
+    given = {path, path.with_name("site.yaml")}
+    found = {file for file in path.parent.rglob("*") if file.is_file()}
+    hosts = {file for file in HOSTFILES if (file.stem, file.suffix[1:]) == (path.parts[-2], KINDS[path.parts[-3]])}
+    assert (found | hosts) - files.keys() - given == set(), "nothing renders these"
 
 
-def test_nothing_lies_in_the_gallery_that_no_job_renders():
-    paths = (*SLURM, *MANIFESTS)
-    sites = {Path(beside) for path in paths if (beside := site(path))}
-    expected = {file for path in paths for file in rendered(path)} | {*paths} | sites
-    found = {
-        file
-        for folder in ("slurm", "manifests", "hostfiles")
-        for file in (ROOT / folder).rglob("*")
-        if file.is_file()
-    }
-    assert found - expected == set()
+def test_whatever_lies_in_the_gallery_belongs_to_a_job():
+    folders = {path.parent for path in (*SLURM, *MANIFESTS)}
+    assert {*ROOT.glob("slurm/*"), *ROOT.glob("manifests/*")} == folders
+    jobs = {f"{folder.name}.{KINDS[folder.parent.name]}" for folder in folders}
+    assert {file.name for file in HOSTFILES} <= jobs
 
 
 @pytest.mark.slow
@@ -145,7 +144,7 @@ def test_every_script_passes_bash_and_shellcheck(path):
 def test_every_manifest_is_one_that_a_strict_api_server_takes(path):
     for document, plan in jobs(path):
         text = cli.render(kubernetes, document, plan).text(kubernetes.ENTRY)
-        documents = list(yaml.safe_load_all(text))
+        documents = k8s_schema.documents(text)
         *before, job = [document["kind"] for document in documents]
         assert job == kubernetes.kind(plan.spec)
         assert set(before) <= {"ConfigMap", "PodGroup"}

@@ -224,6 +224,7 @@ def test_clustershell_reads_the_same_hosts(text):
     same_as_clustershell(text)
 
 
+@pytest.mark.slow
 @given(names)
 def test_a_fold_expands_to_the_same_hosts(hosts):
     text = fold(hosts)

@@ -710,6 +710,7 @@ def test_whatever_stands_in_a_script_is_imported_or_refused(pieces):
         write.checked(sbatch.read(text, name="x.sbatch"), name="x.sbatch")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_that_is_cut_off_is_imported_or_refused(path):
     text = path.read_text()

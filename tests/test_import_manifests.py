@@ -15,6 +15,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import k8s_schema
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -75,7 +76,7 @@ def rendered(made: Imported) -> dict[str, Any]:
     """The object that the job file of it renders to."""
     document = spec.load(write.text(made.job), name="job.yaml", environ=VARIABLES)
     text = kubernetes.render(plan.make(document.spec)).text(kubernetes.ENTRY)
-    return [one for one in yaml.safe_load_all(text) if one["kind"] in kinds.BY_KIND][-1]
+    return [one for one in k8s_schema.documents(text) if one["kind"] in kinds.BY_KIND][-1]
 
 
 # --- whole manifests ------------------------------------------------------------------------------
@@ -91,7 +92,7 @@ def test_a_manifest_becomes_a_job_file_that_loads_and_renders(path):
     assert variables <= set(VARIABLES)
     if not unknown:
         document = spec.load(text, name="job.yaml", environ=VARIABLES)
-        documents = list(yaml.safe_load_all(kubernetes.render(plan.make(document.spec)).text(kubernetes.ENTRY)))
+        documents = k8s_schema.documents(kubernetes.render(plan.make(document.spec)).text(kubernetes.ENTRY))
         assert documents[-1]["kind"] == kinds.of(document.spec).kind
 
 
@@ -122,12 +123,13 @@ def templates(document: dict[str, Any]) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", [path for path in FILES if not path.stem.startswith("trainer")], ids=lambda p: p.stem
 )
 def test_pods_ask_for_what_they_asked_for_before(path):
     """Amounts, places, claims and interfaces: the rendered pod has all that the imported one had."""
-    before = next(iter(templates(list(yaml.safe_load_all(path.read_text())))))
+    before = next(iter(templates(k8s_schema.documents(path.read_text()))))
     now = templates(rendered(manifests.read(path.read_text(), name=path.name)))[-1]
     theirs, ours = pods.trains(before["spec"]), pods.trains(now["spec"])
     amounts = {name: pods.quantity(amount) for name, amount in pods.amounts(ours).items()}
@@ -707,7 +709,7 @@ def test_a_value_of_the_wrong_shape_is_refused_where_it_stands(text, place, mess
     assert hint in problem.hint
 
 
-DOCUMENTS = {path: list(yaml.safe_load_all(path.read_text())) for path in sorted(DATA.iterdir())}
+DOCUMENTS = {path: k8s_schema.documents(path.read_text()) for path in sorted(DATA.iterdir())}
 ODD = st.sampled_from(
     ["x", 8, -1, 0, "", None, True, 2.5, "a $C ${D}", "8Gi", "two", 10**30, [], {}, ["a"], [1], [None], [[]],
      {"a": "b"}, {1: 2}, {"name": "x"}, {"name": ["a"]}, [{"a": "b"}], [{"name": ["a"]}],
@@ -781,6 +783,7 @@ def own(path: Path) -> list[str]:
     return [cli.render(kubernetes, document, made).text(kubernetes.ENTRY) for document, made in jobs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", GALLERY, ids=lambda path: path.parent.name)
 def test_rendered_imported_and_rendered_again_is_the_same(path):
     for text in own(path):
@@ -797,7 +800,7 @@ def test_the_points_of_a_sweep_are_imported_one_by_one():
 
 def test_what_was_written_into_a_rendered_object_since_becomes_its_patch():
     path = ROOT / "manifests" / "llama-70b-8x8" / "job.yaml"
-    documents = list(yaml.safe_load_all(own(path)[0]))
+    documents = k8s_schema.documents(own(path)[0])
     job = documents[-1]
     job["status"] = {"conditions": []}
     job["metadata"]["resourceVersion"] = "7"

@@ -40,6 +40,7 @@ def plain(found: list[dict]) -> list[dict]:
     return [{key: value for key, value in entry.items() if key != "crc"} for entry in found]
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(FIELDS, max_size=6))
 def test_what_is_written_is_read(rows):
@@ -47,6 +48,7 @@ def test_what_is_written_is_read(rows):
     assert (plain(found), torn) == (entries(rows), [])
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(st.lists(FIELDS, min_size=1, max_size=6), st.data())
 def test_a_file_that_ends_anywhere_keeps_every_whole_line(rows, data):
@@ -64,6 +66,7 @@ def test_a_file_that_ends_anywhere_keeps_every_whole_line(rows, data):
     assert torn == ([] if without_newline or end == sum(map(len, lines[:kept])) else [kept + 1])
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(st.lists(FIELDS, min_size=1, max_size=5), st.data())
 def test_a_flipped_bit_costs_the_line_it_is_in_and_no_other(rows, data):

@@ -389,7 +389,7 @@ def test_a_trainjob_is_not_told_that_its_runtime_starts_nothing_again():
 
 def test_nodes_of_a_trainjob_are_checked_by_a_jobset():
     made = make(k8s(kind="trainjob"), {"preflight": {"stages": ["inventory"]}})
-    found = list(yaml.safe_load_all(kubernetes.preflight(made.spec, made).text(kubernetes.ENTRY)))
+    found = k8s_schema.documents(kubernetes.preflight(made.spec, made).text(kubernetes.ENTRY))
     assert k8s_schema.problems(found) == []
     work = at(found[-1], *WORK)
     assert (found[-1]["kind"], work["backoffLimitPerIndex"]) == ("JobSet", 0)  # one that fails stops no other
@@ -674,6 +674,7 @@ def test_a_run_from_submission_to_cancellation(api, tmp_path, kind):
     assert kubernetes.state(one, run).state is State.CANCELLED
 
 
+@pytest.mark.slow
 def test_a_followed_log_goes_on_in_the_pod_that_comes_next(api, tmp_path, monkeypatch):
     monkeypatch.setattr(output, "AGAIN", 0.1)
     submit(tmp_path, k8s(kind="jobset"), {"resources": {"nodes": 1}})
@@ -799,6 +800,7 @@ def test_validation_from_the_command_line(api, tmp_path, kind, dslaunch):
     assert (code, out) == (0, ""), err
 
 
+@pytest.mark.slow
 def test_validation_in_a_process_of_its_own(api, tmp_path):
     (tmp_path / "job.yaml").write_text(json.dumps(over(k8s(kind="jobset"))))
     command = [Path(sys.executable).with_name("dslaunch"), "k8s", "job.yaml", "--validate", "server"]

@@ -13,8 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+import k8s_schema
 import pytest
-import yaml
 from test_kubernetes import lay_out, own_address
 
 from launcher import bundle, plan, spec, yamldoc
@@ -256,7 +256,7 @@ def test_a_rank_that_is_killed_once_goes_on_from_its_checkpoint(tmp_path):
     if not address or address.startswith("127."):
         pytest.skip("this machine has no address but loopback, and a pod's master is elsewhere")
     text, commands = render(tmp_path), []
-    job = list(yaml.safe_load_all(text))[-1]
+    job = k8s_schema.documents(text)[-1]
     replicas = job["spec"]["pytorchReplicaSpecs"]
     assert {row["restartPolicy"] for row in replicas.values()} == {"ExitCode"}
     assert job["spec"]["runPolicy"]["backoffLimit"] == 2**31 - 1

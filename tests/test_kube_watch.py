@@ -589,6 +589,7 @@ def test_changes_come_as_they_happen(api, listener):
     assert len(api.asks("GET", "/pytorchjobs")) == 2  # a list, a watch
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["status", "stream", "cut", "429", "500", "reset", "slow"])
 def test_a_watch_goes_on_after_whatever_breaks_it(api, listener, how):
     """Scenario 47: 410 both ways, 429 with Retry-After, 5xx, resets and slow answers. Never FAILED."""

@@ -327,7 +327,7 @@ def test_memory_means_what_it_means_on_slurm(asked, memory):
 
 def test_secrets_are_references_and_never_values():
     text = kubernetes.render(PLANS["secrets"]).text(kubernetes.ENTRY)
-    env = pods(list(yaml.safe_load_all(text))[-1])[0]["containers"][0]["env"]
+    env = pods(k8s_schema.documents(text)[-1])[0]["containers"][0]["env"]
     assert {"name": "HF_TOKEN", "valueFrom": {"secretKeyRef": {"name": "hf", "key": "token"}}} in env
     assert "kind: Secret" not in text
 
@@ -414,6 +414,7 @@ Suspicious.yaml_implicit_resolvers = {}
 Suspicious.add_constructor("tag:yaml.org,2002:str", _scalar)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", [yaml.SafeLoader, Suspicious])
 @pytest.mark.parametrize("name", PLANS)
 def test_every_reader_reads_the_same(name, loader):
@@ -505,7 +506,7 @@ def test_printing_needs_no_client_library(tmp_path):
 
 def lay_out(text, folder):
     """What the kubelet makes of the printed ConfigMaps, and the container's command for that place."""
-    *config_maps, job = yaml.safe_load_all(text)
+    *config_maps, job = k8s_schema.documents(text)
     box, volume = pods(job)[0]["containers"][0], pods(job)[0]["volumes"][0]
     box = job["spec"].get("trainer", box)
     stored = {one["metadata"]["name"]: one for one in config_maps}
@@ -552,7 +553,7 @@ def test_variables_reach_the_ranks_byte_for_byte(tmp_path):
 
 def test_scripts_round_trip_through_the_config_map():
     made = PLANS["odd-environment"]
-    *config_maps, _ = yaml.safe_load_all(kubernetes.render(made).text(kubernetes.ENTRY))
+    *config_maps, _ = k8s_schema.documents(kubernetes.render(made).text(kubernetes.ENTRY))
     data = archived(config_maps) | config_maps[0]["data"]
     flags = [f"--grace {kubernetes.grace(made) - 20}"]
     for file in bundles.common(made, None, flags=flags, submitted_from=False):
@@ -760,7 +761,7 @@ def test_kubectl_apply_can_write_down_what_it_applied():
 def test_the_manifests_of_a_preflight_are_ones_that_a_strict_server_takes(nodes):
     job = alone(resources={"nodes": nodes}, name="a" * 40, kubernetes={"exclude": ["node-7"], "namespace": "ml"})
     bundle = kubernetes.preflight(job, None)
-    *config_maps, found = yaml.safe_load_all(bundle.text(bundle.entry))
+    *config_maps, found = k8s_schema.documents(bundle.text(bundle.entry))
     assert k8s_schema.problems([*config_maps, found]) == []
     assert found["metadata"]["name"] == "a" * 40 + "-preflight"
     assert len(f"{found['metadata']['name']}-worker-{nodes - 2}") <= 63
@@ -772,7 +773,7 @@ def test_the_manifests_of_a_preflight_are_ones_that_a_strict_server_takes(nodes)
 
 def test_the_manifests_of_a_preflight_fit_the_operators_own_crd(crd_schema):
     bundle = kubernetes.preflight(alone(kubernetes={"exclude": ["node-7"]}), None)
-    *_, found = yaml.safe_load_all(bundle.text(bundle.entry))
+    *_, found = k8s_schema.documents(bundle.text(bundle.entry))
     assert k8s_schema.crd_problems(found, crd_schema) == []
 
 

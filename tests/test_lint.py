@@ -454,6 +454,7 @@ JSON = st.recursive(
 INDENTS = st.sampled_from([None, 2, 4, "\t"])
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(max_size=4), JSON, max_size=5), INDENTS, st.text(max_size=4), JSON, st.booleans())
 @settings(max_examples=200, deadline=None)
 def test_changing_text_is_changing_the_value(config, indent, key, value, windows):
@@ -1106,6 +1107,7 @@ PLAUSIBLE = (
 )
 
 
+@pytest.mark.slow
 @given(st.sampled_from([0, 1, 2, 3, "auto", "3", None]), st.dictionaries(ZERO, PLAUSIBLE, max_size=8), SAID)
 @settings(max_examples=300, deadline=None)
 def test_no_zero_section_makes_a_traceback_and_fix_adds_no_error(stage, section, said):

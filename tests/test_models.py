@@ -315,6 +315,7 @@ ON_NODES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "nodes"), ON_NODES)
 def test_a_presets_batch_divides_on_any_usual_number_of_nodes(name, nodes):
     assert planned(name, nodes=nodes).spec.resources.nodes == nodes

@@ -106,6 +106,7 @@ def node(tmp_path: Path) -> Node:
 # How a rank ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "code", "words"),
     [
@@ -155,6 +156,7 @@ def test_output_is_passed_on_line_by_line_whatever_it_is(node):
     assert b" 50%\r" in (node.logs / "rank-00000.log").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_second_attempt_appends_and_is_judged_by_itself(node):
     assert node.run("sh", "-c", "echo one; exit 3") == 3
     node.env = {"SLURM_RESTART_COUNT": "1"}
@@ -266,6 +268,7 @@ def test_usr2_does_not_end_a_program_that_does_not_heed_it(node):
 # What is refused before the program runs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("env", "flags", "code", "words"),
     [
@@ -426,6 +429,7 @@ def test_kubernetes_is_told_in_short(tmp_path, monkeypatch):
 # Launchers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("source", "code", "words"),
     [

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import k8s_schema
 import pytest
-import yaml
 from test_pods import BASE, at, job, k8s, lay, make
 
 from launcher.backends import kubernetes
@@ -221,7 +221,7 @@ def test_a_patch_file_lies_beside_the_job_file_and_is_pointed_into(tmp_path):
     file.write_text("spec:\n  runPolicy:\n    ttlSecondsAfterFinished: 600\n")
     found = dslaunch("k8s", "jobs/job.yaml", cwd=tmp_path)
     assert found.returncode == 0, found.stderr
-    assert list(yaml.safe_load_all(found.stdout))[-1]["spec"]["runPolicy"]["ttlSecondsAfterFinished"] == 600
+    assert k8s_schema.documents(found.stdout)[-1]["spec"]["runPolicy"]["ttlSecondsAfterFinished"] == 600
     file.write_text("metadata:\n  name: other\n")
     wrong = dslaunch("k8s", "jobs/job.yaml", cwd=tmp_path)
     assert wrong.returncode == 2

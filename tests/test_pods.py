@@ -36,7 +36,7 @@ from launcher.spec.kubernetes import (
 BASE = {
     "name": "demo",
     "model": "gpt-demo",
-    "train": {"steps": 20, "global_batch": "auto"},
+    "train": {"steps": 20, "global_batch": "auto", "zero": 3},  # not searched for in each of these tests
     "resources": {"nodes": 2, "gpus_per_node": 8, "gpu": "h100", "fabric": "ethernet", "memory": "512G"},
     "container": "reg/img:1",
 }

@@ -201,6 +201,7 @@ def test_no_mixture_of_silence_is_a_verdict(silences):
     assert {status.state for status in silences} == {State.UNKNOWN}
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32), st.floats(0, 1))
 def test_a_day_without_any_status_source_leaves_a_healthy_job_alone(silences, seed, quiet):

@@ -158,6 +158,7 @@ def test_a_node_that_never_reports_is_named(processes):
     assert agent.wait(10) == TOO_FEW
 
 
+@pytest.mark.slow
 def test_an_agent_without_the_jobs_token_takes_no_part(processes):
     all_of_them = processes(nodes=1, stages=("host",))
     stranger = all_of_them.agent(0, DSLAUNCH_PREFLIGHT_TOKEN="wrong")

@@ -376,6 +376,7 @@ def both(home: Path, launcher: str, *argv: str, flags: tuple[str, ...] = (), **e
     return nodes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "flag"), [("accelerate", "--launcher-arg=--mixed_precision=bf16"), ("composer", "--launcher-arg=-v")]
 )
@@ -390,6 +391,7 @@ def test_every_rank_of_both_nodes_has_its_place(tmp_path, stubs, launcher, flag)
         assert env.get("ACCELERATE_MIXED_PRECISION") == ("bf16" if launcher == "accelerate" else None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["accelerate", "composer"])
 def test_the_code_is_that_of_the_rank_that_failed(tmp_path, stubs, launcher):
     program = "import os; os._exit(7 if os.environ['RANK'] == '3' else 0)"
@@ -428,6 +430,7 @@ def test_it_has_the_job_s_numbers_and_no_place_of_its_own(tmp_path):
     assert not [name for name in told if name.startswith("PET_") or name in ("RANK", "WORLD_SIZE", "NODE_RANK")]
 
 
+@pytest.mark.slow
 def test_what_starts_ranks_elsewhere_is_not_told_that_time_is_nearly_up(tmp_path):
     node = Node(tmp_path, "job", nodes=3)
     process = node.start("sh", "-c", 'trap "exit 9" USR2; touch ready; for n in 1 2 3 4; do sleep 0.5; done; exit 3')

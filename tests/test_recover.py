@@ -262,6 +262,7 @@ def pythons() -> list[str]:
     return [*works, sys.executable]
 
 
+@pytest.mark.slow
 def test_an_attempt_is_counted_in_the_journal_from_claim_to_end(tmp_path):
     for number, python in enumerate(pythons()):
         counted(tmp_path / str(number), python)

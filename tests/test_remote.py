@@ -85,6 +85,7 @@ def reach(login, monkeypatch):
     return login
 
 
+@pytest.mark.slow
 def test_commands_run_there_byte_for_byte_whatever_the_login_shell_says(reach):
     odd = ["a b", "'; touch /tmp/x; '", "$(id)", "ü\n\t", "", "-v"]
     done = remote.runner(HOST)([sys.executable, "-c", "import sys; print(ascii(sys.argv[1:])); sys.exit(3)", *odd])
@@ -241,6 +242,7 @@ def files(rows, data=b"", **more):
     return f"sys.stdout.buffer.write(frame({text!r}, {data!r}))"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "body",
     [
@@ -314,6 +316,7 @@ def test_a_login_node_that_does_not_stop_talking_is_cut_off(hostile, monkeypatch
     assert time.monotonic() - begun < 30
 
 
+@pytest.mark.slow
 def test_more_than_one_answer_holds_is_asked_for_until_it_is_there(reach, tmp_path, monkeypatch):
     there, here = tmp_path / "there", tmp_path / "here"
     (there / "here" / "logs").mkdir(parents=True)

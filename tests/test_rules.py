@@ -476,6 +476,7 @@ def test_every_row_has_a_config_above_and_says_what_it_rests_on():
         assert not row.fix.endswith(".")
 
 
+@pytest.mark.slow
 def test_every_row_that_a_cpu_can_show_is_in_the_conformance_matrix():
     shown = {finding.rule for cell in cells() for release in cell.releases for finding in findings(cell, release)}
     notes = {id for id, row in OURS.items() if row.severity == "note"}

@@ -33,6 +33,7 @@ def way(setup: Setup) -> tuple[object, ...]:
 MODELS = ["gpt2", "gpt2-xl", "llama-7b", "llama-13b", "llama-70b"]
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     model=st.sampled_from(MODELS),
@@ -63,6 +64,7 @@ def test_what_is_taken_fits_and_nothing_is_a_tenth_faster(model, seq, batch, nod
     assert len({way(row.setup) for row in result.alternatives}) == len(result.alternatives)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "nodes"), [("llama-7b", 2), ("llama-13b", 1), ("llama-70b", 8), ("gpt2-xl", 1)])
 def test_every_alternative_can_be_had_by_writing_what_it_says(model, nodes):
     result = made(model=model, nodes=nodes)

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,12 @@ LAYERS = [
     ["launcher.sarif"],
     ["launcher.imports"],
     ["launcher.imports.masked", "launcher.imports.programs", "launcher.imports.deepspeed", "launcher.imports.write"],
-    ["launcher.imports.sbatch", "launcher.imports.pods"],
+    ["launcher.imports.draft", "launcher.imports.pods"],
+    ["launcher.imports.variables"],
+    ["launcher.imports.options"],
+    ["launcher.imports.steps"],
+    ["launcher.imports.training"],
+    ["launcher.imports.sbatch"],
     ["launcher.imports.manifests"],
     ["launcher.imports.rendered"],
     ["launcher.probe"],
@@ -145,10 +151,15 @@ def statements(node: ast.AST) -> Iterator[ast.AST]:
         yield from statements(child)
 
 
-def imports(name: str) -> set[str]:
-    tree = ast.parse(SOURCES[name].read_text(encoding="utf-8"))
+@cache
+def tree(name: str) -> ast.Module:
+    return ast.parse(SOURCES[name].read_text(encoding="utf-8"))
+
+
+@cache
+def imports(name: str) -> frozenset[str]:
     found: set[str] = set()
-    for node in statements(tree):
+    for node in statements(tree(name)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -157,7 +168,7 @@ def imports(name: str) -> set[str]:
             for alias in node.names:
                 full = f"{module}.{alias.name}"
                 found.add(full if full in SOURCES else module)
-    return found
+    return frozenset(found)
 
 
 def ours(name: str) -> set[str]:
@@ -270,10 +281,9 @@ def test_printing_manifests_loads_no_client_library(tmp_path):
     assert "kind: PyTorchJob" in done.stdout
 
 
-def calls(name: str) -> Iterator[tuple[str, ast.Call]]:
-    for node in ast.walk(ast.parse(SOURCES[name].read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Call):
-            yield ast.unparse(node.func), node
+@cache
+def calls(name: str) -> list[tuple[str, ast.Call]]:
+    return [(ast.unparse(node.func), node) for node in ast.walk(tree(name)) if isinstance(node, ast.Call)]
 
 
 FORBIDDEN = {

@@ -128,6 +128,7 @@ PREFIXES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", PREFIXES)
 def test_a_prefix_hides_no_sample(prefix: str) -> None:
     lost = []

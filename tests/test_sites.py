@@ -8,8 +8,8 @@ import shutil
 import subprocess
 import sys
 
+import k8s_schema
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from launcher import cli, origins, sites, spec
@@ -73,7 +73,7 @@ def test_only_the_site_decides_between_slurm_and_kubernetes(here):
     assert "#SBATCH --gres=gpu:8" in script
     code, text = ask("render", "job.yaml", "--site", "pods")
     assert code == 0
-    *_, job = yaml.safe_load_all(text)
+    *_, job = k8s_schema.documents(text)
     assert job["metadata"]["namespace"] == "lab"
     (container,) = job["spec"]["pytorchReplicaSpecs"]["Master"]["template"]["spec"]["containers"]
     assert container["image"] == "registry.example/train:1"

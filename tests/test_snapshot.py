@@ -376,7 +376,7 @@ def test_a_pod_runs_the_code_as_it_was_in_a_directory_that_it_can_write_to(proje
     tree(project, {"big.txt": "".join(f"{number * 7919 % 1_000_003}\n" for number in range(90_000))})
     text = rendered(project / "jobs").text(kubernetes.ENTRY)
     (project / "src/model.py").write_text("edited")
-    found = list(yaml.safe_load_all(text))
+    found = k8s_schema.documents(text)
     assert k8s_schema.problems(found) == []
     parts = [one["metadata"]["name"] for one in found if "tree" in one["metadata"]["name"]]
     assert parts == ["demo-tree-0", "demo-tree-1"]
@@ -405,7 +405,7 @@ def test_a_pod_begins_at_the_job_files_place_whatever_its_name(project, tmp_path
 
 def test_the_digest_of_a_job_is_that_of_its_code_too_and_a_preflight_has_the_code(project):
     def digest():
-        *_, job = yaml.safe_load_all(rendered(project, FLAT).text(kubernetes.ENTRY))
+        *_, job = k8s_schema.documents(rendered(project, FLAT).text(kubernetes.ENTRY))
         return job["metadata"]["annotations"][kubernetes.DIGEST]
 
     before = digest()
@@ -415,7 +415,7 @@ def test_the_digest_of_a_job_is_that_of_its_code_too_and_a_preflight_has_the_cod
     loaded = spec.load(FLAT, name="job.yaml").spec
     code = snapshot.packed(snapshot.take(loaded, project, run, elsewhere=True))
     bundle = kubernetes.preflight(loaded, None, code=code)
-    names = [one["metadata"]["name"] for one in yaml.safe_load_all(bundle.text(bundle.entry))]
+    names = [one["metadata"]["name"] for one in k8s_schema.documents(bundle.text(bundle.entry))]
     assert "demo-preflight-tree-0" in names
 
 
@@ -441,7 +441,7 @@ def dslaunch(*words, cwd):
 
 
 def test_printed_manifests_are_the_job_file_again_and_an_edit_of_them_its_patch(project, tmp_path):
-    found = list(yaml.safe_load_all(rendered(project / "jobs").text(kubernetes.ENTRY)))
+    found = k8s_schema.documents(rendered(project / "jobs").text(kubernetes.ENTRY))
     assert kubernetes.tree(found).job == "jobs"
     found[-1]["metadata"]["annotations"]["note"] = "written since"
     (tmp_path / "m.yaml").write_text(yaml.safe_dump_all(found))

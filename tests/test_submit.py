@@ -193,6 +193,7 @@ SUBMITS = ("takes", "loses", "takes unheard", "takes late", "refuses", "one at m
 LOOKS = ("answers", "fails")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unique", [False, True], ids=["slurm", "kubernetes"])
 def test_ten_thousand_random_schedules_leave_no_job_twice_and_none_unknown(unique, capsys):
     """scenarios 37, 38, 54 and 55: 10,000 for a scheduler with numbers, as many with names."""

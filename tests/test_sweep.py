@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import k8s_schema
 import pytest
-import yaml
 from click.testing import CliRunner
 
 from launcher import plan, runs, spec, sweep
@@ -172,7 +172,7 @@ def test_on_kubernetes_a_sweep_is_an_object_for_each_point(job):
     names = [line.strip() for line in done.stdout.split("\n") if line.startswith("  name: ")]
     assert "name: sw-0" in names
     assert "name: sw-1" in names
-    assert all(yaml.safe_load_all(done.stdout))  # no empty document between them
+    assert all(k8s_schema.documents(done.stdout))  # no empty document between them
 
 
 def test_parallel_would_do_nothing_on_kubernetes(job):

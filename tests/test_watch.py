@@ -87,6 +87,7 @@ def test_the_screen_of_a_run_at_a_hundred_columns(monkeypatch):
     assert "\n".join(drawn([fixed(phase=phase, why=why, nodes=nodes)], 100, 24)) + "\n" == path.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (100, 24), (200, 50), (60, 15)])
 @pytest.mark.parametrize("count", [0, 1, 8, 1000])
 def test_every_size_of_terminal_and_job_fits(width, height, count):
