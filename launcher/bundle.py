@@ -251,15 +251,20 @@ def prelude(
     lines = opening(failed)
     if not (submitted_from and software.hosted(spec)):
         lines += software.modules(spec) + software.stages(spec, submitted_from=submitted_from)
+    lines += software.sourced(spec, submitted_from=submitted_from)
     lines += software.environments(spec, submitted_from=submitted_from)
     lines += software.taken(spec) if submitted_from else []
-    if spec.setup:
+    said = repr(spec)
+    told = [line for variable, line in _knows(spec, submitted_from).items() if ascii(at_run(variable))[1:-1] in said]
+    lines += software.limits(spec)
+    if spec.setup or spec.mkdir:
         lines += ["", "# --- setup, from the job file"]
         if submitted_from or spec.train.workdir != ".":
             lines.append(f"cd -P -- {software.workdir(spec, submitted_from=submitted_from)}")
-        lines += spec.setup
-    said = repr(spec)
-    told = [line for variable, line in _knows(spec, submitted_from).items() if ascii(at_run(variable))[1:-1] in said]
+    if spec.mkdir:
+        lines += [*told, f"mkdir -p -- {wrap(map(quote, spec.mkdir))}"]
+        told = []
+    lines += spec.setup
     if variables.rows or told:
         lines += ["", "# --- environment", *told, *exports(variables)]
     lines += software.trackers(spec, submitted_from=submitted_from)

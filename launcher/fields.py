@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from launcher import origins, yamldoc
+from launcher import yamldoc
 from launcher.errors import Problem, UserError
 from launcher.spec import JobSpec
 from launcher.yamldoc import Help, Matches, Range
@@ -78,7 +78,7 @@ def _has_section(kind: Any) -> bool:
 
 def _default(field: Any) -> str:
     value = field.default if field.default is not MISSING else None
-    return "" if value in (None, ()) else origins.flow(value)
+    return "" if value in (None, ()) else yamldoc.flow(value)
 
 
 def text(section: str, *, width: int) -> str:

@@ -70,13 +70,47 @@ class Around:
         return self.nodes * self.gpus if self.nodes and self.gpus else None
 
 
-# What takes no value, so that the word after it is the program.
-FLAGS = {
-    "standalone", "module", "m", "no_python", "run_path", "virtual_local_rank", "use_env", "no_local_rank", "no_ssh",
-    "force_multi", "save_pid", "no_ssh_check", "bind_cores_to_rank", "elastic_training", "multi_gpu", "cpu", "tpu",
-    "use_deepspeed", "use_fsdp", "use_megatron_lm", "use_cpu", "use_xpu", "debug", "same_network", "quiet", "q",
-    "allow_run_as_root", "oversubscribe", "tag_output", "version", "help", "verbose", "v", "report_bindings",
-    "use_parallelism_config", "ipex", "enable_cpu_affinity", "tee_output", "downcast_bf16",
+# What takes a value, so that the word after it is not the program.
+TORCHRUN = frozenset(
+    """nnodes nproc_per_node rdzv_backend rdzv_endpoint rdzv_id rdzv_conf max_restarts monitor_interval
+    start_method role log_dir redirects tee local_ranks_filter node_rank master_addr master_port local_addr
+    logs_specs numa_binding signals_to_handle event_log_handler duplicate_stdout_filters
+    duplicate_stderr_filters nproc shutdown_timeout r t""".split()
+)
+DEEPSPEED = frozenset(
+    """hostfile include exclude num_nodes min_elastic_nodes max_elastic_nodes num_gpus num_accelerators
+    master_port master_addr launcher launcher_args autotuning module_dir log_level
+    bind_core_list ssh_port venv_script world_info node_rank enable_each_rank_log procs_per_node H i e""".split()
+)
+ACCELERATE = frozenset(
+    """config_file num_processes num_machines machine_rank main_process_ip main_process_port rdzv_backend
+    rdzv_conf max_restarts monitor_interval role mixed_precision num_cpu_threads_per_process dynamo_backend
+    dynamo_mode gpu_ids tee log_dir training_script deepspeed_config_file deepspeed_hostfile
+    deepspeed_exclusion_filter deepspeed_inclusion_filter deepspeed_multinode_launcher zero_stage
+    offload_optimizer_device offload_param_device offload_optimizer_nvme_path offload_param_nvme_path
+    gradient_accumulation_steps gradient_clipping zero3_init_flag zero3_save_16bit_model
+    deepspeed_moe_layer_cls_names fsdp_offload_params fsdp_min_num_params fsdp_sharding_strategy
+    fsdp_auto_wrap_policy fsdp_transformer_layer_cls_to_wrap fsdp_backward_prefetch fsdp_state_dict_type
+    fsdp_forward_prefetch fsdp_use_orig_params fsdp_cpu_ram_efficient_loading fsdp_sync_module_states
+    fsdp_version fsdp_reshard_after_forward fsdp_activation_checkpointing
+    megatron_lm_tp_degree megatron_lm_pp_degree env t vm main_training_function fsdp_backward_prefetch_policy
+    megatron_lm_num_micro_batches megatron_lm_sequence_parallelism megatron_lm_recompute_activations
+    megatron_lm_use_distributed_optimizer megatron_lm_gradient_clipping fp8_backend fp8_margin fp8_interval
+    fp8_format fp8_amax_history_len fp8_amax_compute_algo fp8_override_linear_precision fp8_opt_level
+    aws_access_key_id aws_secret_access_key mpirun_hostfile mpirun_ccl parallelism_config_dp_replicate_size
+    parallelism_config_dp_shard_size parallelism_config_tp_size parallelism_config_cp_size
+    parallelism_config_cp_comm_strategy""".split()
+)
+COMPOSER = frozenset(
+    """nproc n world_size base_rank node_rank master_addr master_port run_directory stdout stderr timeout""".split()
+)
+VALUES = {
+    "torchrun": TORCHRUN, "deepspeed": DEEPSPEED, "deepspeed-node": DEEPSPEED | {"save_pid"},
+    "accelerate": ACCELERATE, "composer": COMPOSER,
+}  # fmt: skip
+MPI_FLAGS = {  # of mpirun, which has hundreds of others
+    "allow_run_as_root", "oversubscribe", "tag_output", "version", "help", "quiet", "q", "verbose", "v",
+    "report_bindings",
 }  # fmt: skip
 NAMES = {
     "torchrun": "torchrun",
@@ -139,7 +173,7 @@ def _options(kind: str, word: Word, words: Sequence[Word]) -> Launch:
             at += 1
             if equals:
                 options[name] = Word(value, here.line, here.column, here.known)
-            elif name in FLAGS or at >= len(words):
+            elif at >= len(words) or name not in VALUES.get(kind, {name} - MPI_FLAGS):
                 options[name] = Word("", here.line, here.column)
             else:
                 options[name] = words[at]
@@ -239,8 +273,12 @@ def _meeting(launch: Launch, around: Around) -> Iterator[Found]:
         return
     backend = launch.option("rdzv_backend")
     several = launch.option("nnodes") or "PET_NNODES" in around.env
-    if not several:
-        return  # one job per node, which whoever starts it may want
+    if not several:  # one job per node, which whoever starts it may want, but for one that is told of the others
+        said = launch.option("node_rank", "master_addr", *ENDPOINT)
+        if said and not LOCAL.fullmatch(said.text):
+            message = f"without --nnodes it waits for 1 node, and there {_are(around.nodes or 1)}"
+            yield _at(launch.word, "LCH004", message, f"--nnodes {around.nodes}")
+        return
     pets = {name for name in around.env if name.startswith("PET_")}
     static = backend is None or backend.text == "static"
     if static and not launch.option("node_rank") and not pets & {"PET_NODE_RANK", "PET_RDZV_BACKEND"}:

@@ -1119,7 +1119,8 @@ def _resources(one: Node) -> Iterator[Found]:
     limits, requests = one.get("resources", "limits"), one.get("resources", "requests")
     for section in (limits, requests):
         for name, value in section.entries.items() if section else ():
-            if value.raw is None or HOLE.search(value.raw):
+            nothing = value.raw in ("", "null", "~") and not value.is_string  # `cpu:` alone, which is left out
+            if value.raw is None or nothing or HOLE.search(value.raw):
                 continue
             whole = GPU.fullmatch(name) or name.startswith(("rdma/", "vpc.amazonaws.com/", "hugepages-"))
             if not QUANTITY.fullmatch(value.raw) or (GPU.fullmatch(name) and not value.raw.isdigit()):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -59,33 +58,10 @@ def text(found: list[tuple[Path, Any, str]], *, origin: bool) -> str:
         while shared < min(len(above), len(path) - 1) and above[shared] == path[shared]:
             shared += 1
         for depth in range(shared, len(path) - 1):
-            lines.append((f"{'  ' * depth}{_scalar(path[depth])}:", ""))
-        lines.append((f"{'  ' * (len(path) - 1)}{_scalar(path[-1])}: {flow(value)}", where))
+            lines.append((f"{'  ' * depth}{yamldoc.key(path[depth])}:", ""))
+        lines.append((f"{'  ' * (len(path) - 1)}{yamldoc.key(path[-1])}: {yamldoc.flow(value)}", where))
         above = path[:-1]
     if not origin:
         return "".join(f"{line}\n" for line, _ in lines)
     width = min(60, max((len(line) for line, where in lines if where), default=0))
     return "".join(f"{line.ljust(width)}  # {where}\n" if where else f"{line}\n" for line, where in lines)
-
-
-def flow(value: Any) -> str:
-    """One line of YAML: [1, a, "yes"]."""
-    if isinstance(value, dict):
-        return "{" + ", ".join(f"{_scalar(key)}: {flow(child)}" for key, child in value.items()) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(flow, value)) + "]"
-    return _scalar(value)
-
-
-def _scalar(value: Any) -> str:
-    if not isinstance(value, str):
-        return json.dumps(value)
-    plain = (
-        value
-        and value.isascii()
-        and value.replace("_", "").replace("-", "").replace(".", "").replace("/", "").isalnum()
-    )
-    node = yamldoc.parse(value, name="") if plain else None
-    if isinstance(node, yamldoc.Scalar) and node.raw == value and isinstance(node.value(), str):
-        return value
-    return json.dumps(value, ensure_ascii=True)

@@ -194,7 +194,6 @@ KINDS = (
     ("jobset.x-k8s.io", "jobset"),
 )  # the first that is there
 PRODUCT = "nvidia.com/gpu.product"
-STANDARD = ("cpu", "memory", "pods", "ephemeral-storage")
 
 
 def kubernetes(said: Mapping[str, Any], *, namespace: str) -> Profile:

@@ -5,15 +5,21 @@ from __future__ import annotations
 from typing import Any, get_args
 
 from launcher.spec import JobSpec
-from launcher.spec.words import OF_SERVICES, VARIABLES, Text
+from launcher.spec.words import OF_NODE, OF_SERVICES, VARIABLES, Text
 
-AROUND = {side: {"type": ["string", "number", "boolean"]} for side in ("prepend", "append")}
+NESTED = ("FromEnvironment", "FromPaths", "FromJob")
+AROUND = {
+    side: {"anyOf": [{"type": ["string", "number", "boolean"]}, *({"$ref": f"#/$defs/{name}"} for name in NESTED)]}
+    for side in ("prepend", "append")
+}
 FROM_JOB = {
     "type": "object",
     "description": "what a job knows only while it runs, and what stands around it",
     "properties": {
         "job": {"enum": list(VARIABLES["job"])},
-        "node": {"enum": list(VARIABLES["node"])},
+        "node": {
+            "anyOf": [{"enum": list(VARIABLES["node"])}, {"type": "string", "pattern": rf"^({OF_NODE.pattern})$"}]
+        },
         **{key: {"type": "string", "description": f"the {key} of a service"} for key in OF_SERVICES},
         **AROUND,
     },
@@ -78,7 +84,7 @@ def _soften(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _blank(node: dict[str, Any]) -> dict[str, Any]:
-    """`steps:` with nothing behind it means the default."""
+    """`steps: null` means the default; a schema cannot tell it from nothing behind the colon, which is refused."""
     kept: dict[str, Any] = {key: node[key] for key in ("description", "default") if key in node}
     rest = {key: value for key, value in node.items() if key not in kept}
     choices = rest["anyOf"] if set(rest) == {"anyOf"} else [rest]

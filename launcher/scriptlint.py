@@ -477,6 +477,9 @@ def _around(case: Case, launch: Launch, step: Step | None) -> Around:
     gpus = case.gpus
     if step and (step.per_node or 1) > 1:
         gpus = None  # its own rule
+        each = launch.option("nproc_per_node")
+        if nodes and each and each.number == 1:  # a launcher for every rank: each counts as a node
+            nodes *= step.per_node or 1
     env = {name: one.value.partial if one.value else "" for name, one in case.assigned.items()}
     return Around(nodes, gpus, env)
 
@@ -559,11 +562,12 @@ def _per_task(case: Case, launch: Launch, step: Step) -> Iterator[Found]:
         )
         yield Found("SLM012", message, word.line, word.column, "", "", end)
     hostfile = launch.option("hostfile", "H", "deepspeed_hostfile")
+    by_ssh = launch.option("deepspeed_multinode_launcher")
     if launch.kind == "deepspeed" and step.several and "no_ssh" not in launch.options and not launch.open:
         what = "reaches all nodes by ssh" if hostfile else "without a hostfile is a job of one node"
         message = f"deepspeed {what}, and srun starts it {step.tasks or step.nodes} times"
         yield Found("SLM012", message, word.line, word.column, "", "", end)
-    elif launch.kind == "accelerate" and hostfile and step.several:
+    elif launch.kind == "accelerate" and hostfile and step.several and not (by_ssh and by_ssh.text == "standard"):
         message = f"accelerate with a hostfile reaches all nodes, and srun starts it {step.tasks or step.nodes} times"
         yield Found("SLM012", message, word.line, word.column, "", "", end)
     elif launch.kind in ("torchrun", "composer", "accelerate", "deepspeed-node") and (step.per_node or 1) > 1:

@@ -292,6 +292,9 @@ def options(argv: Sequence[Word], *, srun: bool = True) -> tuple[list[Option], t
         if text == "--":
             words.pop(0)
             break
+        if not text and words[1:] and words[1].partial.startswith("-"):  # "$MORE", which is empty here
+            words.pop(0)
+            continue
         if text.startswith("--"):
             words.pop(0)
             written, equals, rest = text[2:].partition("=")
@@ -399,10 +402,12 @@ def near(name: str) -> str:
 # --- the script -----------------------------------------------------------------------------------
 
 
-def read(text: str, name: str = "<stdin>") -> Script:
-    """Everything that can be said of a script without running it."""
+def read(text: str, name: str = "<stdin>", arguments: Sequence[str] = ()) -> Script:
+    """Everything that can be said of a script without running it; `arguments` are its $1, $2 ... if known."""
     given, late, disabled = directives(text)
     reader = _Reader(text, name, _of_directives(given), frozenset(), 0)
+    if arguments:
+        reader.positional([Word(one, (Piece(one),), 0, 0) for one in arguments])
     script = reader.script()
     return replace(script, directives=tuple(given), late=tuple(late), disabled=tuple(disabled))
 
@@ -444,6 +449,11 @@ def _of_directives(given: Iterable[Directive]) -> dict[str, str]:
     return found
 
 
+PLACED = re.compile(r"(?:realpath|readlink -f) ([A-Za-z0-9_.][\w./-]*)|cd ([A-Za-z0-9_.][\w./-]*) ?(?:;|&&) ?pwd")
+# $(((SLURM_NODEID)) && echo 0 || echo 1) is a command to bash, which tries both; the grammar sees arithmetic alone.
+NOT_ARITHMETIC = re.compile(r"\$\(\(\(\s*(\w+)\s*\)\) ?(?=&&|\|\|)")
+
+
 class _Reader:
     """One pass over the tree, in the order in which a shell would go."""
 
@@ -458,6 +468,7 @@ class _Reader:
         budget: list[int] | None = None,
     ) -> None:
         self.budget = [BUDGET] if budget is None else budget  # one for all nested readers
+        text = NOT_ARITHMETIC.sub(r"$(let \1 ", text)
         self.text, self.name, self.depth, self.first = text, name, depth, line
         self.source = text.encode("utf-8", "surrogateescape")
         self.known: dict[str, tuple[Pieces, ...]] = {key: ((Piece(value),),) for key, value in given.items()}
@@ -1112,7 +1123,7 @@ class _Reader:
             for pieces in values[: int(share[3])] if share[3] else values:
                 yield replace(word, pieces=pieces)
             return
-        name = re.fullmatch(r"\"?\$\{?([A-Za-z_][A-Za-z0-9_]*|@)(\[[@*]\])?(\}?)\"?", word.text)
+        name = re.fullmatch(r"\"?\$\{?([A-Za-z_][A-Za-z0-9_]*|@)(\[[@*]\](?::?\?[^}]*)?)?(\}?)\"?", word.text)
         if name and name.group(1) in self.arrays and (name.group(2) or name.group(1) == "@"):
             values = self.known.get(name.group(1), ())
             if not self.affords(values):
@@ -1242,7 +1253,7 @@ class _Reader:
         if simple:
             yield from self.variable(simple.group(1), written, quoted)
             return
-        item = re.fullmatch(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\[([^\]]*)\]\}", written)
+        item = re.fullmatch(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\[([^\]]*)\](?::?\?[^}]*)?\}", written)
         if item:
             yield from self.item(item.group(1), item.group(2), written, quoted)
             return
@@ -1335,6 +1346,10 @@ class _Reader:
         if simple is not None:
             yield Piece(simple, quoted=quoted)
             return
+        if here := PLACED.fullmatch(flat):  # beside where the job was submitted
+            yield Piece("$(pwd)", "$(pwd)", "submit-dir", quoted)
+            yield Piece("/" + (here[1] or here[2]).rstrip("/"), quoted=quoted)
+            return
         self.inner_commands(node)
         meaning = next((what for pattern, what in SUBSTITUTIONS if re.fullmatch(pattern, flat, re.DOTALL)), "")
         if not meaning:  # $(echo $hosts | ...) of a variable with a meaning, $(head -n1 $nodefile)
@@ -1384,8 +1399,8 @@ class _Reader:
             return said[1].rstrip("/").rpartition("/")[0] or ("/" if said[1].startswith("/") else ".")
         if said[0] in ("realpath", "readlink") and len(said) > 1 and said[-1].startswith("/"):
             return said[-1]
-        if said[0] == "expr" and len(said) == 4 and said[2] in "+-*/%":
-            return _calculated("".join(said[1:]))
+        if said[0] == "expr" and len(said) > 3 and all(word in "+-*/%" for word in said[2::2]):
+            return calculated("".join(said[1:]))
         if said[0] == "seq" and len(said) == 3 and said[1].isdigit() and said[2].isdigit() and int(said[2]) < 4096:
             return " ".join(map(str, range(int(said[1]), int(said[2]) + 1)))
         return None
@@ -1400,9 +1415,11 @@ class _Reader:
         meanings: set[str] = set()
 
         def known(match: re.Match[str]) -> str:
-            name = match.group(1) or match.group(2)
+            name = match.group(1) or match.group(3)
             if self.plain(name):
                 return "".join(piece.text for piece in self.known[name][0])
+            if match.group(2) and name not in self.known and name not in MEANINGS:
+                return match.group(2)
             pieces = self.known.get(name, ((),))[0]
             meanings.update(piece.meaning for piece in pieces)
             meanings.add(MEANINGS.get(name, ""))
@@ -1410,8 +1427,8 @@ class _Reader:
 
         size = re.compile(r"\$\{#([A-Za-z_]\w*)\[[@*]\]\}")
         text = size.sub(lambda m: str(len(self.known[m[1]])) if m[1] in self.known else m[0], text)
-        text = re.sub(r"\$\{?([A-Za-z_]\w*)\}?|\b([A-Za-z_]\w*)\b", known, text)
-        value = _calculated(text)
+        text = re.sub(r"\$\{?([A-Za-z_]\w*)(?::-([0-9]+))?\}?|\b([A-Za-z_]\w*)\b", known, text)
+        value = calculated(text)
         if value is not None:
             yield Piece(value, quoted=quoted)
         else:
@@ -1429,7 +1446,7 @@ OPERATORS: dict[type, Any] = {
 }  # fmt: skip
 
 
-def _calculated(text: str) -> str | None:
+def calculated(text: str) -> str | None:
     """ "4 * 8" is "32"; None for what holds a name, or is no arithmetic of whole numbers."""
     if not re.fullmatch(r"[\s0-9+*/%()-]{1,200}", text):
         return None

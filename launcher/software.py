@@ -9,11 +9,18 @@ from collections.abc import Iterator
 
 from launcher.errors import Path, Problem
 from launcher.spec import Conda, Container, JobSpec, Stage, Uv
+from launcher.spec.words import at_run
 
 HOST = "host.sh"  # what comes before a container that is started by a command of its own
 OUTSIDE = ("apptainer", "singularity", "shifter")  # a command on the node; pyxis and edf are options of srun
 ARCHIVES = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst", ".squashfs")
 FILES = (".sif", ".simg", ".sqsh", ".squashfs", ".img")  # images that are a file
+# What a kubelet takes for an image; of any other it says InvalidImageName, once the pod is on a node.
+PULLED = re.compile(
+    r"([A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:[0-9]+)?/)?"
+    r"[a-z0-9]+((\.|_{1,2}|-+)[a-z0-9]+)*(/[a-z0-9]+((\.|_{1,2}|-+)[a-z0-9]+)*)*"
+    r"(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?(@[A-Za-z][A-Za-z0-9+._-]*:[0-9a-fA-F]{32,})?"
+)
 
 # Which fields of `container` each runtime has a word for. On another one they would do nothing.
 ACTS = {
@@ -159,8 +166,40 @@ def modules(spec: JobSpec) -> list[str]:
     ]
 
 
+ULIMITS = {"core": "c", "memlock": "l", "nofile": "n", "nproc": "u", "stack": "s"}
+SOURCED = """\
+why="there is no "{path}
+[ -r {path} ] || exit 66
+set -a
+# shellcheck disable=SC1090,SC1091  # of the user
+. {path} || true  # such files use what is not set, and end with codes that mean nothing
+set +a
+why="""
+
+
+def limits(spec: JobSpec) -> list[str]:
+    """ulimit for what starts from here; more than a node allows is said, and training goes on."""
+    lines = []
+    for name, size in spec.ulimit.items():
+        flag = ULIMITS[name]
+        least = f"ulimit.{name}: {size} is more than this node allows: $(ulimit -{flag})"
+        lines.append(f'ulimit -{flag} {size} 2>/dev/null || ulimit -S{flag} {size} 2>/dev/null || '
+                     f'echo "dslaunch: {least}" >&2')  # fmt: skip
+    return lines and ["", "# --- limits", *lines]
+
+
+def sourced(spec: JobSpec, *, submitted_from: bool = True) -> list[str]:
+    """Files of shell: they set what the rest needs."""
+    paths = [job_file(path, submitted_from=submitted_from) for path in spec.source]
+    if not paths:
+        return []
+    here = [f"cd -P -- {job_file('.')}"] if submitted_from else []
+    return ["", "# --- files of shell", *here, *(SOURCED.format(path=path) for path in paths)]
+
+
 def uses_local_disk(spec: JobSpec) -> bool:
-    return bool(spec.stage or spec.local_disk or (spec.uv and uv(spec).sync))
+    asked = ascii(at_run("DSLAUNCH_LOCAL"))[1:-1] in repr(spec)  # {node: local}
+    return bool(spec.stage or spec.local_disk or (spec.uv and uv(spec).sync) or asked)
 
 
 def target(stage: Stage) -> str:
@@ -552,8 +591,8 @@ def _box_problems(spec: JobSpec, backend: str) -> Iterator[Problem]:
         )
     if kind == "edf" and box.image:
         yield Problem("the environment definition file names the image", "leave container.image out", at)
-    if kind == "kubernetes" and box.image and ("://" in box.image or "#" in box.image or box.image.endswith(FILES)):
-        hint = "REGISTRY/NAME:TAG, as docker pull takes it"
+    if kind == "kubernetes" and box.image and (box.image.endswith(FILES) or not PULLED.fullmatch(box.image)):
+        hint = "REGISTRY/NAME:TAG or REGISTRY/NAME@sha256:..., as docker pull takes it, the name in lower case"
         yield Problem(f"pods pull images from a registry, and {box.image} is none", hint, at)
     plain = Container()
     for name in vars(plain):

@@ -15,7 +15,6 @@ from launcher.record import record
 from launcher.spec import Document, JobSpec, Sweep
 
 MOST = 1001  # tasks of an array: Slurm's MaxArraySize, where a site does not change it
-FOLDER = "points"  # of a sweep's run directory: one run directory for each point
 
 
 @record
@@ -78,6 +77,14 @@ def points(sweep: Sweep) -> list[Point]:
     if len(chosen) > MOST:
         message = f"{len(chosen)} points, and an array of Slurm's holds {MOST}"
         raise UserError(Problem(message, "fewer values, or how: zip", ("sweep", "over")))
+    first: dict[tuple[str, ...], int] = {}
+    for number, indices in enumerate(chosen):
+        values = tuple(json.dumps(sweep.over[name][place]) for name, place in zip(names, indices, strict=True))
+        if first.setdefault(values, number) != number:
+            pairs = zip(names, values, indices, chosen[first[values]], strict=True)
+            name, value, place, _ = next(row for row in pairs if row[2] != row[3])
+            message = f"{name} is {value} twice: two jobs would be the same"
+            raise UserError(Problem(message, "each value once", ("sweep", "over", name, place)))
     return [
         Point(
             number,

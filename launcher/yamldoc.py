@@ -8,13 +8,14 @@ A value is converted by the type of the field that receives it, so `torch: 2.10`
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import os
 import re
 import stat
 import sys
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import cache, cached_property
 from pathlib import Path as FilePath
@@ -214,8 +215,31 @@ def _syntax(error: Any, text: str, name: str) -> Problem:
         return Problem(
             f"tab at line {mark.line + 1}: YAML indents with spaces", hint=f"`{line.strip()}`", where=where
         )
+    if opened := _never_closed(error, text, name):
+        return opened
     context = f"{error.context}, " if error.context else ""
     return Problem(f"not YAML: {context}{error.problem}", hint=f"`{line.strip()}`" if line else "", where=where)
+
+
+def _never_closed(error: Any, text: str, name: str) -> Problem | None:
+    """A bracket or quote whose end the parser looked for as far as another line: it is the opening that helps."""
+    opened, at, lines = error.context_mark, error.problem_mark, text.splitlines()
+    within = ("flow sequence", "flow mapping", "quoted scalar")
+    if not opened or not at or opened.line >= len(lines) or not str(error.context).endswith(within):
+        return None
+    line = lines[opened.line]
+    if at.line == opened.line and at.column < len(line.rstrip()):  # a comma of this line, say
+        return None
+    sign = line[opened.column : opened.column + 1]
+    end = {"[": "]", "{": "}"}.get(sign, sign)
+    rest = lines[at.line] if at.line < len(lines) else ""
+    behind = (rest if rest[at.column :].startswith(":") else rest[at.column :]).strip()  # `train:`, and not its colon
+    problem = f"not YAML: `{sign}` opens here and nothing closes it"
+    hint = f"`{end}` where it ends"
+    if behind and end != sign:
+        problem = f"not YAML: `{sign}` opens here and is not closed before line {at.line + 1}"
+        hint = f"`{end}`, or a comma, before `{_short(behind)}`"
+    return Problem(problem, hint=hint, where=str(Mark(name, opened.line + 1, opened.column + 1)))
 
 
 class _Builder:
@@ -335,9 +359,14 @@ class Lookup:
     hint: str
     secret: re.Pattern[str] | None = None
     only: Any = None  # the kind of field that takes it; absent: any
+    other: Callable[[str], str | None] | None = None  # what names beside `values` stand for
+
+    def find(self, name: str) -> str | None:
+        found = self.values.get(name)
+        return self.other(name) if found is None and self.other else found
 
 
-def looked_up(node: Node, lookups: Iterable[Lookup], problems: list[Problem], *, kind: Any) -> Node:
+def looked_up(node: Node, lookups: list[Lookup], problems: list[Problem], *, kind: Any) -> Node:
     """`{env: SCRATCH}` and `{env: SCRATCH, append: /runs}` replaced by text; nothing else expands.
 
     `kind` is what the node will be read as: where keys are the user's own, {env: prod} is a label.
@@ -365,7 +394,15 @@ def looked_up(node: Node, lookups: Iterable[Lookup], problems: list[Problem], *,
             said = node.entries[key]
             if Any in kinds and key == "path" and not (isinstance(said, Scalar) and said.raw in lookup.values):
                 continue  # hostPath: {path: /data} of somebody else's schema
-            return _replaced(node, lookup, problems)
+            around = {
+                side: looked_up(child, lookups, problems, kind=kind) if side != key else child
+                for side, child in node.entries.items()
+            }
+            whole = Table(around, node.keys, node.mark)
+            known_keys = {one.key for one in lookups}
+            if any(isinstance(child, Table) and not known_keys & set(child.entries) for child in around.values()):
+                return whole  # it holds another reference, which is not to be known yet
+            return _replaced(whole, lookup, problems, asked=node)
     entries = {
         key: looked_up(child, lookups, problems, kind=own or known.get(key, Any))
         for key, child in node.entries.items()
@@ -373,10 +410,11 @@ def looked_up(node: Node, lookups: Iterable[Lookup], problems: list[Problem], *,
     return Table(entries, node.keys, node.mark)
 
 
-def _replaced(node: Table, lookup: Lookup, problems: list[Problem]) -> Scalar:
+def _replaced(node: Table, lookup: Lookup, problems: list[Problem], *, asked: Table) -> Scalar:
     none = Scalar("", False, node.mark)
     name, before, behind = (node.entries.get(key, none) for key in (lookup.key, "prepend", "append"))
     hint = ""
+    value = lookup.find(name.raw) if isinstance(name, Scalar) else None
     if not isinstance(name, Scalar) or not isinstance(before, Scalar) or not isinstance(behind, Scalar) or name.empty:
         problem, hint = (
             f"{lookup.key} is one name, prepend and append are one text each",
@@ -385,18 +423,16 @@ def _replaced(node: Table, lookup: Lookup, problems: list[Problem]) -> Scalar:
     elif lookup.secret and lookup.secret.fullmatch(name.raw):
         problem = f"{_short(name.raw)} looks like a secret, and this value is written to files"
         hint = f"secrets: {{{_short(name.raw)}: {{from_env: {_short(name.raw)}}}}}"
-    elif name.raw not in lookup.values:
+    elif value is None:
         problem, hint = lookup.missing.format(_short(name.raw)), lookup.hint.format(_short(name.raw))
-    elif _not_text(lookup.values[name.raw]):
+    elif _not_text(value):
         problem = f"the variable {_short(name.raw)} is not UTF-8"
-    elif lookup.only is None and (found := MARKS.search(lookup.values[name.raw])):
+    elif lookup.only is None and (found := MARKS.search(value)):
         problem = f"U+{ord(found[0]):04X} may not stand in {_short(name.raw)}"
     else:
-        text = "".join(
-            ["" if before.empty else before.raw, lookup.values[name.raw], "" if behind.empty else behind.raw]
-        )
+        text = "".join(["" if before.empty else before.raw, value, "" if behind.empty else behind.raw])
         # plain: a number stays a number
-        return Scalar(text, text not in NULLS, node.mark, node if lookup.only is not None else None)
+        return Scalar(text, text not in NULLS, node.mark, asked if MARKS.search(text) else None)
     problems.append(Problem(problem, hint=hint, where=str(name.mark)))
     return Scalar("", False, name.mark)  # what the reader says of this place is said already
 
@@ -565,7 +601,9 @@ class _Reader:
                 field = known[key]
                 optional = field.default is not MISSING or field.default_factory is not MISSING
                 if isinstance(child, Scalar) and child.empty and optional:
-                    continue  # `steps:` left blank means the default
+                    if not child.raw and _one_value(hints(kind)[key]):  # a forgotten one, or $N of a shell
+                        self.refuse(f"`{key}` has no value", node.keys[key], _blank_hint(key, field.default))
+                    continue  # `train:`, and `steps: null`: the default
                 values[key] = self.read(child, hints(kind)[key])
             else:
                 self.refuse(f"unknown key `{_short(key)}`", node.keys[key], self.unknown(key, kind, known))
@@ -623,7 +661,8 @@ class _Reader:
                 return self.refuse(f"expected a finite number, found `{_short(raw)}`", node.mark)
             if abs(value) < 2**63 and int(value) == value:  # 5e8 is a fine bucket size
                 return int(value)
-            return self.refuse(f"expected a whole number below 2^63, found `{_short(raw)}`", node.mark)
+            below = "" if abs(value) < 2**63 else " below 2^63"
+            return self.refuse(f"expected a whole number{below}, found `{_short(raw)}`", node.mark)
         return self.refuse(f"expected {_say((kind,))}, found `{_short(raw)}`", node.mark, _number_hint(node))
 
     def check(self, value: Any, limits: Iterable[Any], node: Node) -> Any:
@@ -674,6 +713,17 @@ def _takes(kind: Any, node: Node) -> bool:
     return isinstance(node, Scalar)
 
 
+def _one_value(kind: Any) -> bool:
+    """Whether it is one text or number, and no section or list, which may well be empty."""
+    return not any(one is Any or is_dataclass(one) or get_origin(one) in (dict, tuple) for one in choices(kind))
+
+
+def _blank_hint(key: str, default: Any) -> str:
+    if default is None:
+        return f"leave the line out, or `{key}: null`, which takes back what a site file says"
+    return f"leave the line out for the default, {scalar(default)}" if default is not MISSING else ""
+
+
 def _say(kinds: Iterable[Any]) -> str:
     words: list[str] = []
     for kind in kinds:
@@ -699,8 +749,10 @@ def _seen(node: Node) -> str:
 
 
 def _short(text: Any) -> str:
+    """Fit for a terminal: what is no printable character, and a turn of the direction of writing, is escaped."""
     text = str(text)
-    return ascii(text if len(text) <= 60 else text[:57] + "...")[1:-1]
+    text = text if len(text) <= 60 else text[:57] + "..."
+    return "".join(one if one.isprintable() and one != "\\" else ascii(one)[1:-1] for one in text)
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
@@ -719,6 +771,50 @@ def suggest(word: str, known: Iterable[str]) -> str:
 # words that begin with a letter, hold no odd character and are no boolean, null or number anywhere.
 BARE = re.compile(r"[A-Za-z_/][A-Za-z0-9_./-]*( [A-Za-z0-9_./-]+)*\Z")
 NEVER_BARE = re.compile(r"(y|n|yes|no|on|off|true|false|null|~|nan|inf|infinity|[0-9.eE+-]+)\Z", re.IGNORECASE)
+# The same where a field's type says that it is text: 2:00:00 and 1e-5 mean nothing else there.
+TYPED = re.compile(r"-{0,2}[A-Za-z0-9_./+][A-Za-z0-9_./:+@%=-]*(?<!:)\Z")
+NEVER_TYPED = re.compile(r"(y|n|yes|no|on|off|true|false|null|nan|inf|infinity|\.\.\.)\Z", re.IGNORECASE)
+
+
+class Untyped(str):
+    """Text inside typed fields where no field says that it is text."""
+
+    __slots__ = ()
+
+
+def bare(text: str) -> bool:
+    return bool(BARE.match(text)) and not NEVER_BARE.match(text)
+
+
+def flow(value: Any, *, typed: bool = False) -> str:
+    """One line: [1, a, "yes"]."""
+    if isinstance(value, Mapping):
+        rows = (f"{key(name)}: {flow(child, typed=typed)}" for name, child in value.items())
+        return "{" + ", ".join(rows) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(flow(child, typed=typed) for child in value) + "]"
+    return scalar(value, typed=typed)
+
+
+def key(name: Any) -> str:
+    """A key is text wherever it is read; `on` is one of services."""
+    return name if isinstance(name, str) and name.isidentifier() else scalar(name, typed=True)
+
+
+def scalar(value: Any, *, typed: bool = False) -> str:
+    """12 as 12, "a b" in quotes, "on" in quotes; "1e-5" in quotes unless `typed`."""
+    if not isinstance(value, str):
+        return json.dumps(value)
+    if typed and not isinstance(value, Untyped):
+        plain = TYPED.match(value) and not NEVER_TYPED.match(value)
+    else:
+        plain = bare(value) and " " not in value  # [bash, -c, a b] would be misread by people
+    if plain:
+        return str(value)
+    if '"' in value and value.isascii() and value.isprintable():
+        return "'" + value.replace("'", "''") + "'"
+    # JSON halves what YAML has in one
+    return '"' + "".join(f"\\U{ord(one):08x}" if one > "\uffff" else json.dumps(one)[1:-1] for one in value) + '"'
 
 
 def dump(documents: Iterable[Any]) -> str:
@@ -734,7 +830,7 @@ def dump(documents: Iterable[Any]) -> str:
         body = value.endswith("\n") and not value.endswith("\n\n") and value != "\n"
         if body and value.replace("\n", "").isprintable() and (value.isascii() or max(value) < "\U00010000"):
             style = "|"
-        elif BARE.match(value) and not NEVER_BARE.match(value):
+        elif bare(value):
             style = None
         else:
             style = '"'

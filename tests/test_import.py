@@ -5,6 +5,7 @@ data/scripts/ has scripts in the patterns that sites publish: one for each centr
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import re
@@ -22,7 +23,7 @@ from launcher import cli, launchlint, plan, shell, spec, sweep
 from launcher.backends import slurm
 from launcher.backends.slurm import array
 from launcher.errors import UserError
-from launcher.imports import Imported, programs, rendered, sbatch, write
+from launcher.imports import Imported, rendered, sbatch, write
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = sorted((Path(__file__).parent / "data" / "scripts").glob("*.sbatch"))
@@ -208,15 +209,13 @@ def test_what_matters_arrives_in_its_field(name):
 
 
 def test_run_time_values_stay_with_the_names_that_dslaunch_gives_them():
-    command = imported("trl-vllm").job["train"]["command"]
-    assert command[:2] == ["bash", "-c"]
-    assert command[2].endswith('--vllm_server_host "${DSLAUNCH_HOST_VLLM}"')
-    command = imported("local-staging-sweep").job["train"]["command"]
-    assert command[2] == (
-        'exec python -u train.py --lr "${LR}" --data "${DSLAUNCH_LOCAL}/imagenet/imagenet" '
-        '--out "runs/${SLURM_JOB_ID}"'
-    )
-    assert '"--master_addr=${MASTER_ADDR}"' in imported("frontier-srun").job["train"]["command"][2]
+    assert imported("trl-vllm").job["train"]["args"][-2:] == ["--vllm_server_host", {"host": "vllm"}]
+    args = imported("local-staging-sweep").job["train"]["args"]
+    assert args == [
+        "--lr", {"node": "LR"}, "--data", {"node": "local", "append": "/imagenet/imagenet"},
+        "--out", {"job": "id", "prepend": "runs/"},
+    ]  # fmt: skip
+    assert {"node": "MASTER_ADDR", "prepend": "--master_addr="} in imported("frontier-srun").job["train"]["command"]
 
 
 @pytest.mark.parametrize(
@@ -226,10 +225,10 @@ def test_run_time_values_stay_with_the_names_that_dslaunch_gives_them():
         ("jsc-torchrun", "left out", "[ENV008]"),  # a time-out that means for ever
         ("oci-rdma", "left out", "--hostfile"),
         ("bigscience-launcher", "left out", "CUDA_LAUNCH_BLOCKING"),
-        ("aws-efa-pyxis", "left out", "LD_PRELOAD"),
+        ("aws-efa-pyxis", "carried", "LD_PRELOAD -> train.prefix"),
         ("nanotron", "left out", "--array=1-3%1: no line uses its index"),
         ("per-node-loop", "left out", "python prepare_data.py --out /data/tok: it prepares"),
-        ("gcp-tcpxo", "kept", "nccl-env-profile.sh -> setup"),
+        ("gcp-tcpxo", "carried", "nccl-env-profile.sh: resources.fabric: gcp-tcpxo reads it itself"),
         ("alps-edf", "carried", "numactl --membind=0-3 -> train.prefix"),
     ],
 )
@@ -304,12 +303,13 @@ def test_a_secret_on_the_command_line_becomes_a_variable_of_the_submitting_shell
          {"purge": True, "use": ["/m"], "load": ["GCC", "CUDA"]}),
         ("module restore mine\nsrun torchrun t.py", "setup", ["module restore mine"]),
         ("micromamba activate e\nsrun torchrun t.py", "conda", {"env": "e", "tool": "micromamba"}),
-        ("source env.sh\nsrun torchrun t.py", "setup", ["source env.sh"]),
+        ("source env.sh\nsrun torchrun t.py", "source", ["env.sh"]),
         ("cd $SLURM_SUBMIT_DIR/src\nsrun torchrun t.py", "train.workdir", "src"),
         ("cp -r /data/x $TMPDIR/\nsrun torchrun t.py", "stage", [{"source": "/data/x", "to": "x"}]),
         ("for LR in 1 2; do srun torchrun t.py --lr $LR; done", "sweep.over", {"env.LR": ["1", "2"]}),
         ("export NCCL_BLOCKING_WAIT=0\nsrun torchrun t.py", "env.TORCH_NCCL_BLOCKING_WAIT", "0"),
-        ("export PATH=/x/bin:$PATH\nsrun torchrun t.py", "setup", ['export PATH="/x/bin:${PATH}"']),
+        ("export PATH=/x/bin:$PATH\nsrun torchrun t.py", "env.PATH",
+         {"node": "PATH", "prepend": "/x/bin:"}),
         ("A=--x\n[ -n \"$B\" ] && A+=\" --y\"\nsrun torchrun t.py $A", "train.args", ["--x"]),
         ("srun torchrun t.py --x \"$@\"", "train.args", ["--x"]),
         ("srun -n2 enroot import docker://a\nsrun torchrun t.py", "train.script", "t.py"),
@@ -334,7 +334,7 @@ def test_a_secret_on_the_command_line_becomes_a_variable_of_the_submitting_shell
         ("A=(--x 1)\nif f; then A=\"${A[@]} --y\"; else A=\"${A[@]} --z\"; fi\nsrun torchrun t.py $A", "train.args",
          ["--x", "1", "--z"]),
         ("export MASTER_ADDR=$(scontrol show hostnames | head -n1)i\nsrun my.sh $MASTER_ADDR:29400", "train.command",
-         ["bash", "-c", 'exec my.sh "${MASTER_ADDR}:29400"']),
+         ["my.sh", {"node": "MASTER_ADDR", "append": ":29400"}]),
         ("srun torchrun_jsc t.py", "slurm.address_suffix", "i"),
         ("srun torchrun_jsc t.py", "train.script", "t.py"),
         ("srun shifter --image=a:b --env X=$HOME/y,Z=1 torchrun t.py", "env",
@@ -343,22 +343,59 @@ def test_a_secret_on_the_command_line_becomes_a_variable_of_the_submitting_shell
         ("srun --ntasks-per-node=4 /opt/env/bin/python t.py", "venv", "/opt/env"),
         ("srun /w/miniconda3/envs/a/bin/python -m torch.distributed.run t.py", "conda", "/w/miniconda3/envs/a"),
         ("T=./env/bin/torchrun\nsrun $T t.py", "venv", "./env"),
-        ("mkdir -p /x/$SLURM_JOB_ID\nmkdir logs\nsrun torchrun t.py", "setup", ["mkdir -p /x/${SLURM_JOB_ID} logs"]),
+        ("mkdir -p /x/$SLURM_JOB_ID\nmkdir logs\nsrun torchrun t.py", "mkdir",
+         [{"job": "id", "prepend": "/x/"}, "logs"]),
         ("srun python -c 'import a; a.clean()'\nsrun torchrun t.py", "setup", ["python -c 'import a; a.clean()'"]),
         ("sbcast -pf /l/e.tar.gz /mnt/bb/${USER}/e.tar.gz\nsrun mkdir /mnt/bb/$USER/e\n"
          "srun tar -xzf /mnt/bb/${USER}/e.tar.gz -C /mnt/bb/${USER}/e\nsrun torchrun t.py", "stage",
          [{"source": "/l/e.tar.gz", "to": "e"}]),
-        ("srun bash -c 'export LD_LIBRARY_PATH=/x:$LD_LIBRARY_PATH; torchrun t.py'", "setup",
-         ['export LD_LIBRARY_PATH="/x:${LD_LIBRARY_PATH}"']),
+        ("srun bash -c 'export LD_LIBRARY_PATH=/x:$LD_LIBRARY_PATH; torchrun t.py'", "env",
+         {"LD_LIBRARY_PATH": {"node": "LD_LIBRARY_PATH", "prepend": "/x:"}}),
         ("srun torchrun t.py --out /s/$USER/x runs/$SLURM_JOB_ID", "train.args",
          ["--out", {"env": "USER", "prepend": "/s/", "append": "/x"}, {"job": "id", "prepend": "runs/"}]),
         ("D=/home/$(whoami)/x\nsrun torchrun t.py --d $D", "train.args.1",
          {"env": "USER", "prepend": "/home/", "append": "/x"}),
-        ("srun torchrun t.py --d $A:$B", "env", {"A": {"env": "A"}, "B": {"env": "B"}}),
+        ("srun torchrun t.py --d $A:$B", "train.args",
+         ["--d", {"env": "A", "append": {"env": "B", "prepend": ":"}}]),
         ("srun numactl --membind=0-3 torchrun t.py", "train.prefix", ["numactl", "--membind=0-3"]),
         ("source /v/bin/activate\nsrun /v/bin/torchrun t.py", "train.script", "t.py"),
-        ("R=runs/$(date +%s)\nmkdir -p $R\nsrun torchrun t.py", "setup", ["mkdir -p runs/${SLURM_JOB_ID}"]),
+        ("R=runs/$(date +%s)\nmkdir -p $R\nsrun torchrun t.py", "mkdir", [{"job": "id", "prepend": "runs/"}]),
         ("D=/d\nsrun torchrun t.py --d $(f $D/x)", "train.command.2", 'exec python -u t.py --d "$(f /d/x)"'),
+        ("ulimit -n 65535 || true\nulimit -s unlimited\nulimit -a\nsrun torchrun t.py", "ulimit",
+         {"nofile": 65535, "stack": "unlimited"}),
+        ("ulimit -n $(ulimit -Hn)\nsrun torchrun t.py", "setup", ['ulimit -n "$(ulimit -Hn)"']),
+        ("srun torchrun t.py --d $TMPDIR/x", "train.args", ["--d", {"node": "TMPDIR", "append": "/x"}]),
+        ("srun torchrun t.py --d /mnt/bb/$USER/x", "train.args", ["--d", {"node": "local", "append": "/x"}]),
+        ("srun torchrun t.py --d /mnt/bb/$USER/x", "local_disk", {"env": "USER", "prepend": "/mnt/bb/"}),
+        ("export LD_PRELOAD=/l/x.so\nsrun torchrun t.py", "train.prefix", ["env", "LD_PRELOAD=/l/x.so"]),
+        ("export SINGULARITYENV_A=1\nsrun torchrun t.py", "env", {"A": "1"}),
+        ("export CC=$(which gcc)\nsrun torchrun t.py", "env.CC", "gcc"),
+        ("srun bash -c 'export A=$(hostname | cut -d. -f1); torchrun t.py'", "env.A", {"node": "name"}),
+        ("export A=$(hostname | cut -d. -f1)\nsrun torchrun t.py", "env.A", {"node": "MASTER_ADDR"}),
+        ("srun my.sh --rdzv_endpoint=$(hostname)", "train.command",
+         ["my.sh", {"node": "MASTER_ADDR", "prepend": "--rdzv_endpoint="}]),
+        ("P=$(cd ../..; pwd)\nsrun --container-image=i --container-mounts=$P:/w torchrun t.py", "container.mounts",
+         [{"env": "PWD", "append": "/../..:/w"}]),
+        ("export A=$(hostname | tr a b)\nsrun torchrun t.py", "setup", ['export A="$(hostname | tr a b)"']),
+        ("export X=$1\nsrun torchrun t.py", "env.X", "FILL_IN_ARGUMENT_1"),
+        ("uv sync --extra gpu --extra b\nsource .venv/bin/activate\nsrun torchrun t.py", "uv",
+         {"project": ".", "sync": True, "extras": ["gpu", "b"]}),
+        ("source env.sh a\nsrun torchrun t.py", "setup", ["source env.sh a"]),
+        ("cd /a\ncd b\nsrun torchrun t.py", "train.workdir", "/a/b"),
+        ("srun --container-image=i --container-workdir=/w bash -c 'cd a && cd b && torchrun t.py'", "train.workdir",
+         "/w/a/b"),
+        ("srun --container-image=i --container-workdir=/w bash -c 'cd a && torchrun t.py'", "container", "i"),
+        ("f() { scontrol requeue $SLURM_JOB_ID; }\ntrap f USR1\nsrun torchrun t.py", "slurm.requeue", True),
+        ("trap 'scontrol requeue $SLURM_JOB_ID' USR1\nsrun torchrun t.py", "slurm.requeue", True),
+        ("srun bash -c 'CUDA_VISIBLE_DEVICES=0,1 python vllm_server.py --port 80 & torchrun t.py & wait'", "services",
+         [{"name": "vllm", "command": ["python", "vllm_server.py", "--port", "80"], "on": "all", "port": 80,
+           "ready": {"port": 80}, "gpus_per_node": 2}]),
+        ("srun torchrun t.py --d $(realpath data)", "train.args", ["--d", "data"]),
+        ('A=(--x 1)\nsrun torchrun t.py "${A[@]:?}"', "train.args", ["--x", "1"]),
+        ("E=\nsrun $E --mpi=none torchrun t.py", "slurm.mpi", "none"),
+        ("srun bash <<'EOF'\nexport A=1\ntorchrun t.py\nEOF", "env.A", "1"),
+        ("srun --ntasks-per-node=4 torchrun --nproc_per_node=1 t.py", "train.launcher", "srun"),
+        ("srun my.sh $(hostname -i)", "train.command", ["my.sh", {"node": "MASTER_ADDR"}]),
     ],
 )  # fmt: skip
 def test_a_line_becomes_a_field(line, path, value):
@@ -445,12 +482,45 @@ def test_a_ray_head_has_the_job_s_gpus_and_keeps_its_program():
     assert "setup" not in job
 
 
+def test_a_node_s_own_address_is_not_the_first_one_s():
+    made = sbatch.read(
+        "#SBATCH -N 2 --gpus-per-node=4\nnodes=($(scontrol show hostnames))\nexport ip_head=${nodes[0]}:6379\n"
+        "srun -N1 -n1 -w ${nodes[0]} ray start --head --port=6379 --block &\n"
+        "for i in 1; do\nip=$(srun -N1 -n1 -w ${nodes[$i]} hostname --ip-address)\n"
+        "srun -N1 -n1 -w ${nodes[$i]} env VLLM_HOST_IP=$ip ray start --address $ip_head --block &\ndone\n"
+        "python t.py\n", name="x")  # fmt: skip
+    assert "env" not in made.job["services"][1]
+    assert "each node's own address" in said(made, "left out")
+
+
 def test_what_stands_behind_the_training_is_named():
     text = "srun torchrun t.py\ncp -r out /archive\npython plot.py\n"
     made = sbatch.read(f"#SBATCH --gpus-per-node=1\n{text}", name="x")
     notes = said(made, "left out")
     assert "cp -r out /archive: it runs after the training" in notes
     assert "python plot.py: it runs after the training" in notes
+
+
+def test_the_value_of_a_loop_that_is_no_sweep_is_the_user_s_to_say():
+    text = "for c in /a /b; do if [ -r $c ]; then export X=$c; break; fi; done\nsrun torchrun t.py\n"
+    made = sbatch.read(f"#SBATCH --gpus-per-node=1\n{text}", name="x")
+    assert (made.job["env"], "setup" in made.job) == ({"X": "/a"}, False)
+    assert "c is one of /a, /b" in made.comments["env", "X"]
+
+
+def test_an_array_s_index_less_one_picks_from_values():
+    text = "#SBATCH --array=1-3\nLRS=(1 2 3)\nLR=${LRS[$((SLURM_ARRAY_TASK_ID - 1))]}\nsrun torchrun t.py --lr $LR"
+    job = sbatch.read(text, name="x").job
+    assert job["sweep"]["over"] == {"env.LR": ["1", "2", "3"]}
+    assert job["train"]["args"] == ["--lr", {"node": "LR"}]
+
+
+def test_a_script_s_arguments_may_be_said():
+    text = 'export LR=${2:-1}\nN=$#\nshift\nsrun torchrun t.py "$@" --x $1\n'
+    made = sbatch.read(f"#SBATCH --gpus-per-node=1\n{text}", name="x", arguments=["a", "3e-4", "b c"])
+    assert made.job["env"] == {"LR": "3e-4"}
+    assert made.job["train"]["args"] == ["3e-4", "b c", "--x", "3e-4"]
+    assert not made.to_fill
 
 
 def test_parts_of_the_command_are_no_variables_of_the_program():
@@ -492,7 +562,7 @@ def test_a_loop_over_nodes_is_one_job_and_a_service_keeps_its_container():
     made = sbatch.read(LOOP, name="x")
     assert "sweep" not in made.job
     assert made.job["resources"] == {"nodes": 2, "gpus_per_node": 8}
-    assert made.job["train"]["command"] == ["bash", "-c", 'exec python -u t.py --of "${NODE_RANK}"']
+    assert (made.job["train"]["script"], made.job["train"]["args"]) == ("t.py", ["--of", {"node": "rank"}])
     assert made.job["services"][0]["container"] == {"runtime": "singularity", "gpus": "nv", "image": "vllm.sif"}
     assert made.job["container"]["image"] == "train.sif"
     assert "python eval.py --ckpt out: it runs after the training" in said(made, "left out")
@@ -544,14 +614,14 @@ def test_an_array_is_no_variable_of_the_submitting_shell():
     assert set(job.get("env", {})) <= {"NCCL_IB_HCA"}
     assert read('T=(t.py --a 1)\nsrun torchrun "${T[@]:0:2}" "${T[@]:2}"')["train"]["args"] == ["--a", "1"]
     assert read("env X=1 timeout 3600 torchrun t.py")["env"]["X"] == "1"
-    command = read('srun torchrun t.py --name "r_${SLURM_JOB_ID}_$(date +%F)" --seed $RANDOM')["train"]["command"][2]
-    assert command == 'exec python -u t.py --name "r_${SLURM_JOB_ID}" --seed "${SLURM_JOB_ID}"'
+    args = read('srun torchrun t.py --name "r_${SLURM_JOB_ID}_$(date +%F)" --seed $RANDOM')["train"]["args"]
+    assert args == ["--name", {"job": "id", "prepend": "r_"}, "--seed", {"job": "id"}]
 
 
 def test_an_archive_unpacked_into_the_local_disk_itself_is_looked_for_where_it_is():
     job = read("cp /s/data.tar $TMPDIR/\ntar xf $TMPDIR/data.tar -C $TMPDIR\nsrun torchrun t.py --data $TMPDIR/data")
     assert job["stage"] == [{"source": "/s/data.tar", "to": "data"}]
-    assert '--data "${DSLAUNCH_LOCAL}/data/data"' in job["train"]["command"][2]
+    assert job["train"]["args"] == ["--data", {"node": "local", "append": "/data/data"}]
 
 
 # --- nothing is lost ------------------------------------------------------------------------------
@@ -627,6 +697,28 @@ def test_every_word_of_a_script_made_of_odd_lines_is_in_the_job_file_or_in_a_not
 )
 def test_a_directive_becomes_a_field(line, path, value):
     assert at(read("srun torchrun t.py", head=f"#SBATCH {line}\n"), path) == value
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "words"),
+    [
+        ("-N two", "resources.nodes", "`two` is no count"),
+        ("-N 0", "resources.nodes", "`0` is no count"),
+        ("--nodes=2-x", "resources.nodes", "`2-x` is no count"),
+        ("--nodes", "resources.nodes", "it has no value"),
+        ("-n x", "resources.nodes", "`x` is no count"),
+        ("-N 2 --gpus-per-node=a100:x", "resources.gpus_per_node", "`a100:x` is no count"),
+        ("-N 2 --cpus-per-task=x", "resources.cpus_per_node", "`x` is no count"),
+    ],
+)
+def test_a_count_that_is_none_is_asked_for(line, field, words):
+    made = sbatch.read(f"#!/bin/bash\n#SBATCH {line}\nsrun torchrun t.py\n", name="x.sbatch")
+    assert any(words in text for text in made.comments.values())
+    asked = [note.message for note in made.notes if note.kind == "fill in" and words in note.message]
+    assert asked
+    assert asked[0].startswith(f"{field}: #SBATCH ")
+    assert not [note for note in made.notes if note.kind == "carried" and line.split()[-1] in note.message]
+    assert "as sbatch takes it" not in said(made, "left out")
 
 
 def test_what_the_user_has_to_say_is_marked_in_the_job_file():
@@ -737,9 +829,47 @@ def test_a_flag_of_a_launcher_does_not_take_the_program_for_its_value(line):
     assert at(read(f"srun {line}"), "train.script") == "train.py"
 
 
-def test_no_option_of_a_launcher_both_needs_a_value_and_takes_none():
-    for options in programs.VALUES.values():
-        assert not options & launchlint.FLAGS
+def options_of(parser: argparse.ArgumentParser) -> tuple[set[str], set[str]]:
+    """Those with a value, and those without."""
+    found: tuple[set[str], set[str]] = (set(), set())
+    for action in parser._actions:
+        found[action.nargs == 0].update(name.lstrip("-").replace("-", "_") for name in action.option_strings)
+    return found
+
+
+def test_the_options_with_a_value_are_those_of_the_launchers_that_are_installed():
+    run = pytest.importorskip("torch.distributed.run")
+    valued, flags = options_of(run.get_args_parser())
+    assert valued <= launchlint.VALUES["torchrun"]
+    assert not flags & launchlint.VALUES["torchrun"]
+
+
+@pytest.mark.parametrize(("module", "kind"), [("runner", "deepspeed"), ("launch", "deepspeed-node")])
+def test_the_options_with_a_value_are_those_of_the_deepspeed_that_is_installed(module, kind, monkeypatch):
+    launcher = pytest.importorskip(f"deepspeed.launcher.{module}")
+    asked = []
+    monkeypatch.setattr(sys, "argv", ["deepspeed", "train.py"])
+    real = argparse.ArgumentParser.parse_args
+
+    def parsed(self: argparse.ArgumentParser, *given: Any, **named: Any) -> argparse.Namespace:
+        asked.append(self)
+        return real(self, *given, **named)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    with contextlib.suppress(SystemExit):
+        launcher.parse_args()
+    valued, flags = options_of(asked[0])
+    assert valued <= launchlint.VALUES[kind]
+    assert not flags & launchlint.VALUES[kind]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["torchrun -r 3 -t 3 --nproc-per-node 8 train.py --lr 1", "deepspeed -H hosts -i n1 train.py --lr 1",
+     "accelerate launch --parallelism_config_tp_size 2 --fp8_format E4M3 -t 3 train.py --lr 1"],
+)  # fmt: skip
+def test_a_value_of_an_option_is_not_the_program(line):
+    assert at(read(f"srun {line}"), "train.script") == "train.py"
 
 
 @pytest.mark.parametrize(
@@ -833,6 +963,18 @@ def test_the_command_prints_the_job_file_alone_on_standard_output(tmp_path):
     assert out.read_text() == result.stdout
 
 
+def test_a_file_that_is_there_is_replaced_on_purpose_only(tmp_path):
+    path = ROOT / "tests" / "data" / "scripts" / "composer-llmfoundry.sbatch"
+    out = tmp_path / "job.yaml"
+    out.write_text("# edited by hand\n")
+    refused = CliRunner().invoke(cli.cli, ["import", str(path), "-o", str(out)])
+    assert "is there already" in str(refused.exception)
+    assert out.read_text() == "# edited by hand\n"
+    assert CliRunner().invoke(cli.cli, ["import", str(path), "-o", str(out), "--force"]).exit_code == 0
+    assert "name: mpt-7b" in out.read_text()
+    assert CliRunner().invoke(cli.cli, ["import", str(path), "--force"]).exit_code == 2
+
+
 def test_the_command_reads_a_run_directory(tmp_path):
     files = files_of(ROOT / "slurm" / "cpu-demo" / "job.yaml")
     for name in ("job.sbatch", "job.json"):
@@ -841,6 +983,16 @@ def test_the_command_reads_a_run_directory(tmp_path):
     assert result.exit_code == 0, result.stderr
     (tmp_path / "again.yaml").write_text(result.stdout)
     assert files_of(tmp_path / "again.yaml") == files
+
+
+def test_the_command_takes_a_script_s_arguments(tmp_path):
+    path = tmp_path / "x.sbatch"
+    path.write_text("#SBATCH --gpus-per-node=1\nsrun torchrun t.py $1\n")
+    result = CliRunner().invoke(cli.cli, ["import", str(path), "--", "--lr=1"])
+    assert result.exit_code == 0, result.stderr
+    assert "args: [--lr=1]" in result.stdout
+    path.write_text((ROOT / "tests" / "data" / "manifests" / "plain-pod.yaml").read_text())
+    assert "takes no arguments" in CliRunner().invoke(cli.cli, ["import", str(path), "a"]).stderr
 
 
 def test_the_command_exits_1_when_something_is_left_to_say(tmp_path):

@@ -26,7 +26,7 @@ from launcher import cli, plan, spec, yamldoc
 from launcher.backends import kubernetes
 from launcher.backends.kubernetes import kinds
 from launcher.errors import UserError
-from launcher.imports import Imported, manifests, pods, write
+from launcher.imports import Imported, groups, manifests, objects, pods, write
 
 ROOT = Path(__file__).parents[1]
 DATA = Path(__file__).parent / "data" / "manifests"
@@ -138,6 +138,8 @@ def test_pods_ask_for_what_they_asked_for_before(path):
             assert amounts[name] == pods.quantity(amount), name
         else:  # whole cores, and whole MiB
             assert amounts[name] == pytest.approx(float(pods.quantity(amount)), rel=0.07), name
+    if path.stem == "volcano-gang-pytorchjob":  # its group's, which its pods have now
+        before["spec"].setdefault("priorityClassName", "high")
     for key in ("nodeSelector", "priorityClassName", "runtimeClassName", "serviceAccountName", "hostNetwork",
                 "imagePullSecrets", "hostAliases", "hostPID"):  # fmt: skip
         assert now["spec"].get(key) == before["spec"].get(key), key
@@ -162,7 +164,8 @@ def test_pods_ask_for_what_they_asked_for_before(path):
 
 EXPECTED: dict[str, dict[str, Any]] = {
     "eks-fsdp-etcd": {
-        "kubernetes/elastic": {"min": 2, "max": 16, "max_restarts": 100, "backend": "etcd", "endpoint": "etcd:2379"},
+        "kubernetes/elastic": {"min": 2, "max": 16, "max_restarts": 100, "backend": "etcd", "endpoint": "etcd:2379",
+                               "autoscale": {"cpu": 90}},
         "train/launcher": "node", "train/command/0": "torchrun", "resources/fabric": "efa", "preflight/run": False,
         "kubernetes/network/devices": 32, "container": {"env": "IMAGE_URI"}, "kubernetes/image_pull_policy": "Always",
         "secrets/HF_TOKEN": {"secret": "hugging-face", "key": "token"}, "resources/gpu": "h100-80gb",
@@ -185,9 +188,9 @@ EXPECTED: dict[str, dict[str, Any]] = {
     },
     "gke-a3ultra-gib": {
         "resources/fabric": "gcp-gib", "resources/gpu": "h200-141gb", "train/module": "torchtitan.train",
-        "train/workdir": "/workspace/torchtitan", "kubernetes/security": {"privileged": True, "root": True},
+        "train/workdir": "/workspace/torchtitan",
+        "kubernetes/security": {"privileged": True, "root": True, "host_pid": True},
         "secrets/WANDB_API_KEY": {"secret": "llama70b-a3u-secrets", "key": "WANDB_API_KEY"},
-        "setup": ["source /usr/local/gib/scripts/set_nccl_env.sh"],
     },
     "aks-ndv5-ib": {
         "resources/fabric": "azure-nd", "kubernetes/network/devices": 8, "train/zero": 3, "train/micro_batch": 2,
@@ -208,7 +211,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
     "volcano-gang-pytorchjob": {
         "kubernetes/gang": {"queue": "training", "by": "volcano"}, "kubernetes/runtime_class": "nvidia",
         "kubernetes/run_policy/deadline": 86400, "kubernetes/spread/0/when_unsatisfiable": "ScheduleAnyway",
-        "kubernetes/pod_patch/spec/hostAliases/0/ip": "10.1.2.3",
+        "kubernetes/host_aliases": {"10.1.2.3": ["minio.local"]},
     },
     "volcano-ssh-deepspeed": {
         "train/launcher": "deepspeed", "train/script": "main.py", "resources/nodes": 2, "kubernetes/kind": "jobset",
@@ -264,7 +267,7 @@ EXPECTED: dict[str, dict[str, Any]] = {
         "kubernetes/security": {"fs_group": 1000, "supplemental_groups": [3000]}, "env": {"NODES": "4"},
         "train/command/2": 'exec env RANK="${NODE_RANK}" WORLD_SIZE=32 ENDPOINT="${MASTER_ADDR}:29400" '
                            "sh /workspace/launch.sh",
-        "kubernetes/pod_patch/spec/dnsConfig/options/0/value": "1", "kubernetes/queue/name": "default-queue",
+        "kubernetes/dns": {"options": {"ndots": "1"}}, "kubernetes/queue/name": "default-queue",
     },
     "gke-dranet": {
         "kubernetes/network": {"claim_template": "titan-channel", "claims": ["all-rdma"]}, "resources/nodes": 4,
@@ -290,7 +293,6 @@ def test_what_matters_arrives_in_its_field(name, path, value):
     ("name", "kind", "words"),
     [
         ("eks-fsdp-etcd", "left out", "Deployment etcd: it is no part of the job"),
-        ("eks-fsdp-etcd", "left out", "metrics of elasticPolicy"),
         ("gke-hostnetwork-ft", "left out", "restartPolicy Never: recover.attempts"),
         ("kai-etcd-elastic", "carried", "restartPolicy Never -> kubernetes.run_policy.restart_policy"),
         ("gke-a3mega-jobset", "carried", "container tcpxo-daemon: network profile gcp-tcpxo"),
@@ -340,6 +342,34 @@ def test_a_secret_s_value_goes_nowhere(path):
     [
         ({}, {"resources": {"limits": {"amd.com/gpu": 8}}}, "kubernetes/gpu_resource", "amd.com/gpu"),
         ({}, {"resources": {"limits": {"nvidia.com/mig-3g.40gb": 2}}}, "resources/gpus_per_node", 2),
+        ({}, {"resources": {"limits": {"nvidia.com/gpualloc": 1, "nvidia.com/gpumem": 8192}}}, "kubernetes",
+         {"gpu_resource": "nvidia.com/gpualloc", "network": {"resources": {"nvidia.com/gpumem": "8192"}}}),
+        ({}, {"resources": {"limits": {"nvidia.com/gpu": 8, "cpu": None}, "requests": {"cpu": 64}}},
+         "kubernetes/cpu_limit", "none"),
+        ({"activeDeadlineSeconds": 3600}, {}, "kubernetes/run_policy", {"deadline": 3600}),
+        ({"hostPID": True}, {}, "kubernetes/security", {"host_pid": True}),
+        ({"schedulingGates": [{"name": "a/b"}]}, {}, "kubernetes/scheduling_gates", ["a/b"]),
+        ({"dnsPolicy": "None", "dnsConfig": {"nameservers": ["10.0.0.2"], "options": [{"name": "rotate"}]}}, {},
+         "kubernetes/dns", {"policy": "None", "nameservers": ["10.0.0.2"], "options": {"rotate": ""}}),
+        ({"volumes": [{"name": "m", "emptyDir": {"medium": "Memory"}}]},
+         {"volumeMounts": [{"name": "m", "mountPath": "/dev/shm"}]}, "kubernetes/shm", "none"),
+        ({"volumes": [{"name": "v", "configMap": {"name": "c", "optional": True}}]},
+         {"volumeMounts": [{"name": "v", "mountPath": "/v", "mountPropagation": "HostToContainer"}]},
+         "kubernetes/volumes/0",
+         {"name": "v", "mount": "/v", "config_map": "c", "optional": True, "propagation": "HostToContainer"}),
+        ({}, {"envFrom": [{"secretRef": {"name": "a"}},
+                          {"prefix": "DB_", "secretRef": {"name": "b", "optional": True}}]},
+         "kubernetes/secret_env_from", ["a", {"name": "b", "prefix": "DB_", "optional": True}]),
+        ({}, {"env": [{"name": "GIB", "valueFrom": {"resourceFieldRef": {
+            "containerName": "pytorch", "resource": "limits.memory", "divisor": "1Gi"}}}]},
+         "kubernetes/env_fields/GIB", "limits.memory/1Gi"),
+        ({"initContainers": [{"name": "get", "image": "b", "command": ["curl"],
+                              "envFrom": [{"secretRef": {"name": "s"}}],
+                              "resources": {"requests": {"cpu": "100m", "memory": "1Gi"}, "limits": {"cpu": 2}}}]},
+         {},
+         "kubernetes/sidecars/0",
+         {"name": "get", "image": "b", "command": ["curl"], "resources": {"cpu": "2"},
+          "requests": {"cpu": "100m", "memory": "1Gi"}, "secret_env_from": ["s"], "init": True}),
         ({"schedulerName": "scheduler-plugins-scheduler"}, {}, "kubernetes/gang", {"by": "coscheduling"}),
         ({"schedulerName": "runai-scheduler"}, {}, "kubernetes/gang", {"scheduler": "runai-scheduler"}),
         ({"schedulerName": "corp/own"}, {}, "kubernetes/pod_patch/spec", {"schedulerName": "corp/own"}),
@@ -532,8 +562,8 @@ def test_every_value_is_in_the_job_file_or_named_in_a_note(path):
     made = manifests.read(path.read_text(), name=path.name)
     notes = "\n".join(note.message for note in made.notes)
     told = bare(write.text(made.job) + notes)
-    every = manifests.documents(path.read_text(), name=path.name)
-    for where, value in leaves([one for one in every if one["kind"] in manifests.READERS and templates(one)], notes):
+    every = objects.documents(path.read_text(), name=path.name)
+    for where, value in leaves([one for one in every if one["kind"] in groups.READERS and templates(one)], notes):
         key = where[-1]
         if TIES & {key, key.rpartition("/")[2]} or value in (None, False, "", 0, "/dev/shm"):
             continue
@@ -559,7 +589,7 @@ def test_what_no_field_and_no_note_says_is_named():
                "pytorchReplicaSpecs": {"Worker": replica}}  # fmt: skip
     made = manifests.read(json.dumps({**job, "spec": content}), name="x.json")
     assert "spec.runPolicy.later.added field-7: no field of a job file says it" in said(made, "left out")
-    assert "minResources.cpu 37" in said(made, "left out")
+    assert 'minResources {"cpu": "37"}: what min_available pods ask for' in said(made, "left out")
 
 
 def test_a_leader_that_starts_waiting_workers_says_what_they_run():
@@ -647,12 +677,25 @@ POD = "apiVersion: v1\nkind: Pod\nspec: {containers: [{name: a, image: i, comman
             POD % "[horovodrun, python, t.py]",
             "torchrun or deepspeed",
         ),
+        (POD % "[python, deepy.py, train.py, conf.yml]", "over ssh or by srun an MPIJob stays an MPIJob"),
         ("name: x\ntrain: {script: t.py}\n", "a job file already dslaunch submit"),
         (
             "name: x\nmodel: llama-3.1-8b\nresources: {nodes: 2}\ntrain: {script: t.py}\n",
             "a job file already dslaunch submit x.yaml",
         ),
         ("a: 1\n", "nothing in it is a Kubernetes object"),
+        ("num_nodes: 2\nresources: {accelerators: 'H100:8'}\nrun: torchrun t.py\n", "a task of SkyPilot's"),
+        ("image: i\ncompute: {gpus: 8}\ncommand: composer t.py\n", "a run of MosaicML's mcli"),
+        ("apiVersion: run.ai/v2alpha1\nkind: TrainingWorkload\nspec: {}\n", "kubectl get pytorchjobs"),
+        (
+            "apiVersion: argoproj.io/v1alpha1\nkind: Workflow\nmetadata: {generateName: ft-}\n",
+            "Workflow ft-: it starts steps",
+        ),
+        (
+            "apiVersion: leaderworkerset.x-k8s.io/v1\nkind: LeaderWorkerSet\nmetadata: {name: s}\nspec:\n"
+            "  leaderWorkerTemplate: {size: 2, workerTemplate: {spec: {containers: [{name: a, args: [vllm]}]}}}",
+            "its pods serve",
+        ),
         (POD % "torchrun train.py", "command is 'torchrun train.py', and has to be a list"),
     ],
 )
@@ -765,6 +808,241 @@ def test_a_manifest_that_is_cut_off_is_imported_or_refused(path):
         except UserError:
             continue
         assert made.job["name"]
+
+
+# --- objects of other kinds -----------------------------------------------------------------------
+
+
+def job_of(text: str) -> Imported:
+    return manifests.read(text, name="x.yaml")
+
+
+BOX = "{name: node, image: i, command: [torchrun, --nnodes=4, train.py], resources: {limits: {nvidia.com/gpu: 8}}}"
+
+
+def test_a_leader_and_workers_that_train_are_one_jobset():
+    command = "torchrun --nnodes=$LWS_GROUP_SIZE --node_rank=$LWS_WORKER_INDEX --master_addr=$LWS_LEADER_ADDRESS t.py"
+    made = job_of(f"""
+apiVersion: leaderworkerset.x-k8s.io/v1
+kind: LeaderWorkerSet
+metadata: {{name: lws, annotations: {{leaderworkerset.sigs.k8s.io/exclusive-topology: rack}}}}
+spec:
+  replicas: 2
+  startupPolicy: LeaderReady
+  leaderWorkerTemplate:
+    size: 4
+    restartPolicy: RecreateGroupOnPodRestart
+    workerTemplate:
+      spec:
+        containers:
+        - {{name: w, image: i, command: [bash, -c, "{command}"], resources: {{limits: {{nvidia.com/gpu: 4}}}}}}
+""")
+    assert made.job["train"]["script"] == "t.py"
+    assert (made.job["resources"]["nodes"], made.job["resources"]["gpus_per_node"]) == (4, 4)
+    annotations = rendered(made)["metadata"]["annotations"]
+    assert annotations["alpha.jobset.sigs.k8s.io/exclusive-topology"] == "rack"
+    for words in ("replicas 2: so many jobs alike", "startupPolicy LeaderReady", "restartPolicy RecreateGroup"):
+        assert words in said(made, "left out")
+
+
+def test_a_trainjob_takes_what_its_runtime_beside_it_says():
+    made = job_of("""
+apiVersion: trainer.kubeflow.org/v1alpha1
+kind: TrainingRuntime
+metadata: {name: ours}
+spec:
+  mlPolicy: {numNodes: 3, torch: {numProcPerNode: 2}}
+  template:
+    spec:
+      replicatedJobs:
+      - name: dataset-initializer
+        template: {spec: {template: {spec: {containers: [{name: dataset-initializer, image: d}]}}}}
+      - name: node
+        template: {spec: {template: {spec: {containers: [
+          {name: node, image: "reg/own:1", command: [torchrun, train.py],
+           resources: {limits: {nvidia.com/gpu: 2}}}]}}}}
+---
+apiVersion: trainer.kubeflow.org/v1alpha1
+kind: TrainJob
+metadata: {name: a}
+spec:
+  runtimeRef: {kind: TrainingRuntime, name: ours}
+  podGroupPolicy: {coscheduling: {scheduleTimeoutSeconds: 900}}
+  initializer:
+    dataset: {storageUri: "hf://trl-lib/tldr", secretRef: {name: hf}, env: [{name: B, value: c}]}
+    model: {storageUri: "hf://org/model"}
+  trainer: {env: [{name: A, value: b}], resourcesPerNode: {requests: {cpu: 4}, limits: {cpu: 8, nvidia.com/gpu: 2}}}
+""")
+    assert (made.job["container"], made.job["train"]["script"]) == ("reg/own:1", "train.py")
+    assert (made.job["resources"]["nodes"], made.job["resources"]["gpus_per_node"]) == (3, 2)
+    assert "podGroupPolicy" in said(made, "left out")
+    assert made.job["kubernetes"]["dataset"] == {"uri": "hf://trl-lib/tldr", "secret": "hf", "env": {"B": "c"}}
+    assert made.job["kubernetes"]["weights"] == {"uri": "hf://org/model"}
+    assert "patch" not in made.job["kubernetes"]
+    made.job["resources"]["fabric"] = "ethernet"
+    trainer = rendered(made)["spec"]["trainer"]
+    assert trainer["image"] == "reg/own:1"
+    amounts = trainer["resourcesPerNode"]
+    assert (amounts["requests"]["cpu"], amounts["limits"]["cpu"]) == ("4", "8")
+    assert rendered(made)["spec"]["runtimeRef"]["name"] == "ours"
+
+
+def test_a_pod_group_beside_the_job_becomes_its_gang():
+    made = job_of(f"""
+apiVersion: scheduling.volcano.sh/v1beta1
+kind: PodGroup
+metadata: {{name: group}}
+spec: {{minMember: 4, queue: research, priorityClassName: high, minResources: {{nvidia.com/gpu: "32"}},
+        networkTopology: {{mode: soft, highestTierAllowed: 2}}}}
+---
+apiVersion: batch/v1
+kind: Job
+metadata: {{name: a}}
+spec:
+  completions: 4
+  parallelism: 4
+  completionMode: Indexed
+  backoffLimitPerIndex: 1
+  maxFailedIndexes: 0
+  template:
+    metadata: {{annotations: {{scheduling.volcano.sh/group-name: group}}}}
+    spec: {{schedulerName: volcano, restartPolicy: Never, containers: [{BOX}]}}
+""")
+    options = made.job["kubernetes"]
+    assert options["gang"] == {"by": "volcano", "queue": "research", "tier": 2, "tier_required": False}
+    assert options["priority_class"] == "high"
+    assert "pod_annotations" not in options
+    for words in ("backoffLimitPerIndex 1", "maxFailedIndexes 0", "minResources"):
+        assert words in said(made, "left out")
+
+
+def test_slices_and_places_of_a_jobset_keep_their_meaning():
+    made = job_of(f"""
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata: {{name: a, labels: {{kueue.x-k8s.io/queue-name: q}}}}
+spec:
+  replicatedJobs:
+  - name: w
+    template:
+      metadata: {{annotations: {{alpha.jobset.sigs.k8s.io/exclusive-topology: pool}}}}
+      spec:
+        completions: 4
+        parallelism: 4
+        podReplacementPolicy: Failed
+        template:
+          metadata:
+            annotations:
+              kueue.x-k8s.io/podset-slice-required-topology: rack
+              kueue.x-k8s.io/podset-slice-size: "2"
+          spec: {{restartPolicy: Never, containers: [{BOX}]}}
+""")
+    assert made.job["kubernetes"]["queue"] == {"name": "q", "slice_topology": "rack", "slice_size": 2}
+    made_of = rendered(made)
+    assert made_of["metadata"]["annotations"]["alpha.jobset.sigs.k8s.io/exclusive-topology"] == "pool"
+    assert "pod_annotations" not in made.job["kubernetes"]
+    assert 'podReplacementPolicy "Failed"' in said(made, "left out")
+
+
+VOLCANO = """
+apiVersion: batch.volcano.sh/v1alpha1
+kind: Job
+metadata: {name: a}
+spec:
+  minAvailable: 2
+  schedulerName: volcano
+  networkTopology: {mode: hard, highestTierAllowed: 1}
+  volumes:
+  - mountPath: /work
+    volumeClaim: {accessModes: [%s], storageClassName: fast, resources: {requests: {storage: 5Gi}}}
+  tasks:
+  - name: worker
+    replicas: 2
+    template:
+      spec:
+        containers:
+        - name: w
+          image: i
+          resources: {limits: {nvidia.com/gpu: 8}}
+          command:
+          - bash
+          - -c
+          - |
+            COUNT=$(echo "${VC_WORKER_HOSTS}" | awk -F',' '{print NF}')
+            FIRST=$(echo "$VC_WORKER_HOSTS" | cut -d, -f1)
+            cd /work
+            cat > conf.yaml <<EOF
+            lr: 1e-4  # "small"
+            out: $OUT
+            EOF
+            torchrun --nnodes $COUNT --node_rank $VC_TASK_INDEX --master_addr $FIRST train.py --conf conf.yaml
+          env: [{name: OUT, value: /work/out}]
+"""
+
+
+def test_a_volcano_job_s_claim_hosts_and_files_arrive():
+    made = job_of(VOLCANO % "ReadWriteOnce")
+    options = made.job["kubernetes"]
+    assert options["gang"] == {"by": "volcano", "tier": 1}
+    assert options["volumes"] == [
+        {"name": "job-volume-0", "mount": "/work", "scratch": {"size": "5Gi", "storage_class": "fast"}}
+    ]
+    assert made.job["train"]["args"] == ["--conf", "conf.yaml"]
+    assert "of Volcano's list of hosts -> 2" in said(made, "carried")
+    assert not said(made, "fill in").count("VC_")
+    (line,) = made.job["setup"]
+    found = subprocess.run(
+        ["bash", "-c", line.replace("> conf.yaml", "")], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert found.stdout == 'lr: 1e-4  # "small"\nout: /work/out\n'
+    shared = job_of(VOLCANO % "ReadWriteMany").job["kubernetes"]["volumes"]
+    assert shared == [{"name": "job-volume-0", "mount": "/work", "claim": "a-volume-0"}]
+
+
+def test_a_clone_that_the_script_leaves_again_is_not_its_code():
+    script = """
+git clone -b v1 https://git.example.com/lib.git
+cd lib
+pip install .
+cd ..
+git clone https://git.example.com/app
+cd app
+pip install -e .
+cd examples
+torchrun train.py
+"""
+    made = read({}, {"command": ["bash", "-c", script]})
+    assert made.job["code"] == {"clone": "https://git.example.com/app"}
+    assert made.job["train"]["workdir"] == "examples"
+    assert made.job["setup"] == [
+        "git clone --recurse-submodules -b v1 https://git.example.com/lib.git lib",
+        "(cd lib && pip install .)",
+        "(cd .. && pip install -e .)",
+    ]
+
+
+def test_the_socket_of_a_daemon_is_where_its_profile_has_it():
+    made = job_of("""
+apiVersion: v1
+kind: Pod
+metadata: {name: a}
+spec:
+  containers:
+  - name: tcpx-daemon
+    image: us-docker.pkg.dev/gce-ai-infra/gpudirect-tcpx/tcpgpudmarxd-dev:v2.0.11
+    volumeMounts: [{name: tcpx-socket, mountPath: /run/tcpx}]
+  - name: node
+    image: i
+    command: [torchrun, train.py]
+    resources: {limits: {nvidia.com/gpu: 8}}
+    volumeMounts: [{name: tcpx-socket, mountPath: /tmp}, {name: unused, mountPath: /unused}]
+  volumes:
+  - {name: tcpx-socket, hostPath: {path: /run/tcpx}}
+  - {name: unused, emptyDir: {}}
+""")
+    assert "hostPath /run/tcpx at /tmp: network profile gcp-tcpx" in said(made, "carried")
+    assert [one["name"] for one in made.job["kubernetes"]["volumes"]] == ["unused"]
+    assert rendered(made)["kind"] == "JobSet"
 
 
 # --- of our own making ----------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from launcher import bundle, cli, examples, plan, schema, software, spec, yamldoc
@@ -80,8 +80,21 @@ def load(text: str, **more: object) -> spec.JobSpec:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("name: demo\nmodel: [gpt\n", "job.yaml:3:1: not YAML: while parsing a flow sequence"),
-        ("name: 'demo\n", "job.yaml:2:1: not YAML: while scanning a quoted scalar"),
+        ("name: demo\nmodel: [gpt\n", "job.yaml:2:8: not YAML: `[` opens here and nothing closes it"),
+        ("name: demo\nmodel: [gpt", "job.yaml:2:8: not YAML: `[` opens here and nothing closes it"),
+        ("name: 'demo\n", "job.yaml:1:7: not YAML: `'` opens here and nothing closes it\n  try: `'` where it ends"),
+        ('name: "demo\nmodel: x\n', 'job.yaml:1:7: not YAML: `"` opens here and nothing closes it'),
+        (
+            "name: demo\nmodel: {a: b\ntrain:\n  steps: 3\n",
+            "job.yaml:2:8: not YAML: `{` opens here and is not closed before line 3\n"
+            "  try: `}`, or a comma, before `train:`",
+        ),
+        (
+            'train:\n  args: [a,\n    "b" "c"]\n',
+            "job.yaml:2:9: not YAML: `[` opens here and is not closed before line 3\n"
+            '  try: `]`, or a comma, before `"c"]`',
+        ),
+        ('name: [a, "b" c]\n', "job.yaml:1:15: not YAML: while parsing a flow sequence"),
         ("name: demo\n  model: x\n", "job.yaml:2:8: not YAML: mapping values are not allowed in this context"),
         ("name: demo\nmodel: @x\n", "job.yaml:2:8: not YAML: while scanning for the next token"),
         ("name: a\x07b\n", "job.yaml:1:8: not YAML: U+0007 may not stand in it"),
@@ -306,7 +319,7 @@ def test_fault_16_a_version_keeps_its_zero():
         ("resources: {nodes: 1e18}", "is not between 1 and 100,000"),
         ("resources: {nodes: 1e400}", "expected a whole number below 2^63, found `1e400`"),
         (f"resources: {{nodes: {'9' * 5000}}}", "expected a whole number below 2^63"),
-        ("resources: {nodes: 2.5}", "expected a whole number below 2^63, found `2.5`"),
+        ("resources: {nodes: 2.5}", "expected a whole number, found `2.5`"),
         ("resources: {gpus_per_node: -1}", "job.yaml:3:28: -1 is not between 0 and 64"),
         ("train: {optimizer: {lr: .nan}}", "expected a number, found `.nan`"),
         ("train: {optimizer: {lr: inf}}", "expected a number, found `inf`"),
@@ -763,12 +776,70 @@ def test_the_site_lies_under_the_job_file_and_set_lies_over_both():
 
 def test_a_blank_section_leaves_what_the_site_says():
     assert load("name: a\nmodel: gpt-demo\nslurm:\n", site=SITE).slurm.account == "lab"
-    assert load("name: a\nmodel: gpt-demo\nslurm: {account: }\n", site=SITE).slurm.account is None
+    assert load("name: a\nmodel: gpt-demo\nslurm: {account: null}\n", site=SITE).slurm.account is None
 
 
-@pytest.mark.parametrize("text", ["train:", "train: {steps: }", "env:", "train: {optimizer: }", "slurm: {srun: }"])
-def test_blanks_are_defaults(text):
+@pytest.mark.parametrize(
+    "text",
+    ["train:", "train: {steps: null}", "env:", "train: {optimizer: }", "slurm: {srun: }", "resources: {gpu: ~}"],
+)
+def test_sections_and_lists_with_nothing_in_them_and_nulls_are_defaults(text):
     assert load(f"{GOOD}{text}") == load(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("resources:\n  nodes:\n", "job.yaml:4:3: `nodes` has no value"),
+        ("slurm: {partition: }\n", "job.yaml:3:9: `partition` has no value"),
+        ("train: {zero: , steps: 3}\n", "job.yaml:3:9: `zero` has no value"),
+        ("venv:\n", "job.yaml:3:1: `venv` has no value"),
+    ],
+)
+def test_one_value_that_was_forgotten_is_no_default(refused, text, says):
+    err = refused(f"{GOOD}{text}")
+    assert err.startswith(f"error: {says}\n  try: leave the line out")
+
+
+@pytest.mark.parametrize("place", ["/dev/null/x", "/etc/passwd"])
+def test_checkpoints_below_a_file_are_refused_where_a_job_is_submitted(refused, dslaunch, place):
+    text = f"{GOOD}train:\n  checkpoint:\n    dir: {place}\n"
+    said = f"job.yaml:5:5: checkpoints cannot go to {place}: {place.removesuffix('/x')} is no directory"
+    assert said in refused(text)
+    assert dslaunch("plan", "job.yaml").code == 0
+    shown = dslaunch("slurm", "job.yaml", "--dry-run")
+    assert (shown.code, said in shown.err) == (0, True)
+
+
+def test_checkpoints_where_the_user_may_not_write_are_refused_where_a_job_is_submitted(tmp_path):
+    theirs = tmp_path / "theirs"
+    theirs.mkdir(mode=0o555)
+
+    def found(at: str) -> int:
+        """How many problems somebody else than root sees."""
+        made = plan.make(load(f"{GOOD}train: {{checkpoint: {{dir: {at}}}}}"))
+        child = os.fork()
+        if not child:
+            base = tmp_path
+            if os.geteuid() == 0:  # whom nothing stops
+                tmp_path.chmod(0o755)
+                os.chroot(tmp_path)
+                os.setuid(65534)
+                base = Path("/")
+            os._exit(len(cli._no_place(made, base)))
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    assert found("theirs") == 1
+    assert found("theirs/a/b") == 1
+    theirs.chmod(0o777)
+    assert found("theirs/a/b") == 0
+    assert found("/not-here/a") == 0  # the nodes may have it
+
+
+def test_printable_characters_of_any_language_are_shown(refused):
+    err = refused(f'{GOOD}größe: 1\n"a\\u202eb": 2\n')
+    assert "unknown key `größe`" in err
+    assert "unknown key `a\\u202eb`" in err
 
 
 @pytest.mark.parametrize(
@@ -779,7 +850,7 @@ def test_blanks_are_defaults(text):
         ("a..b=3", "--set a..b=3: expected a.b=value"),
         ("train.step=3", "--set train.step: unknown key `step`"),
         ("train.steps=x", "--set train.steps: expected a whole number, found `x`"),
-        ("train.args=[a", "--set train.args:2:1: not YAML"),
+        ("train.args=[a", "--set train.args:1:1: not YAML: `[` opens here"),
         ("train=3", "--set train: expected a section with keys, found `3`"),
         ("name=", "--set name: expected text, found nothing"),
         ("name= ", "--set name: expected text, found nothing"),
@@ -936,13 +1007,34 @@ def test_what_init_writes_loads_and_plans(dslaunch, tmp_path, editor, options):
         (["--gpu", "h100", "--fabric", "infinband"], "did you mean `infiniband`?"),
         (["--gpus-per-node", "4"], "--gpus-per-node without --gpu"),
         (["--name", "my job"], "--name my job: a name is 1 to 40 lower-case letters"),
-        (["--example", "nothing-like-it"], "no example `nothing-like-it`"),
+        (["--example", "nothing-like-it"], "no example `nothing-like-it`\n  try: dslaunch init --example list"),
+        (["--example", "llama-70b"], "try: there are slurm/llama-70b-8x8"),
+        (["--model", "nothing-like-it"], "no model preset `nothing-like-it`\n  try: dslaunch presets lists them"),
     ],
 )
 def test_init_refuses_what_no_table_has(dslaunch, options, says):
     said = dslaunch("init", *options)
     assert (said.code, said.out) == (2, "")
     assert says in said.err
+
+
+def test_presets_are_one_list_at_a_time(dslaunch):
+    said = dslaunch("presets", "--gpus", "--fabrics")
+    assert (said.code, said.out) == (2, "")
+    assert "--gpus and --fabrics are a list each" in said.err
+
+
+def test_runs_of_a_folder_that_is_not_there_are_no_empty_table(dslaunch, tmp_path):
+    said = dslaunch("runs", "--runs", "nope")
+    assert (said.code, said.out) == (2, "")
+    assert "error: there is no directory nope" in said.err
+    assert dslaunch("runs").code == 0  # nothing was submitted from here yet
+    (tmp_path / "nope").mkdir()
+    assert dslaunch("runs", "--runs", "nope").code == 0
+
+
+def test_a_tab_between_a_key_and_its_value_is_yaml_s_own(dslaunch):
+    assert load("name:\tdemo\nmodel:\tgpt-demo\n").name == "demo"
 
 
 def test_only_a_job_that_goes_to_slurm_hears_of_slurm_s_warning(dslaunch):
@@ -954,6 +1046,7 @@ def test_only_a_job_that_goes_to_slurm_hears_of_slurm_s_warning(dslaunch):
     assert ["slurm.warn_before_end" in said.err for said in (*pods, slurm)] == [False, False, True]
 
 
+@pytest.mark.slow
 def test_every_shipped_example_loads_and_plans():
     for row in examples.shipped():
         if row.path.name == "job.yaml":
@@ -983,6 +1076,40 @@ def test_what_is_written_is_read_back_the_same(value):
     text = yamldoc.dump([{"key": value}])
     assert yaml.safe_load(text) == {"key": value}
     assert yamldoc.plain(yamldoc.parse(text, name="x")) == {"key": value}
+
+
+@given(
+    st.one_of(HARD, ANY, st.integers(), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.none())
+)
+@settings(max_examples=150, deadline=None)
+@example("@home")
+@example("%j")
+@example("\U0001f600")
+@example("--")
+@example("a: b")
+def test_what_is_written_on_one_line_is_read_back_the_same(value):
+    text = f"key: {yamldoc.flow([value, {'a b': value}])}"
+    assert yamldoc.plain(yamldoc.parse(text, name="x")) == {"key": [value, {"a b": value}]}
+    if isinstance(value, str):  # where the reader's field says that it is text
+        key = yamldoc.parse(f"key: {yamldoc.flow([value], typed=True)}", name="x").entries["key"]
+        assert key.items[0].raw == value
+
+
+@pytest.mark.parametrize(
+    ("value", "any_reader", "typed"),
+    [
+        ("2:00:00", '"2:00:00"', "2:00:00"),
+        ("1e-5", '"1e-5"', "1e-5"),
+        ("--lr", '"--lr"', "--lr"),
+        ("off", '"off"', '"off"'),
+        ("a b", '"a b"', '"a b"'),
+        ('say "a"', "'say \"a\"'", "'say \"a\"'"),
+        (yamldoc.Untyped("8"), '"8"', '"8"'),
+        ({"on": [1, "1", None], "a b": {}}, '{on: [1, "1", null], "a b": {}}', '{on: [1, 1, null], "a b": {}}'),
+    ],
+)
+def test_a_word_is_quoted_where_a_reader_could_take_it_for_something_else(value, any_reader, typed):
+    assert (yamldoc.flow(value), yamldoc.flow(value, typed=True)) == (any_reader, typed)
 
 
 def test_a_file_that_claims_to_be_empty_and_is_not_is_not_cut_short(tmp_path, monkeypatch):
@@ -1041,12 +1168,21 @@ def test_places_that_hints_name_exist():
         ("train: {args: --lr 3}", "[--lr, '3']", "train: {script: x.py, args: [--lr, '3']}"),
         ("services: {ray: {command: [x]}}", "- {name: ray, ...}", "services: [{name: ray, command: [x]}]"),
         ("services: {name: ray, command: [x]}", "- name: ...", "services: [{name: ray, command: [x]}]"),
+        ("kubernetes: {volumes: {claim: c, mount: /c}}", "- claim: ...",
+         "kubernetes: {volumes: [{claim: c, mount: /c}]}"),
         ("preflight: false", "{run: false}", "preflight: {run: false}"),
         ("recover: 0", "{attempts: 0}", "recover: {attempts: 0}"),
         ("train: x.py", "{script: x.py}", "train: {script: x.py}"),
         ("slurm: {time: 24h}", "24:00:00", "slurm: {time: '24:00:00'}"),
         ("slurm: {time: 1d12h}", "1-12:00:00", "slurm: {time: 1-12:00:00}"),
         ("slurm: {time: 90 min}", "01:30:00", "slurm: {time: 90}"),
+        ("resources: {memory: 4Gi}", "4G", "resources: {memory: 4G}"),
+        ("resources: {memory: 1.5T}", "1536G", "resources: {memory: 1536G}"),
+        ("resources: {memory: 0.5GiB}", "512M", "resources: {memory: 512M}"),
+        ("services: [{name: a, command: [b], memory: 64gb}]", "64G",
+         "services: [{name: a, command: [b], memory: 64G}]"),
+        ("slurm: {nodelist: [a, b]}", '"a,b"', 'slurm: {nodelist: "a,b"}'),
+        ("slurm: {partition: [a, b]}", '"a,b"', 'slurm: {partition: "a,b"}'),
     ],
 )  # fmt: skip
 def test_a_value_in_the_wrong_form_is_told_the_right_one(refused, text, hint, mended):
@@ -1057,6 +1193,23 @@ def test_a_value_in_the_wrong_form_is_told_the_right_one(refused, text, hint, me
 def test_a_value_that_fits_no_short_form_gets_no_such_hint(refused):
     assert "{by:" not in refused(f"{GOOD}kubernetes: {{gang: 7}}\n")
     assert "{attempts:" not in refused(f"{GOOD}recover: often\n")
+    assert "try:" not in refused(f"{GOOD}slurm: {{account: [a, 'b c']}}\n")
+    assert "try:" not in refused(f"{GOOD}slurm: {{constraint: [a, b]}}\n")  # both, or one of them?
+    assert "try:" not in refused(f"{GOOD}resources: {{memory: 12X}}\n")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["resources: {memory: 99999999999999999999G}", "services: [{name: a, command: [b], memory: 1025T}]"],
+)
+def test_more_memory_than_a_node_can_have_is_refused(refused, text):
+    assert "no node has more than 1024T" in refused(f"{GOOD}{text}\n")
+    assert load(f"{GOOD}resources: {{memory: 1024T}}\n").resources.memory == "1024T"
+
+
+def test_a_patch_that_is_no_file_is_refused_where_it_is_named(refused):
+    err = refused(f"{GOOD}kubernetes:\n  patch: hello\n")
+    assert re.match(r"error: job.yaml:4:3: cannot read \S+/hello: No such file", err)
 
 
 @pytest.mark.parametrize("address", ["https://tok@example.com/a", "https://u:x@example.com/a", "ssh://u:x@h/a"])
@@ -1077,3 +1230,18 @@ def test_a_home_that_nothing_expands_is_noted(dslaunch):
     notes = plan.literals(spec.load(f"{GOOD}env: {{G: ~/hf, H: a~/b}}\n", name="job.yaml").spec)
     assert len(notes) == 1
     assert "{env: HOME, append: /hf}" in notes[0]
+
+
+def test_what_two_parts_stumble_over_is_said_once(refused):
+    said = refused(
+        "name: demo\nmodel: gpt-demo\ntrain: {global_batch: 64, micro_batch: 4}\n"
+        "resources: {nodes: 2, gpus_per_node: 8, gpu: h100-80gb, fabric: infinband}\n"
+    )
+    assert said.count("no fabric `infinband` in the table") == 1
+
+
+@pytest.mark.parametrize("name", ["a" * 64, "a.b", "A", "-a", "a-"])
+def test_a_namespace_is_one_label(name):
+    (said,) = problems(f"{GOOD}kubernetes: {{namespace: '{name}'}}\n")
+    assert "is not a namespace: up to 63" in said
+    spec.load(f"{GOOD}kubernetes: {{namespace: {'a' * 63}}}\n", name="job.yaml")

@@ -282,9 +282,59 @@ def test_groups_and_queues_are_where_their_schedulers_look():
     assert "schedulingPolicy" not in kubernetes.manifests(make(k8s(gang=False)))[-1]["spec"]["runPolicy"]
 
 
+def test_slices_and_tiers_say_how_close_pods_are():
+    asked = {"name": "q", "slice_topology": "cloud.provider.com/rack", "slice_size": 2}
+    job = kubernetes.manifests(make(k8s(kind="jobset", queue=asked)))[-1]
+    assert kinds.templates(job)[0]["metadata"]["annotations"] == {
+        "kueue.x-k8s.io/podset-slice-required-topology": "cloud.provider.com/rack",
+        "kueue.x-k8s.io/podset-slice-size": "2",
+    }
+    job = kubernetes.manifests(make(k8s(kind="jobset", queue={"name": "q", "unconstrained": True})))[-1]
+    annotations = kinds.templates(job)[0]["metadata"]["annotations"]
+    assert annotations == {"kueue.x-k8s.io/podset-unconstrained-topology": "true"}
+    for required, mode in ((True, "hard"), (False, "soft")):
+        gang = {"by": "volcano", "tier": 2, "tier_required": required}
+        *_, group, _ = kubernetes.manifests(make(k8s(kind="jobset", gang=gang)))
+        assert group["spec"]["networkTopology"] == {"mode": mode, "highestTierAllowed": 2}
+        assert list(k8s_schema.problems([group])) == []
+
+
+def test_a_trainjob_s_runtime_is_told_what_to_download():
+    asked = {"uri": "hf://trl-lib/tldr", "secret": "hf", "env": {"HF_HUB_CACHE": "/cache"}}
+    plan = make(k8s(kind="trainjob", dataset=asked, weights={"uri": "hf://org/model"}))
+    text = kubernetes.render(plan).text(kubernetes.ENTRY)
+    assert k8s_schema.problems(k8s_schema.documents(text)) == []
+    assert kubernetes.manifests(plan)[-1]["spec"]["initializer"] == {
+        "dataset": {"storageUri": "hf://trl-lib/tldr", "secretRef": {"name": "hf"},
+                    "env": [{"name": "HF_HUB_CACHE", "value": "/cache"}]},
+        "model": {"storageUri": "hf://org/model"},
+    }  # fmt: skip
+
+
+def test_an_autoscaler_of_the_operator_s_looks_at_what_pods_request():
+    world = {"min": 1, "max": 4, "autoscale": {"cpu": 90}}
+    plan = make(k8s(elastic=world), {"train": OWN})
+    policy = kubernetes.manifests(plan)[-1]["spec"]["elasticPolicy"]
+    target = {"type": "Utilization", "averageUtilization": 90}
+    assert policy["metrics"] == [{"type": "Resource", "resource": {"name": "cpu", "target": target}}]
+    assert not any("autoscale" in note for note in kinds.notes(plan.spec))
+    asks = make(k8s(elastic=world), {"train": OWN, "resources": {"cpus_per_node": None}})
+    assert any("they request none: resources.cpus_per_node" in note for note in kinds.notes(asks.spec))
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ([k8s(kind="jobset", queue={"name": "q", "slice_size": 2})], "slices without slice_topology"),
+        ([k8s(kind="jobset", queue={"name": "q", "slice_topology": "r"})], "slices without slice_size"),
+        ([k8s(kind="jobset", queue={"name": "q", "slice_topology": "r", "slice_size": 3})], "slices of 3 pods"),
+        ([k8s(queue={"name": "q", "slice_topology": "r", "slice_size": 2})], "master is a pod set of its own"),
+        ([k8s(queue={"name": "q", "topology": "r", "unconstrained": True})], "takes one of both"),
+        ([k8s(gang={"by": "volcano", "tier": 1})], "of a JobSet alone"),
+        ([k8s(dataset={"uri": "hf://a/b"})], "a PyTorchJob downloads nothing before its ranks start"),
+        ([k8s(kind="trainjob", weights={"uri": "hf://a/b", "env": {"HF_TOKEN": "x" * 20}})], "looks like a secret"),
+        ([k8s(kind="trainjob", dns={"policy": "Default"})], "has no dnsPolicy"),
+        ([k8s(kind="trainjob", host_aliases={"10.0.0.1": ["a"]})], "has no hostAliases"),
         ([k8s(kind="jobset", run_policy={"clean_pods": "All"})], "a JobSet has no clean_pods"),
         ([k8s(run_policy={"max_restarts": 3})], "a PyTorchJob has no max_restarts"),
         ([k8s(kind="trainjob", run_policy={"ttl": 3})], "a TrainJob has no ttl"),

@@ -502,6 +502,43 @@ def test_what_a_path_of_the_node_is_replaced_by(path, fix):
     assert (len(got) == 1 and fix in got.pop()) if fix else not got
 
 
+JOBS = """
+apiVersion: jobset.x-k8s.io/v1alpha2
+kind: JobSet
+metadata: {name: a, labels: {kueue.x-k8s.io/queue-name: q}}
+spec:
+  replicatedJobs:
+  - name: w
+    template:
+      spec:
+        parallelism: 4
+        completions: 4
+        backoffLimit: 0
+        template:
+          spec:
+            restartPolicy: Never
+            containers:
+            - name: w
+              image: reg/img:1
+              command: [torchrun, --nproc-per-node=1, %s, train.py]
+              resources: {limits: {nvidia.com/gpu: 1, cpu: %s}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "limit", "rules"),
+    [
+        ("--master-addr=a-w-0-0.a", "4", ["LCH004"]),  # it knows where the others are, and waits for none of them
+        ("--master-addr=a-w-0-0.a, --nnodes=4, --node-rank=$(JOB_COMPLETION_INDEX)", "4", []),
+        ("--master-addr=localhost", "4", ["LCH006"]),
+        ("--local-ranks-filter=0", "", []),  # `cpu:` alone asks for nothing
+        ("--local-ranks-filter=0", '""', ["K8S004"]),
+    ],
+)
+def test_pods_that_train_alone_and_amounts_that_are_none(words, limit, rules):
+    assert found(JOBS % (words, limit)) == rules
+
+
 def test_a_reference_in_a_block_is_placed_there():
     text = edited(JOBSET, ("--master-port=29500 train.py", "--master-port=29500 train.py --name $(POD_NAME)"))
     (one,) = [one for one in results(text) if one.rule == "K8S047"]

@@ -18,6 +18,8 @@ from launcher.backends.kubernetes import security
 from launcher.errors import UserError
 from launcher.spec.kubernetes import (
     Csi,
+    Dns,
+    EnvFrom,
     Kubernetes,
     MapValue,
     Network,
@@ -100,7 +102,10 @@ OWN = {"matchLabels": {"app.kubernetes.io/name": "demo", "app.kubernetes.io/comp
 NEED, LIKE = pods.REQUIRED, pods.PREFERRED
 ANY = {"operator": "Exists"}
 # What is not of a pod, and tested where the kinds of job are.
-OF_THE_KIND = {"kind", "trainer", "runtime", "runtime_kind", "queue", "gang", "elastic", "run_policy"}
+OF_THE_KIND = {
+    *("kind", "trainer", "runtime", "runtime_kind", "dataset", "weights"),
+    *("queue", "gang", "elastic", "run_policy"),
+}
 # field: what the job file says, where it stands in a pod's template, what stands there
 EXERCISED = {
     Kubernetes: {
@@ -154,6 +159,13 @@ EXERCISED = {
             ["n1"],
         ),
         "tolerations": (k8s(tolerations=[{"key": "x"}]), "spec/tolerations", [{"key": "x", "operator": "Exists"}]),
+        "scheduling_gates": (k8s(scheduling_gates=["a/b"]), "spec/schedulingGates", [{"name": "a/b"}]),
+        "dns": (k8s(dns={"searches": ["a.b"]}), "spec/dnsConfig", {"searches": ["a.b"]}),
+        "host_aliases": (
+            k8s(host_aliases={"10.0.0.3": ["hub.local", "hub"]}),
+            "spec/hostAliases",
+            [{"ip": "10.0.0.3", "hostnames": ["hub.local", "hub"]}],
+        ),
         "volumes": (
             volume(claim="c"),
             "spec/volumes/volume-0",
@@ -233,6 +245,7 @@ EXERCISED = {
         ),
         "privileged": (k8s(security={"privileged": True}), f"{BOX}/securityContext", {"privileged": True}),
         "host_ipc": (k8s(security={"host_ipc": True}), "spec/hostIPC", True),
+        "host_pid": (k8s(security={"host_pid": True}), "spec/hostPID", True),
         "seccomp": (
             k8s(security={"seccomp": "profiles/a.json"}),
             "spec/securityContext/seccompProfile",
@@ -268,7 +281,13 @@ EXERCISED = {
             "spec/volumes/volume-0/configMap/defaultMode",
             493,
         ),
+        "optional": (volume(secret="se", optional=True), "spec/volumes/volume-0/secret/optional", True),
         "sub_path": (volume(claim="c", sub_path="a/b"), f"{BOX}/volumeMounts/volume-0/subPath", "a/b"),
+        "propagation": (
+            volume(host_path="/m", propagation="HostToContainer"),
+            f"{BOX}/volumeMounts/volume-0/mountPropagation",
+            "HostToContainer",
+        ),
         "read_only": (volume(claim="c", read_only=True), f"{BOX}/volumeMounts/volume-0/readOnly", True),
         "name": (volume(claim="c", name="data"), "spec/volumes/data/persistentVolumeClaim/claimName", "c"),
     },
@@ -372,6 +391,21 @@ EXERCISED = {
             [{"name": "shm", "mountPath": "/dev/shm"}],
         ),
         "resources": (sidecar(resources={"cpu": "1"}), "spec/initContainers/side/resources/limits", {"cpu": "1"}),
+        "requests": (
+            sidecar(resources={"cpu": "4"}, requests={"cpu": "500m", "memory": "1Gi"}),
+            "spec/initContainers/side/resources",
+            {"limits": {"cpu": "4"}, "requests": {"cpu": "500m", "memory": "1Gi"}},
+        ),
+        "env_from": (
+            sidecar(env_from=["cm"]),
+            "spec/initContainers/side/envFrom",
+            [{"configMapRef": {"name": "cm"}}],
+        ),
+        "secret_env_from": (
+            sidecar(secret_env_from=["se"]),
+            "spec/initContainers/side/envFrom",
+            [{"secretRef": {"name": "se"}}],
+        ),
         "init": (
             sidecar(init=True),
             "spec/initContainers/side",
@@ -413,6 +447,38 @@ EXERCISED = {
             ("optional", "config_map", "configMap/optional", True),
         )
     },
+    EnvFrom: {
+        name: (
+            k8s(secret_env_from=[{"name": "se", "prefix": "S3_", "optional": True}]),
+            f"{BOX}/envFrom/0/{theirs}",
+            value,
+        )
+        for name, theirs, value in (
+            ("name", "secretRef/name", "se"),
+            ("prefix", "prefix", "S3_"),
+            ("optional", "secretRef/optional", True),
+        )
+    },
+    Dns: {
+        name: (
+            k8s(
+                dns={
+                    "policy": "None",
+                    "nameservers": ["10.0.0.2"],
+                    "searches": ["a.b"],
+                    "options": {"ndots": "2", "rotate": ""},
+                }
+            ),
+            f"spec/{theirs}",
+            value,
+        )
+        for name, theirs, value in (
+            ("policy", "dnsPolicy", "None"),
+            ("nameservers", "dnsConfig/nameservers", ["10.0.0.2"]),
+            ("searches", "dnsConfig/searches", ["a.b"]),
+            ("options", "dnsConfig/options", [{"name": "ndots", "value": "2"}, {"name": "rotate"}]),
+        )
+    },
     MapValue: {
         name: (
             k8s(env_keys={"A": {"config_map": "cm", "key": "a", "optional": True}}),
@@ -439,6 +505,30 @@ def test_a_secret_may_be_missing():
     assert found == {"name": "s", "key": "k", "optional": True}
     with pytest.raises(UserError, match="optional without a Kubernetes Secret"):
         make({"secrets": {"HF_TOKEN": {"from_env": "HF_TOKEN", "optional": True}}})
+
+
+def test_shared_memory_without_a_limit_is_the_node_s_to_end():
+    assert at(template(k8s(shm="none")), "spec/volumes/shm/emptyDir") == {"medium": "Memory"}
+
+
+def test_an_amount_is_told_in_the_unit_that_a_program_wants():
+    found = at(template(k8s(env_fields={"GIB": "limits.memory/1Gi"})), f"{BOX}/env/GIB/valueFrom/resourceFieldRef")
+    assert found == {"resource": "limits.memory", "divisor": "1Gi"}
+    with pytest.raises(UserError, match=re.escape("limits.memory/3Gi")):
+        make(k8s(env_fields={"GIB": "limits.memory/3Gi"}))
+
+
+def test_a_policy_of_dns_is_in_front_of_host_network_s():
+    found = template(k8s(network={"host_network": True}, dns={"policy": "Default"}))
+    assert found["spec"]["dnsPolicy"] == "Default"
+
+
+def test_how_much_of_a_gpu_is_no_further_gpu():
+    shares = {"nvidia.com/gpumem": 8192, "nvidia.com/gpucores": 50}
+    limits = at(template(k8s(network={"resources": shares})), f"{BOX}/resources/limits")
+    assert (limits["nvidia.com/gpu"], limits["nvidia.com/gpumem"]) == ("8", "8192")
+    with pytest.raises(UserError, match="is a GPU, and how many"):
+        render(k8s(network={"resources": {"nvidia.com/gpu.shared": 2}}))
 
 
 def test_no_limit_on_cpus_leaves_the_request():
@@ -611,6 +701,16 @@ def test_what_the_standards_allow():
             "kubernetes.volumes.0",
             "cannot be written",
         ),
+        (volume(claim="a", optional=True), "kubernetes.volumes.0.optional", "without config_map"),
+        (volume(claim="a", propagation="Bidirectional"), "kubernetes.volumes.0.propagation", "it is privileged"),
+        (k8s(dns={"policy": "None"}), "kubernetes.dns.policy", "no nameserver"),
+        (k8s(dns={"nameservers": ["1.1.1.1"] * 4}), "kubernetes.dns.nameservers", "3 at most"),
+        (
+            sidecar(resources={"cpu": "1"}, requests={"cpu": "1500m"}),
+            "kubernetes.sidecars.0.requests.cpu",
+            "1 is the limit",
+        ),
+        (sidecar(requests={"a.b/c": "1"}), "kubernetes.sidecars.0.requests.a.b/c", "is a device"),
         (k8s(tolerations=[{"key": "a", "seconds": 5}]), "kubernetes.tolerations.0.seconds", "end pods"),
         (k8s(node_affinity=[{"key": "a"}]), "kubernetes.node_affinity.0", "needs values"),
         (
@@ -625,6 +725,8 @@ def test_what_the_standards_allow():
         ),
         (k8s(spread=[{"topology_key": "z"}, {"topology_key": "z"}]), "kubernetes.spread.1", "twice"),
         (k8s(pod_labels={"app.kubernetes.io/name": "x"}), "kubernetes.pod_labels.app.kubernetes.io/name", "own"),
+        (k8s(labels={"app.kubernetes.io/name": "x"}), "kubernetes.labels.app.kubernetes.io/name", "own"),
+        (k8s(labels={"app.kubernetes.io/managed-by": "x"}), "kubernetes.labels.app.kubernetes.io/managed-by", "own"),
         (k8s(security={"run_as_user": 0}), "kubernetes.security.run_as_user", "is root"),
         (k8s(security={"run_as_user": 5, "root": True}), "kubernetes.security.root", "which is not"),
         (k8s(security={"run_as_user": "image", "root": True}), "kubernetes.security.run_as_user", "by itself"),

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from launcher import bundle, cli, facts, plan, run, spec, yamldoc
 from launcher.backends import kubernetes, local, slurm
 from launcher.errors import UserError
+from launcher.spec import check
 
 SHELLCHECK = Path(sys.executable).parent / "shellcheck"
 BASE = "name: demo\nmodel: gpt-demo\nresources: {nodes: 1}\n"
@@ -242,6 +243,7 @@ def test_free_text_reaches_the_rank_byte_for_byte_and_runs_nothing(texts):
         assert Path(os.fsdecode(sandbox.last("cwd"))) == where.resolve()
 
 
+@pytest.mark.slow
 @given(st.sampled_from(sorted(COMMANDS)), Mixed)
 @settings(max_examples=25, deadline=None, phases=UNSHRUNK)
 def test_a_program_of_any_name_is_one_word(field, text):
@@ -584,6 +586,7 @@ def test_a_manifest_holds_every_text_as_it_was_written(field, text):
     assert where(documents[-1]) in (None, text)
 
 
+@pytest.mark.slow
 @given(st.fixed_dictionaries(dict.fromkeys(("env", "args", "checkpoint"), Mixed)))
 @settings(max_examples=40, deadline=None, phases=UNSHRUNK)
 def test_the_scripts_in_a_config_map_are_those_that_were_rendered(texts):
@@ -721,6 +724,22 @@ def test_a_name_of_a_secret(name):
 )  # fmt: skip
 def test_a_name_of_no_secret(line):
     load(f"env.{line}")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "secret"),
+    [
+        ("WANDB_API_KEY", "x", True),
+        ("WANDB_API_KEY", "", True),
+        ("X", "hf_" + "a" * 20, True),
+        ("INIT_PWD", "/a/b", False),
+        ("MYSQL_PWD", "a/b", True),
+        ("TOKEN_DIR", "/a", False),
+        ("X", "hf_home", False),
+    ],
+)
+def test_a_variable_looks_like_a_secret_by_its_name_or_its_value(name, value, secret):
+    assert check.looks_secret(name, value) is secret
 
 
 def test_pwd_is_a_directory():

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launcher import lint, plan, sarif, scriptlint, spec
+from launcher import facts, lint, plan, sarif, scriptlint, spec
 from launcher.backends import slurm
 from launcher.spec import words
 
@@ -59,6 +60,13 @@ def test_what_is_found_lies_in_the_file(rule):
         assert one.message
         assert one.fix
         assert not one.fixable
+
+
+@pytest.mark.parametrize("path", sorted(facts.DATA.glob("*rules.yaml")), ids=lambda path: path.name)
+def test_no_text_of_a_row_ends_at_what_yaml_takes_for_a_comment(path):
+    """`title: a word in an #SBATCH line` is `a word in an`."""
+    words = re.compile(r"  (?:title|why|fix|source): [^\"'|>].* #")
+    assert [line for line in path.read_text(encoding="utf-8").splitlines() if words.match(line)] == []
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -490,6 +498,26 @@ def test_ranks_that_are_fine(body):
 def test_who_starts_what_how_often(body, rule):
     several = {"SLM011", "SLM012", "SLM013"}
     assert several & set(found(TWO + body)) == ({rule} if rule else set())
+
+
+@pytest.mark.parametrize(
+    ("body", "rule", "said"),
+    [
+        ("srun accelerate launch --use_deepspeed --deepspeed_hostfile h --num_machines 2 t.py\n", "SLM012", True),
+        (
+            "srun accelerate launch --use_deepspeed --deepspeed_multinode_launcher standard --deepspeed_hostfile h "
+            "--num_machines 2 --num_processes 16 --machine_rank $SLURM_NODEID --main_process_ip $H t.py\n",
+            "SLM012",
+            False,
+        ),
+        ("srun -n 16 --ntasks-per-node=8 torchrun --nnodes=16 --nproc_per_node=1 --rdzv-endpoint=$H:1 t.py\n", "LCH004",
+         False),
+        ("srun -n 2 --ntasks-per-node=1 torchrun --nnodes=16 --nproc_per_node=1 --rdzv-endpoint=$H:1 t.py\n", "LCH004",
+         True),
+    ],
+)  # fmt: skip
+def test_who_starts_the_ranks_is_seen(body, rule, said):
+    assert (rule in found(TWO + body)) is said
 
 
 def test_a_pipe_inside_what_srun_starts_hides_the_code_as_well():

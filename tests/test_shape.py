@@ -85,11 +85,12 @@ LAYERS = [
     ["launcher.imports"],
     ["launcher.imports.masked", "launcher.imports.programs", "launcher.imports.deepspeed", "launcher.imports.write"],
     ["launcher.imports.draft", "launcher.imports.pods"],
-    ["launcher.imports.variables"],
-    ["launcher.imports.options"],
+    ["launcher.imports.variables", "launcher.imports.objects"],
+    ["launcher.imports.options", "launcher.imports.groups"],
     ["launcher.imports.steps"],
     ["launcher.imports.training"],
     ["launcher.imports.sbatch"],
+    ["launcher.imports.entrypoint"],
     ["launcher.imports.manifests"],
     ["launcher.imports.rendered"],
     ["launcher.probe"],
@@ -265,6 +266,21 @@ def test_asking_for_help_loads_nothing_heavy(argv):
     )
     done = subprocess.run([sys.executable, "-c", code, *argv], capture_output=True, text=True)
     assert done.stderr.splitlines()[-1] == "[]"
+
+
+def test_ctrl_c_while_modules_load_leaves_no_traceback():
+    code = (
+        "import sys\n"
+        "class Keyboard:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'launcher.cli': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Keyboard())\n"
+        "sys.argv = ['dslaunch', 'runs']\n"
+        "from launcher.__main__ import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
 
 
 def test_printing_manifests_loads_no_client_library(tmp_path):

@@ -83,11 +83,26 @@ def test_a_directive_behind_the_first_command_is_late_and_has_its_place():
         ("[ -d /x ] && A=--y\npython $A b", ["python", "b"]),
         ("[ -d /x ] && A=/x\npython $A b", ["python", "/x", "b"]),
         ("A=/d\npython $(f $A/${A}x '{print $1}')", ["python", "$(f /d//dx '{print $1}')"]),
+        ("N=3\npython $((${N:-8} * 2)) $((${M:-8} * 2)) $(expr 4 \\* $N + 1)", ["python", "6", "16", "13"]),
+        ('A=(1 2)\npython "${A[@]:?none}" ${A[1]:?}', ["python", "1", "2", "2"]),
         ("A=\"  --x \\\n   --y $B \\\n  $C\"\npython $A", ["python", "--x", "--y", "${B}", "${C}"]),
     ],
 )  # fmt: skip
 def test_words_are_what_the_program_would_get(text, argv):
     assert commands(text)[-1] == argv
+
+
+def test_arguments_that_are_told_are_what_they_stand_for():
+    text = 'X=$1\npython $X "$2" ${3:-d} ${4:-e} "$@"\nshift\npython $1'
+    made = shell.read(text, arguments=["a", "b c", "3"])
+    found = [[word.value for word in one.argv] for one in made.commands]
+    assert found == [["python", "a", "b c", "3", "e", "a", "b c", "3"], ["shift"], ["python", "b", "c"]]
+
+
+def test_two_parentheses_behind_a_substitution_may_be_a_command():
+    made = shell.read("export RANK=$(((SLURM_NODEID)) && echo 1 || echo 0)\npython a.py\n")
+    assert [one.name for one in made.commands if "substitution" not in one.inside] == ["python"]
+    assert not made.broken
 
 
 def test_counts_of_the_directives_are_known():

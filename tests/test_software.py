@@ -96,6 +96,33 @@ def node(tmp_path):
     return Node(tmp_path)
 
 
+def test_files_of_shell_and_directories(node):
+    (node.base / "env").mkdir()
+    (node.base / "env/a b.env").write_text("A=1\nfalse\nexport B=$A$UNSET\nHERE=$PWD\n")
+    text = (
+        "source: [env/a b.env]\nenv: {C: {node: B, append: '2'}}\nmkdir: [out, {job: id, prepend: 'o '}]\n"
+        "setup: [test -d out]\n"
+    )
+    node.ok(text)
+    told = node.env()
+    assert (told["A"], told["B"], told["C"], told["HERE"]) == ("1", "1", "12", str(node.base))
+    assert (node.base / "out").is_dir()
+    assert (node.base / "o 77").is_dir()
+    (node.base / "env/a b.env").unlink()
+    (node.records / "python3.argv").unlink()
+    assert node.fails(text).endswith("there is no " + str(node.run / "submitted-from/env/a b.env"))
+
+
+def test_limits_are_set_where_the_node_allows_it(node):
+    (node.base / "told.sh").write_text("ulimit -Sn; ulimit -c\n")
+    node.ok("ulimit: {nofile: 64, core: 0}\nsetup: [bash told.sh >told]\n")
+    assert (node.base / "told").read_text() == "64\n0\n"
+    node.write("ulimit: {nofile: 999999999}\n")  # which no kernel gives
+    done = node.start()
+    assert "ulimit.nofile: 999999999 is more than this node allows" in done.stderr
+    assert done.returncode == 0
+
+
 # --- modules --------------------------------------------------------------------------------------
 
 # As Tcl modules 3.2 and 4 do it: 0 whatever comes, and a list of what is loaded.
@@ -469,6 +496,39 @@ def test_an_image_as_pyxis_reads_it(image, said):
     )
 
 
+@pytest.mark.parametrize(
+    ("image", "pulled"),
+    [
+        ("a", True),
+        ("org/image:1", True),
+        ("localhost:5000/a_b/c--d:V1.2_x", True),
+        ("Registry.Example/a/b", True),
+        ("123456789012.dkr.ecr.us-east-1.amazonaws.com/llama:2.8-efa", True),
+        (f"ghcr.io/a/b:1@sha256:{'0a' * 32}", True),
+        ("Org/Image:1", False),
+        ("ghcr.io/org/My-Image", False),
+        ("a:1:2", False),
+        ("a/b@sha256:12", False),
+        ("a//b", False),
+        ("a/b/", False),
+        ("a:", False),
+        ("a___b", False),
+        (f"a:{'1' * 129}", False),
+        ("docker://a/b", False),
+        ("nvcr.io#nvidia/a", False),
+        ("images/a.sqsh", False),
+    ],
+)
+def test_an_image_that_no_kubelet_would_pull_is_refused(image, pulled):
+    """InvalidImageName would come once the pod is on a node, and stay."""
+    job = spec.load(f"{BASE}container: '{image}'\n", name="job.yaml").spec
+    found = [problem for problem in software.problems(job, "kubernetes") if problem.at[0] == "container"]
+    assert [problem.message for problem in found] == (
+        [] if pulled else [f"pods pull images from a registry, and {image} is none"]
+    )
+    assert not [problem for problem in software.problems(job, "slurm") if "pods" in problem.message]
+
+
 def test_checkpoints_below_a_mount_are_found_on_the_host():
     job = spec.load(
         BASE.replace("/ck/demo", "/data/ck") + "container: {image: a, mounts: ['/lustre/me:/data']}\n", name="j"
@@ -623,10 +683,11 @@ def test_what_a_backend_cannot_do_is_refused_at_its_line(backend, text, at):
         "modules: [a]\nstage: [{source: a, to: b}]\ncontainer: {image: a.sif, clean_env: true, host_env: [A]}\n",
         "container: {image: a, runtime: shifter, mounts: [/a]}\n",
         "container: {environment: a.toml}\ntracking: {wandb: {project: a}, tensorboard: tb}\n",
+        "source: [a b, {env: HOME}]\nmkdir: [a, {job: id}, {node: HOME}]\nenv: {PATH: {node: PATH, prepend: 'a:'}}\n",
     ],
 )
 def test_every_script_is_clean(tmp_path, text):
-    made = plan.make(spec.load(BASE + text, name="j").spec)
+    made = plan.make(spec.load(BASE + text, name="j", environ={"HOME": "/h"}).spec)
     paths = []
     for file in script.render(made).files:
         if file.path.endswith((".sh", ".sbatch")):

@@ -76,6 +76,9 @@ def test_a_point_is_a_job_like_any_other():
         ({"train.zero": [0, 7]}, {}, "job.yaml:7:"),
         ({"train.nonsense": [1]}, {}, "nonsense"),
         ({"train.zero": []}, {}, "train.zero has no values"),
+        ({"train.seq_len": [64, 64]}, {}, "sweep.over.train.seq_len.1: train.seq_len is 64 twice"),
+        ({"train.zero": [0, 1], "train.seq_len": [64, 32, 64]}, {}, "train.seq_len is 64 twice"),
+        ({"train.zero": [0, 0], "train.seq_len": [64, 64]}, {"how": "zip"}, "train.zero is 0 twice"),
         ({"train.zero": [0, 1], "train.seq_len": [64]}, {"how": "zip"}, "zip wants as many values"),
         ({"name": ["a", "b"]}, {}, "name cannot be swept"),
         ({"sweep.parallel": [1, 2]}, {}, "sweep.parallel cannot be swept"),
@@ -88,6 +91,11 @@ def test_what_cannot_be_swept_is_refused_where_it_stands(over, more, says):
     said = str(caught.value)
     assert says in said
     assert "--set" not in said.partition("try")[0]
+
+
+def test_zip_may_repeat_a_value_beside_another():
+    made = chosen({"train.zero": [0, 0], "train.seq_len": [64, 32]}, how="zip")
+    assert [list(one.point.values.values()) for one in made] == [[0, 64], [0, 32]]
 
 
 def test_a_value_that_does_not_fit_names_its_point():

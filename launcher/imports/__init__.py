@@ -52,9 +52,12 @@ WHOLE: tuple[Path, ...] = (("train", "args"), ("train", "command"), ("train", "l
 
 
 def reference(value: Mapping[str, Any]) -> bool:
-    """{env: SCRATCH, append: /runs}, {job: id}: one value that is put in later."""
-    names = {"env", "job", "node"} & set(value)
-    texts = all(isinstance(one, str) for one in value.values())
+    """{env: SCRATCH, append: /runs}, {job: id}: a value that is put in later; around it there may be another."""
+    names = {"env", "job", "node", "host"} & set(value)
+    texts = all(
+        isinstance(one, str) or (key in ("prepend", "append") and isinstance(one, Mapping) and reference(one))
+        for key, one in value.items()
+    )
     return bool(names) and texts and set(value) <= {*names, "prepend", "append"}
 
 

@@ -11,23 +11,29 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, ClassVar, Protocol
 
-from launcher.backends.kubernetes import network
+from launcher.backends.kubernetes import network, patch
 from launcher.backends.kubernetes.network import Profile
 from launcher.backends.kubernetes.pod import LOGS, MOUNT, SHM
 from launcher.errors import Path
 from launcher.imports import Kind, programs
-from launcher.spec.check import NOT_YOUR_PREFIXES, NOT_YOURS, SECRET_NAME, SECRET_VALUE
+from launcher.spec.check import NOT_YOUR_PREFIXES, NOT_YOURS, looks_secret
 from launcher.spec.kubernetes import MapKey, PodField, PodVariable
 from launcher.spec.words import DnsName, Label, LabelKey, Name, Token, Variable
 from launcher.yamldoc import Matches
 
 Object = dict[str, Any]
 TRAINS = ("pytorch", "node", "trainer", "mpi", "worker", "main", "train", "training")  # names, the surest first
+SLICES = {
+    "kueue.x-k8s.io/podset-slice-required-topology": "slice_topology",
+    "kueue.x-k8s.io/podset-slice-size": "slice_size",
+    "kueue.x-k8s.io/podset-unconstrained-topology": "unconstrained",
+}
 TAS = {"kueue.x-k8s.io/podset-required-topology": True, "kueue.x-k8s.io/podset-preferred-topology": False}
 NAMING = {  # what names something that is called otherwise now, or is no more
     "kubectl.kubernetes.io/default-container": "the container that trains is the pod's only one, or the first",
     **dict.fromkeys(["pod-group-name", "pod-group.scheduling.sigs.k8s.io", "scheduling.x-k8s.io/pod-group",
-                     "scheduling.k8s.io/group-name", "pod-group.scheduling.sigs.k8s.io/name"],
+                     "scheduling.k8s.io/group-name", "scheduling.volcano.sh/group-name",
+                     "pod-group.scheduling.sigs.k8s.io/name"],
                     "that PodGroup is not the one of the rendered pods"),
 }  # fmt: skip
 OPERATORS = re.compile(
@@ -40,6 +46,7 @@ OWN = re.compile(  # what an init container waits for where it waits for the pod
     r"(?i)\b(MASTER|head|leader|launcher|worker)s?(\b|[-_])|\bJOB_COMPLETION_INDEX|hostfile|\bVC_|kubectl-delivery|peers?\b"
 )
 DOMAIN = re.compile(r"(?i)channel|imex|domain|nvl|mnnvl")  # names of a ComputeDomain's claim
+WHOLES = {"configMapRef": "env_from", "secretRef": "secret_env_from"}
 DAEMONS = ("tcpx-daemon", "tcpxo-daemon")
 RESERVED = ("bundle", "checkpoints", "code", "code-secret", "shm")  # names of dslaunch's own volumes
 # Which GPU a node selector's label, its value, or an instance type means; the sellers' documentation says so.
@@ -106,12 +113,19 @@ def trains(pod: Mapping[str, Any]) -> Object:
 
 def amounts(box: Mapping[str, Any]) -> Object:
     given = box.get("resources") or {}
-    return {**(given.get("requests") or {}), **(given.get("limits") or {})}
+    return {**_said(given.get("requests")), **_said(given.get("limits"))}
+
+
+def _said(asked: Any) -> Object:
+    """Without what has no amount: `cpu:` alone asks for nothing."""
+    return {name: amount for name, amount in (asked or {}).items() if amount is not None}
 
 
 def gpus(box: Mapping[str, Any]) -> tuple[str, Any]:
     """The resource that a GPU is, and how many, as it stands there."""
-    found = [(name, count) for name, count in amounts(box).items() if GPU.match(name)]
+    given = amounts(box)
+    found = [(name, count) for name, count in given.items() if GPU.match(name)]
+    found = found or [(name, count) for name, count in given.items() if patch.is_gpu(name)]
     return found[0] if found else ("nvidia.com/gpu", 0)
 
 
@@ -148,7 +162,7 @@ class Pod:
         self.gpus = 0
         self.cpus: int | None = None
         self.text = json.dumps(template, default=str)
-        self.gone: set[str] = set()  # containers of which a note speaks as a whole
+        self.gone: set[str] = set()  # containers and volumes of which a note speaks as a whole
 
     # -- what is said
 
@@ -186,15 +200,17 @@ class Pod:
 
     def resources(self) -> None:
         given, box = amounts(self.box), self.box.pop("resources", None) or {}
-        limits, requests = box.get("limits") or {}, box.get("requests") or {}
+        limits, requests = _said(box.get("limits")), _said(box.get("requests"))
         for name in dict.fromkeys([*requests, *limits]):
             either = {**limits, **requests}[name]
             asked, limit = quantity(requests.get(name, either)), quantity(limits.get(name, either))
-            typed = name in ("cpu", "memory") and self.kind != "trainjob"
+            typed = name in ("cpu", "memory")
             if typed and name in requests and (name not in limits or asked != limit):
                 given[name] = requests[name]
                 value = str(limits.get(name, "none"))
                 self.put(f"{name}_limit", value=value, what=f"{name} {requests[name]}, limit {value}")
+            elif name not in limits and "/" in name:
+                self.job.note("carried", f"{name} {requests[name]} without a limit: of a device it is the request")
             elif name not in limits:
                 self.out(f"{name} {requests[name]} without a limit: a pod here may use no more than it asks for")
             elif asked != limit:
@@ -262,12 +278,11 @@ class Pod:
 
     def network(self) -> None:
         notes = self.metadata.get("annotations") or {}
-        first = [*(self.pod.get("initContainers") or ()), *self.beside]
         self.fabric = programs.fabric(self.spoken())[0]
         for name in list(self.devices):
             if name.startswith("networking.gke.io"):
                 del self.devices[name]  # GKE adds them to what has the annotation
-        row = self.known(first)
+        row = self.known()
         hosted = bool(row and row.how == "gke" and self.pod.get("hostNetwork") is True)
         if row and hosted:
             why = f"hostNetwork: what pods have for {row.title} stays as the manifest has it"
@@ -322,6 +337,9 @@ class Pod:
             self.fabric = "roce" if any("roce" in name for name in devices) else "infiniband"
             why = f"{', '.join(devices)} among its resources" if devices else "RDMA"
             self.job.note("carried", f"{why} -> resources.fabric: {self.fabric}")
+        elif found := re.search(r"(?i)roce|rdma|infiniband|\bib\d*\b|hostdev|sriov", self.attached_by_name()):
+            self.fabric = "roce" if found[0].lower() == "roce" else "infiniband"
+            self.job.note("carried", f"networks called {found[0]} -> resources.fabric: {self.fabric}")
         elif self.metadata.get("annotations", {}).get(network.MULTUS) or self.pod.get("hostNetwork"):
             self.job.note("left out", "which fabric it is that the pods reach: resources.fabric says it")
         elif self.gpus >= 8 or (self.box.get("securityContext") or {}).get("privileged"):
@@ -333,6 +351,10 @@ class Pod:
             self.fabric = "ethernet"
             self.job.note("carried", "its pods ask for no device of a fabric -> resources.fabric: ethernet")
 
+    def attached_by_name(self) -> str:
+        """The networks that Multus attaches, as they are called."""
+        return str((self.metadata.get("annotations") or {}).get(network.MULTUS, ""))
+
     def spoken(self) -> str:
         """Variables and commands, as lines in which words of a fabric are looked for."""
         rows = [f"{one.get('name')}={one.get('value')}" for one in self.box.get("env") or () if isinstance(one, dict)]
@@ -340,10 +362,10 @@ class Pod:
         rows += [str((one.get("hostPath") or {}).get("path")) for one in self.pod.get("volumes") or ()]
         return "\n".join(rows)
 
-    def known(self, beside: list[Object]) -> Profile | None:
+    def known(self) -> Profile | None:
         """The profile whose devices, daemons or directories the pod has."""
         rows = network.profiles()
-        words = self.text
+        words = " ".join([self.text, *(f"{one.get('name')} {one.get('image')}" for one in self.beside)])
         if "gpudirect-tcpxo" in words or "tcpxo-daemon" in words:
             return rows["gcp-tcpxo"]
         if "gpudirect-tcpx/" in words or "tcpx-daemon" in words:
@@ -408,6 +430,9 @@ class Pod:
                     self.put("queue", "topology", value=value, what=key)
                     if not TAS[key]:
                         self.put("queue", "topology_required", value=False)
+                elif key in SLICES and section == "annotations":
+                    size = whole(value) if SLICES[key] == "slice_size" else None
+                    self.put("queue", SLICES[key], value=size or (value == "true" or value), what=key)
                 elif OPERATORS.fullmatch(key):
                     self.out(f"{section[:-1]} {key} {value} of the pods: the operator's own, or dslaunch's")
                 elif takes(LabelKey, key) and (section == "annotations" or takes(Label, value)):
@@ -482,6 +507,8 @@ class Pod:
             self.rest_box["securityContext"] = rest["box"]
         if self.pod.pop("hostIPC", None) is True:
             put("security", "host_ipc", value=True, what="hostIPC")
+        if self.pod.pop("hostPID", None) is True:
+            put("security", "host_pid", value=True, what="hostPID")
 
     def roots(self) -> str:
         """Why pods that name no user are the root user's: what they write to is."""
@@ -550,7 +577,25 @@ class Pod:
             self.put("pod_affinity", value=terms, what="affinity to pods")
         if left:
             self.rest_pod["affinity"] = left
+        if gates := [row.get("name") for row in self.pod.pop("schedulingGates", None) or ()]:
+            self.put("scheduling_gates", value=gates, what="schedulingGates")
         self.spread()
+        self.lookups()
+
+    def lookups(self) -> None:
+        """How the pod finds names: its DNS, and lines of /etc/hosts."""
+        config, policy = self.pod.get("dnsConfig") or {}, self.pod.get("dnsPolicy")
+        options = {str(one.get("name")): _text(one.get("value") or "") for one in config.get("options") or ()}
+        row = {"policy": policy, "nameservers": config.get("nameservers"), "searches": config.get("searches"),
+               "options": options}  # fmt: skip
+        if row := {key: value for key, value in row.items() if value}:
+            self.pod.pop("dnsConfig", None), self.pod.pop("dnsPolicy", None)
+            self.put("dns", value=row, what=" and ".join(["dnsPolicy"] * bool(policy) + ["dnsConfig"] * bool(config)))
+        hosts: dict[str, list[str]] = {}
+        for one in self.pod.pop("hostAliases", None) or ():
+            hosts.setdefault(str(one.get("ip")), []).extend(map(str, one.get("hostnames") or ()))
+        if hosts:
+            self.put("host_aliases", value=hosts, what="hostAliases")
 
     def node_affinity(self, given: Object) -> Object:
         rows: list[Object] = []
@@ -654,6 +699,11 @@ class Pod:
                 brings = f"network profile {self.profile and self.profile.name}"
                 self.job.note("carried", f"hostPath {path} at {where}: {brings}")
                 continue
+            if path and any("socket" in name and path == row["host_path"].rstrip("/") for name, row in
+                            (self.profile.volumes if self.profile else {}).items()):  # fmt: skip
+                brings = f"network profile {self.profile and self.profile.name} mounts it where its own daemon looks"
+                self.job.note("carried", f"hostPath {path} at {where}: {brings}")
+                continue
             if where == SHM:
                 self.shm(source)
                 continue
@@ -674,6 +724,7 @@ class Pod:
                 self.job.note("carried", f"volume {name} of a container beside: the ranks have it, too")
             elif name not in others:
                 self.out(f"volume {name}: no container mounts it")
+                self.gone.add(str(name))
         if self.volumes:
             self.put("volumes", value=self.volumes)
         self.names = taken
@@ -693,7 +744,7 @@ class Pod:
         if isinstance(empty, dict) and empty.get("sizeLimit"):
             self.put("shm", value=str(empty["sizeLimit"]), what="an emptyDir in memory")
         elif isinstance(empty, dict):
-            self.out("shared memory without a size, half of the node's memory: 16Gi here, or kubernetes.shm says")
+            self.put("shm", value="none", what="shared memory without a size")
         else:
             self.out("shared memory of the node: the pod has its own, of kubernetes.shm")
 
@@ -701,7 +752,7 @@ class Pod:
         name, where = str(mount["name"]), str(mount.get("mountPath"))
         row = self.source(source)
         extra = {key: value for key, value in mount.items()
-                 if key not in ("name", "mountPath", "readOnly", "subPath")}  # fmt: skip
+                 if key not in ("name", "mountPath", "readOnly", "subPath", "mountPropagation")}  # fmt: skip
         again = name in taken
         if row is None or "subPathExpr" in extra or (again and "scratch" in row):
             called = name if name not in RESERVED else f"{name}-1"
@@ -711,7 +762,7 @@ class Pod:
             self.rest_box.setdefault("volumeMounts", []).append({**mount, "name": taken[name]})
             return
         called = name if takes(Name, name) and name not in RESERVED else f"volume-{len(self.volumes)}"
-        while called in {one["name"] for one in self.volumes}:
+        while called in {*(one["name"] for one in self.volumes), *(self.profile.volumes if self.profile else ())}:
             called = f"{called[:36]}-{len(self.volumes)}"
         taken.setdefault(name, called)
         read_only = mount.get("readOnly") is True or row.pop("read_only", False)
@@ -720,6 +771,8 @@ class Pod:
             made["sub_path"] = mount["subPath"]
         if read_only:
             made["read_only"] = True
+        if mount.get("mountPropagation") not in (None, "None"):
+            made["propagation"] = mount["mountPropagation"]
         self.volumes.append(made)
         if extra:
             self.rest_box.setdefault("volumeMounts", []).append({"mountPath": where, **extra})
@@ -759,8 +812,10 @@ class Pod:
             return {"scratch": {"size": str(size), "storage_class": claim["storageClassName"]}} if simple else None
         if kind == "projected":
             return self.projected(given)
-        if kind in ("configMap", "secret") and not set(given) - {"name", "secretName", "items", "defaultMode"}:
-            return self.keys(kind, given)
+        known = {"name", "secretName", "items", "defaultMode", "optional"}
+        if kind in ("configMap", "secret") and not set(given) - known:
+            made = self.keys(kind, given)
+            return made if made is None or not given.get("optional") else {**made, "optional": True}
         return None
 
     def projected(self, given: Object) -> Object | None:
@@ -843,13 +898,11 @@ class Pod:
         left: list[Object] = []
         for one in box.pop("env", None) or ():
             value = one.get("value")
-            secret = value is not None and (SECRET_NAME.regex.fullmatch(str(one.get("name"))) or
-                                            SECRET_VALUE.regex.fullmatch(_text(value)))  # fmt: skip
-            if secret:
+            if value is not None and looks_secret(str(one.get("name")), _text(value)):
                 self.out(f"{one['name']} of container {name}: a secret's value; a volume with secret: brings it")
             elif value is not None or "valueFrom" not in one:
                 row.setdefault("env", {})[one.get("name")] = _text(value if value is not None else "")
-            elif not self.referred(one, row):
+            elif not self.referred(one, row, name):
                 left.append(one)
         mounts = {}
         for one in box.pop("volumeMounts", None) or ():
@@ -864,9 +917,14 @@ class Pod:
                 box.setdefault("volumeMounts", []).append({**one, "name": called})
         if mounts:
             row["mounts"] = mounts
-        given = amounts({"resources": box.pop("resources", None)})
-        if given:
-            row["resources"] = {key: str(value) for key, value in given.items()}
+        row |= self.wholes(box, box)
+        asked = box.pop("resources", None) or {}
+        limits, requests = _said(asked.get("limits")), _said(asked.get("requests"))
+        limits |= {key: value for key, value in requests.items() if "/" in key and key not in limits}
+        fewer = {key: value for key, value in requests.items() if quantity(value) != quantity(limits.get(key))}
+        for field, given in (("resources", limits), ("requests", fewer)):
+            if given:
+                row[field] = {key: str(value) for key, value in given.items()}
         rights = box.pop("securityContext", None) or {}
         if rights.pop("privileged", None) is True:
             row["privileged"] = True
@@ -901,10 +959,10 @@ class Pod:
         plain = not set(capabilities) - {"add", "drop"} and capabilities.get("drop") in (None, [], ["ALL"])
         return plain and (user is None or isinstance(user, int)) and not (capabilities.get("add") and user)
 
-    def referred(self, one: Object, row: Object) -> bool:
+    def referred(self, one: Object, row: Object, container: str) -> bool:
         """A sidecar's variable from elsewhere: a field of the pod, or a key of a Secret."""
         source, name = one.get("valueFrom") or {}, str(one.get("name"))
-        path, ref = self.field(source), source.get("secretKeyRef")
+        path, ref = self.field(source, container), source.get("secretKeyRef")
         if path and takes(Variable, name):
             row.setdefault("env_fields", {})[name] = path
         elif ref and set(source) == {"secretKeyRef"} and takes(Variable, name):
@@ -913,11 +971,13 @@ class Pod:
             return False
         return True
 
-    def field(self, source: Object) -> str:
-        """limits.cpu, status.podIP: the field of the pod that a variable is told; "" for no field's."""
+    def field(self, source: Object, container: Any) -> str:
+        """limits.memory/1Gi, status.podIP: the field that a container's variable is told; "" for no field's."""
         amount = source.get("resourceFieldRef") or {}
-        plain = not set(amount) - {"resource", "divisor"} and str(amount.get("divisor", "0")) in ("0", "1")
-        path = amount.get("resource") if plain and amount else (source.get("fieldRef") or {}).get("fieldPath")
+        divisor = str(amount.get("divisor", "0"))
+        path = (source.get("fieldRef") or {}).get("fieldPath")
+        if amount and amount.get("containerName", container) == container:
+            path = f"{amount.get('resource')}{'' if divisor in ('0', '1') else '/' + divisor}"
         return str(path) if path and takes(PodField, path) else ""
 
     # -- variables
@@ -942,18 +1002,23 @@ class Pod:
                 self.out(f"{name}: {programs.RENDEZVOUS.get(name) or NOT_YOURS.get(name) or 'set by others'}")
             else:
                 self.variable(name, one, source)
-        maps, secrets = [], []
-        for one in self.box.pop("envFrom", None) or ():
-            if one.get("prefix"):
-                self.out(f"envFrom with prefix {one['prefix']}: the job file has no prefixes")
-            elif ref := one.get("configMapRef"):
-                maps.append(ref.get("name"))
-            elif ref := one.get("secretRef"):
-                secrets.append(ref.get("name"))
-        if maps:
-            self.put("env_from", value=maps, what="envFrom")
-        if secrets:
-            self.put("secret_env_from", value=secrets, what="envFrom")
+        for field, rows in self.wholes(self.box, self.rest_box).items():
+            self.put(field, value=rows, what="envFrom")
+
+    def wholes(self, box: Object, rest: Object) -> dict[str, list[Any]]:
+        """env_from and secret_env_from of a container: names, and more where more is said; what is neither stays."""
+        found: dict[str, list[Any]] = {}
+        for one in box.pop("envFrom", None) or ():
+            field = next((field for key, field in WHOLES.items() if one.get(key)), "")
+            ref = one.get(next((key for key in WHOLES if one.get(key)), "")) or {}
+            name, prefix = ref.get("name"), one.get("prefix")
+            odd = set(ref) - {"name", "optional"} or (prefix and not takes(PodVariable, prefix))
+            if odd or not takes(DnsName, name):
+                rest.setdefault("envFrom", []).append(one)
+                continue
+            more = {**({"prefix": prefix} if prefix else {}), **({"optional": True} if ref.get("optional") else {})}
+            found.setdefault(field, []).append({"name": name, **more} if more else name)
+        return found
 
     def variable(self, name: str, one: Object, source: Object) -> None:
         if ref := source.get("secretKeyRef"):
@@ -968,7 +1033,7 @@ class Pod:
                 return
             self.put("env_keys", name, value=_key("config_map", ref), what=f"{name} of ConfigMap {ref.get('name')}")
             return
-        if path := self.field(source):
+        if path := self.field(source, self.box.get("name")):
             self.put("env_fields", name, value=path, what=f"{name} of {path}")
             return
         self.rest_box.setdefault("env", []).append(one)
@@ -988,7 +1053,7 @@ class Pod:
         "enableServiceLinks": "pods have no variables of Services",
         "hostname": "the operator names pods", "subdomain": "the operator makes the Service",
         "setHostnameAsFQDN": "ranks meet at MASTER_ADDR, whatever a pod calls itself",
-        "activeDeadlineSeconds": "kubernetes.run_policy.deadline", "priority": "kubernetes.priority_class",
+        "priority": "kubernetes.priority_class",
         "preemptionPolicy": "kubernetes.priority_class has its own",
         "nodeName": "the scheduler places pods; kubernetes.node_selector", "os": "Linux",
     }  # fmt: skip
@@ -1010,6 +1075,13 @@ class Pod:
             self.scheduler = str(scheduler)
         elif scheduler and scheduler != "default-scheduler":
             self.rest_pod["schedulerName"] = scheduler
+        deadline = self.pod.pop("activeDeadlineSeconds", None)
+        if whole(deadline) and self.kind != "trainjob":
+            self.put("run_policy", "deadline", value=whole(deadline), what="activeDeadlineSeconds of the pods")
+        elif deadline is not None:
+            self.out(f"activeDeadlineSeconds {deadline} of the pods: kubernetes.run_policy.deadline")
+        if self.pod.get("shareProcessNamespace") is False:
+            del self.pod["shareProcessNamespace"]
         for key, value in self.pod.items():
             if key in self.PODS:
                 if value not in (None, "", {}):

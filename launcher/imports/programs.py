@@ -42,34 +42,7 @@ def made(text: str, near: Word) -> Word:
 
 # --- launchers ------------------------------------------------------------------------------------
 
-# Options of each launcher: those with a value, and those that say who the ranks are and where they meet.
-TORCHRUN = frozenset(
-    """nnodes nproc_per_node rdzv_backend rdzv_endpoint rdzv_id rdzv_conf max_restarts monitor_interval
-    start_method role log_dir redirects tee local_ranks_filter node_rank master_addr master_port local_addr
-    logs_specs numa_binding signals_to_handle event_log_handler duplicate_stdout_filters
-    duplicate_stderr_filters nproc""".split()
-)
-DEEPSPEED = frozenset(
-    """hostfile include exclude num_nodes min_elastic_nodes max_elastic_nodes num_gpus num_accelerators
-    master_port master_addr launcher launcher_args autotuning module_dir log_level
-    bind_core_list ssh_port venv_script world_info node_rank enable_each_rank_log procs_per_node""".split()
-)
-ACCELERATE = frozenset(
-    """config_file num_processes num_machines machine_rank main_process_ip main_process_port rdzv_backend
-    rdzv_conf max_restarts monitor_interval role mixed_precision num_cpu_threads_per_process dynamo_backend
-    dynamo_mode gpu_ids tee log_dir training_script deepspeed_config_file deepspeed_hostfile
-    deepspeed_exclusion_filter deepspeed_inclusion_filter deepspeed_multinode_launcher zero_stage
-    offload_optimizer_device offload_param_device offload_optimizer_nvme_path offload_param_nvme_path
-    gradient_accumulation_steps gradient_clipping zero3_init_flag zero3_save_16bit_model
-    deepspeed_moe_layer_cls_names fsdp_offload_params fsdp_min_num_params fsdp_sharding_strategy
-    fsdp_auto_wrap_policy fsdp_transformer_layer_cls_to_wrap fsdp_backward_prefetch fsdp_state_dict_type
-    fsdp_forward_prefetch fsdp_use_orig_params fsdp_cpu_ram_efficient_loading fsdp_sync_module_states
-    fsdp_version fsdp_reshard_after_forward fsdp_activation_checkpointing
-    megatron_lm_tp_degree megatron_lm_pp_degree env""".split()
-)
-COMPOSER = frozenset(
-    """nproc n world_size base_rank node_rank master_addr master_port run_directory stdout stderr timeout""".split()
-)
+# Options that say who the ranks are and where they meet.
 MEETING = frozenset(
     """nnodes nproc_per_node nproc rdzv_backend rdzv_endpoint rdzv_id rdzv_conf node_rank master_addr
     master_port local_addr standalone hostfile include exclude num_nodes num_gpus num_accelerators launcher
@@ -79,14 +52,12 @@ MEETING = frozenset(
     monitor_interval log_dir tee redirects stdout stderr role launcher_args local_ranks_filter save_pid
     enable_each_rank_log procs_per_node start_method logs_specs""".split()
 )
-VALUES: dict[Starter, frozenset[str]] = {
-    "torchrun": TORCHRUN, "deepspeed": DEEPSPEED, "accelerate": ACCELERATE, "composer": COMPOSER,
-}  # fmt: skip
 
 
 def _started(kinds: Mapping[str, str]) -> dict[str, Starter]:
     """Of those that can start a rank here; deepspeed-node is deepspeed."""
-    return {name: one for name, kind in kinds.items() for one in VALUES if one == kind.partition("-")[0]}
+    starters: tuple[Starter, ...] = ("torchrun", "deepspeed", "accelerate", "composer")
+    return {name: one for name, kind in kinds.items() for one in starters if one == kind.partition("-")[0]}
 
 
 JSC = "torchrun_jsc"  # torchrun that meets at the names which the fast network has at Jülich: NAMEi
@@ -201,6 +172,7 @@ def _launched(kind: Starter, word: Word, words: Sequence[Word]) -> Program | Non
     dropped: list[str] = []
     numbers: dict[str, int] = {}
     module = program = False
+    note = ""
     rest = list(words)
     while rest and (said(rest[0]).startswith("-") or _unknown(rest[0])):
         option = rest.pop(0)
@@ -213,7 +185,7 @@ def _launched(kind: Starter, word: Word, words: Sequence[Word]) -> Program | Non
             continue
         name, equals, inline = text.lstrip("-").partition("=")
         name = name.replace("-", "_")
-        takes = name in VALUES[kind] or (kind == "composer" and name in ("n", "nproc"))
+        takes = name in launchlint.VALUES[kind]
         value: Word | None = None
         if equals:
             value = shell.cut(option, text.index("=") + 1) if option.value is not None else made(inline, option)
@@ -224,7 +196,7 @@ def _launched(kind: Starter, word: Word, words: Sequence[Word]) -> Program | Non
         if name in ("m", "module"):
             module = True
         elif name in ("no_python", "run_path"):
-            program = True
+            program, note = True, f"{text}: train.command is the program itself"
         elif name in MEETING:
             dropped.append(text if equals or value is None else f"{text} {said(value)}")
             if name == "include" and value is not None and ":" in said(value):
@@ -244,7 +216,7 @@ def _launched(kind: Starter, word: Word, words: Sequence[Word]) -> Program | Non
                      if key in numbers), None)  # fmt: skip
     processes = numbers.get("num_processes") or numbers.get("world_size")
     return Program(
-        kind, shape, target, arguments, tuple(kept), head, tuple(dropped), per_node, processes,
+        kind, shape, target, arguments, tuple(kept), head, tuple(dropped), per_node, processes, note=note,
     )  # fmt: skip
 
 
@@ -270,7 +242,8 @@ FABRICS = (
     (r"nd(v4|v5|r_v[0-9])-topo", "azure-nd", "the topology of Azure's ND machines"),
     (r"FI_CXI_|FI_PROVIDER=['\"]?cxi|\bhsn[0-9]?\b|single_node_vni|disable_rdzv_get", "slingshot", "Slingshot"),
     (
-        r"/pscratch/|nersc/|/lustre/orion|/capstor/|/appl/local/containers|partition/G\b",
+        r"/pscratch/|nersc/|/lustre/orion|/capstor/|/iopsstor/|#SBATCH +--(environment|uenv)\b|/appl/local/containers"
+        r"|partition/G\b|#SBATCH +(-p|--partition)[= ]*(standard|small|dev)-g\b",
         "slingshot",
         "a site with Slingshot",
     ),
@@ -285,7 +258,8 @@ FABRICS = (
         "InfiniBand",
     ),
     (
-        r"--partition[= ]booster|boost_usr_prod|acc_(ehpc|bsc|debug|res)|gpu_h100\b|gpu_a100\b|qos_gpu_(a|h)100",
+        r"--partition[= ]booster|boost_usr_prod|acc_(ehpc|bsc|debug|res)|gpu_h100\b|gpu_a100\b|qos_gpu_(a|h)100"
+        r"|#SBATCH +(-p|--partition)[= ]*gh(-dev)?\s",
         "infiniband",
         "a site with InfiniBand",
     ),
@@ -295,14 +269,14 @@ FABRICS = (
 
 def fabric(text: str) -> tuple[str, str]:
     """The network that a script speaks of, and the words that say so; ("", "") where none does."""
-    code = "\n".join(line for line in text.splitlines() if not re.match(r"\s*#(?!SBATCH)", line))
+    code = "\n".join(line for line in text.splitlines() if not re.match(r"\s*(#(?!SBATCH)|unset\b)", line))
     return next(((name, why) for pattern, name, why in FABRICS if re.search(pattern, code)), ("", ""))
 
 
 # --- beside the training --------------------------------------------------------------------------
 
 SERVERS = (  # words of a command that is a server, and what it is called
-    (r"^(\S*/)?vllm serve\b|vllm\.entrypoints|^(\S*/)?trl vllm-serve|vllm_serve\.py", "vllm"),
+    (r"^(\S*/)?vllm serve\b|vllm\.entrypoints|^(\S*/)?trl vllm-serve|vllm_(serve|server\w*)\.py", "vllm"),
     (r"sglang\.launch_server|sglang_router", "sglang"),
     (r"^(\S*/)?text-generation-launcher", "tgi"),
     (r"^(\S*/)?tritonserver", "triton"),

@@ -14,7 +14,7 @@ from launcher import shell, spec
 from launcher.bundle import ASKED
 from launcher.errors import Path, Problem, UserError
 from launcher.imports import Imported, Note
-from launcher.imports.sbatch import TEXT
+from launcher.imports.options import TEXT
 from launcher.spec.given import plain
 
 OURS = re.compile(r"^run=\$PWD  # the run directory: sbatch --chdir$|^# One task of the array for each point\b", re.M)
@@ -33,7 +33,7 @@ def read(text: str, *, name: str, beside: Beside) -> Imported:
         message = f"dslaunch rendered this script, and the {ASKED} that lies beside it in a run directory is missing"
         raise UserError(Problem(message, "import it where it was rendered, or use its job.yaml", where=name))
     notes = [Note("carried", f"rendered by dslaunch: the job stands in {ASKED}")]
-    notes += _edited(text, beside, job)
+    notes += _edited(text, job)
     return Imported(job, tuple(notes), {})
 
 
@@ -67,7 +67,7 @@ def _value(section: Any, path: Path) -> Any:
     return plain(section)
 
 
-def _edited(text: str, beside: Beside, job: dict[str, Any]) -> list[Note]:
+def _edited(text: str, job: dict[str, Any]) -> list[Note]:
     """#SBATCH lines that the job does not say: somebody wrote them since."""
     slurm = job.get("slurm", {})
     notes = []

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any, Literal
 
 from launcher import spec, yamldoc
@@ -16,9 +15,8 @@ from launcher.spec import JobSpec
 from launcher.spec.train import Train
 
 WIDTH = 100
+_flow = partial(yamldoc.flow, typed=True)
 SPACED = ("train", "resources", "slurm", "kubernetes", "container")  # sections with a blank line before them
-PLAIN = re.compile(r"[A-Za-z0-9_./%+=@-][A-Za-z0-9_./:+@%=-]*(?<!:)\Z")
-SPECIAL = re.compile(r"(|-+|~|=|null|true|false|yes|no|on|off|y|n|\.\.\.)\Z", re.IGNORECASE)
 
 
 def text(job: Mapping[str, Any], *, comments: Mapping[Path, str] | None = None, head: Iterable[str] = ()) -> str:
@@ -34,12 +32,6 @@ def text(job: Mapping[str, Any], *, comments: Mapping[Path, str] | None = None, 
     return "\n".join(lines) + "\n"
 
 
-class Quoted(str):
-    """Text that has to stay text where no field says so."""
-
-    __slots__ = ()
-
-
 FREE: tuple[Path, ...] = (
     ("kubernetes", "patch"), ("kubernetes", "pod_patch"), ("train", "deepspeed"), ("train", "optimizer", "params"),
 )  # fmt: skip
@@ -52,15 +44,14 @@ def _free(value: Any, path: Path) -> Any:
     if isinstance(value, (list, tuple)):
         return [_free(child, (*path, index)) for index, child in enumerate(value)]
     inside = any(path[: len(one)] == one for one in FREE)
-    number = inside and isinstance(value, str) and (yamldoc.NUMBER.match(value) or yamldoc.LEADING_ZERO.match(value))
-    return Quoted(value) if number else value
+    return yamldoc.Untyped(value) if inside and isinstance(value, str) else value
 
 
 def _entry(key: str, value: Any, depth: int, path: Path, said: dict[Path, str]) -> Iterator[str]:
     indent = "  " * depth
     note = said.pop(path, "")
     end = f"  # FILL IN: {note}" if note else ""
-    begin = f"{indent}{key if key.isidentifier() else scalar(key)}:"
+    begin = f"{indent}{yamldoc.key(key)}:"
     flow = _flow(value)
     inner = any(other[: len(path)] == path for other in said)
     short = len(begin) + len(flow) + 1 <= WIDTH
@@ -115,38 +106,6 @@ SECTIONS: dict[str, type] = {"train": Train, "resources": spec.Resources, "slurm
 def ordered(section: Mapping[str, Any], kind: type) -> list[tuple[str, Any]]:
     order = [row.name for row in fields(kind)]
     return sorted(section.items(), key=lambda row: order.index(row[0]) if row[0] in order else len(order))
-
-
-def _flow(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return (
-            "{"
-            + ", ".join(
-                f"{key if key.isidentifier() else scalar(key)}: {_flow(child)}" for key, child in value.items()
-            )
-            + "}"
-        )
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_flow, value)) + "]"
-    return scalar(value)
-
-
-def scalar(value: Any) -> str:
-    """12 as 12, "a b" in quotes, "on" in quotes; a word that needs none gets none."""
-    if value is None:
-        return '""'
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, (int, float)):
-        return repr(value)
-    if isinstance(value, Quoted):
-        return json.dumps(value)
-    word = str(value)
-    if PLAIN.match(word) and not SPECIAL.match(word):
-        return word
-    if re.fullmatch(r"[\x20-\x7e]*\"[\x20-\x7e]*", word):
-        return "'" + word.replace("'", "''") + "'"
-    return json.dumps(word)
 
 
 # --- checked --------------------------------------------------------------------------------------
@@ -213,9 +172,8 @@ def _variables(value: Any) -> Iterator[str]:
     if isinstance(value, Mapping):
         if reference(value) and "env" in value:
             yield str(value["env"])
-        else:
-            for child in value.values():
-                yield from _variables(child)
+        for child in value.values():
+            yield from _variables(child)
     elif isinstance(value, (list, tuple)):
         for child in value:
             yield from _variables(child)

@@ -19,6 +19,7 @@ from launcher.spec.slurm import Slurm
 from launcher.spec.software import Code, Conda, Container, Modules, Secret, Stage, Tracking, Uv
 from launcher.spec.train import Lora, LrSchedule, Optimizer, Shape, Train
 from launcher.spec.words import (
+    OF_NODE,
     OF_SERVICES,
     VARIABLES,
     FilePath,
@@ -30,6 +31,7 @@ from launcher.spec.words import (
     Section,
     Text,
     Variable,
+    Whole,
     at_run,
     of_service,
 )
@@ -70,6 +72,14 @@ class JobSpec(Section):
     conda: Annotated[Conda | FilePath | None, Help("a conda environment, by name or path; or a section")] = None
     uv: Annotated[Uv | FilePath | None, Help("a uv project's directory; or a section")] = None
     container: Annotated[Image | Container | None, Help("an image; or a section")] = None
+    source: Annotated[
+        tuple[FilePath, ...], Help("shell files read on every node behind the modules; what they set is exported")
+    ] = ()
+    ulimit: Annotated[
+        dict[Literal["core", "memlock", "nofile", "nproc", "stack"], Whole | Literal["unlimited"]],
+        Help("limits of the ranks' processes, as bash's ulimit counts; a node that allows less says so and goes on"),
+    ] = field(default_factory=dict)
+    mkdir: Annotated[tuple[Text, ...], Help("directories made where the program runs, before `setup`")] = ()
     setup: Annotated[tuple[Line, ...], Help("shell lines run on every node before training")] = ()
     tracking: Tracking = field(default_factory=Tracking)
     secrets: Annotated[dict[Variable, Secret], Help("variables whose values never appear in a file")] = field(
@@ -237,10 +247,18 @@ def _while_it_runs(root: yamldoc.Node) -> list[yamldoc.Lookup]:
         **{key: " or ".join(row) for key, row in VARIABLES.items()},
         **dict.fromkeys(OF_SERVICES, ", ".join(names)),
     }
+    hints["node"] += ", or a variable of the node in capitals: PATH; every rank reads RANK and LOCAL_RANK itself"
     return [
-        yamldoc.Lookup(key, row, f"{key} has no {{}}", f"known: {hints[key] or 'no services are named'}", only=Text)
+        yamldoc.Lookup(
+            key, row, f"{key} has no {{}}", f"known: {hints[key] or 'no services are named'}", only=Text,
+            other=_variable if key == "node" else None,
+        )
         for key, row in known.items()
-    ]
+    ]  # fmt: skip
+
+
+def _variable(name: str) -> str | None:
+    return at_run(name) if OF_NODE.fullmatch(name) and not SECRET_NAME.regex.fullmatch(name) else None
 
 
 def _hardware(job: yamldoc.Node, site: yamldoc.Node) -> tuple[str, ...]:
@@ -302,8 +320,7 @@ def load(
     places = yamldoc.Lookup(
         "path", _paths(root), "no path is called {}", "paths: {{{}: /where/it/is}} in the site file"
     )
-    root = yamldoc.looked_up(root, [places], problems, kind=JobSpec)
-    root = yamldoc.looked_up(root, _while_it_runs(root), problems, kind=JobSpec)
+    root = yamldoc.looked_up(root, [variables, places, *_while_it_runs(root)], problems, kind=JobSpec)
     try:
         spec = yamldoc.read(root, JobSpec, Advice(JobSpec))
     except UserError as error:

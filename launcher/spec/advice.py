@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import is_dataclass
-from typing import Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from launcher import yamldoc
 from launcher.errors import UserError
@@ -14,7 +14,7 @@ from launcher.spec.kubernetes import Gang, Kubernetes, Network, Volume
 from launcher.spec.machines import Preflight, Recover, Resources, Service
 from launcher.spec.slurm import Slurm
 from launcher.spec.train import Checkpoint, Lora, Train
-from launcher.spec.words import Argument, Time
+from launcher.spec.words import Argument, Constraint, Memory, Time
 
 TOP = "JobSpec"
 # What a key is called here, by the section in which somebody writes it; JobSpec is the job file itself.
@@ -74,10 +74,11 @@ class Advice(yamldoc.Advice):
             field = SHORT.get(kind)
             return f"{{{field}: {node.raw}}}" if field and _fits(kind, field, node) else ""  # type: ignore[union-attr]
         if get_origin(kind) is not tuple:
-            return ""
+            return _joined(kind, node)
         item = get_args(kind)[0]
         if isinstance(node, yamldoc.Table) and isinstance(item, type) and is_dataclass(item):
-            if "name" in node.entries or "name" not in yamldoc.hints(item):
+            known = yamldoc.hints(item)
+            if "name" not in known or not known.keys().isdisjoint(node.entries):
                 return f"a list, each with a dash: - {next(iter(node.entries), 'name')}: ..."
             return f"- {{name: {next(iter(node.entries), 'NAME')}, ...}}"
         if isinstance(node, yamldoc.Scalar) and not is_dataclass(item):
@@ -85,7 +86,9 @@ class Advice(yamldoc.Advice):
         return ""
 
     def text(self, limit: yamldoc.Matches, text: str) -> str:
-        """24h of a Slurm time is 24:00:00."""
+        """24h of a Slurm time is 24:00:00, and 1.5Ti of memory 1536G."""
+        if limit in get_args(Memory):
+            return _memory(text)
         if limit not in get_args(Time):
             return ""
         found = SPOKEN.fullmatch(text)
@@ -96,11 +99,33 @@ class Advice(yamldoc.Advice):
         return f"{f'{days}-' if days else ''}{hours:02}:{minutes:02}:00"
 
 
+def _memory(text: str) -> str:
+    found = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,6})?) ?([kKmMgGtT])(?:i?[bB]|i)?", text)
+    if not found:
+        return ""
+    units = "KMGT"
+    size, at = float(found[1]), units.index(found[2].upper())
+    while size != int(size) and at:
+        size, at = size * 1024, at - 1
+    return f"{round(size)}{units[at]}" if size >= 1 else ""
+
+
+def _joined(kind: Any, node: yamldoc.Node) -> str:
+    """[a, b], where one text holds several: "a,b"."""
+    if not isinstance(node, yamldoc.Sequence) or get_origin(kind) is not Annotated or kind == Constraint:
+        return ""  # whether a node has to have both is for the user to say
+    words = [item.raw for item in node.items if isinstance(item, yamldoc.Scalar)]
+    text = yamldoc.Scalar(",".join(words), False, node.mark)
+    return f'"{text.raw}"' if len(words) == len(node.items) > 1 and _reads(text, kind) else ""
+
+
 def _fits(kind: type, field: str, node: yamldoc.Node) -> bool:
-    if not isinstance(node, yamldoc.Scalar):
-        return False
+    return isinstance(node, yamldoc.Scalar) and _reads(node, yamldoc.hints(kind)[field])
+
+
+def _reads(node: yamldoc.Node, kind: Any) -> bool:
     try:
-        yamldoc.read(node, yamldoc.hints(kind)[field])
+        yamldoc.read(node, kind)
     except UserError:
         return False
     return True

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 from launcher.errors import Path, Problem
 from launcher.spec import services
 from launcher.spec.software import Uv
-from launcher.spec.words import AT_RUN, shown
+from launcher.spec.words import AT_RUN, mebibytes, shown
 from launcher.yamldoc import Matches
 
 if TYPE_CHECKING:
     from launcher.spec import JobSpec
+
+
+MOST = 1 << 30  # MiB, a pebibyte
 
 
 def contradictions(spec: JobSpec) -> list[Problem]:
@@ -62,6 +65,13 @@ def contradictions(spec: JobSpec) -> list[Problem]:
                 at=("resources", "gpu"),
             )
         )
+    machines = [(("resources",), resources), *((("services", i), row) for i, row in enumerate(spec.services))]
+    for place, one in machines:
+        for key in ("memory", "nvme"):
+            size = getattr(one, key, None)
+            if size and mebibytes(size) > MOST:
+                message = f"{key} {shown(size)}: no node has more than {MOST >> 20}T"
+                found.append(Problem(message, hint="what one node has, such as 500G", at=(*place, key)))
     if not spec.preflight.stages:
         hint = "leave stages out, or preflight.run: false"
         found.append(Problem("a preflight without a stage checks nothing", hint=hint, at=("preflight", "stages")))
@@ -70,13 +80,16 @@ def contradictions(spec: JobSpec) -> list[Problem]:
         found.append(Problem(f"{' and '.join(homes)} are both given", hint="keep one", at=(homes[1],)))
     for key, value in spec.env.items():
         found += _env_problems(key, value)
-    for place, text in _texts(spec):
+    for place, text in texts(spec):
         named = place[0] == "env" or (place[0] == "services" and "env" in place)  # said below, with its name
         if not named and SECRET_VALUE.regex.fullmatch(text):
             line = any(part in ("args", "command") for part in place)
             where = "command lines are written to files and seen by everybody" if line else "this is written to files"
             hint = "secrets: {NAME: {from_env: NAME}} hands it over in a variable"
             found.append(Problem(f"this looks like a secret, and {where}", hint, place))
+    for number, folder in enumerate(spec.mkdir):
+        if not folder:
+            found.append(Problem("a directory needs a name", "leave it out", ("mkdir", number)))
     found += [*services.problems(spec), *_code(spec), *_stages(spec)]
     for number, service in enumerate(spec.services):
         for key, value in service.env.items():
@@ -126,19 +139,19 @@ def _code(spec: JobSpec) -> list[Problem]:
     return []
 
 
-def _texts(value: Any, at: Path = ()) -> Iterator[tuple[Path, str]]:
+def texts(value: Any, at: Path = ()) -> Iterator[tuple[Path, str]]:
     """Every text of a job with its place: (("train", "args", 0), "--lr")."""
     if isinstance(value, str):
         yield at, value
     elif is_dataclass(value):
         for row in fields(value):
-            yield from _texts(getattr(value, row.name), (*at, row.name))
+            yield from texts(getattr(value, row.name), (*at, row.name))
     elif isinstance(value, Mapping):
         for key, child in value.items():
-            yield from _texts(child, (*at, key))
+            yield from texts(child, (*at, key))
     elif isinstance(value, (list, tuple)):
         for index, child in enumerate(value):
-            yield from _texts(child, (*at, index))
+            yield from texts(child, (*at, index))
 
 
 def _stages(spec: JobSpec) -> list[Problem]:
@@ -218,14 +231,19 @@ SECRET_VALUE = Matches(
 )
 
 
+def looks_secret(name: str, value: str) -> bool:
+    """WANDB_API_KEY=..., and any name with hf_... in its value; OLD_PWD=/home/a is a directory."""
+    named = SECRET_NAME.regex.fullmatch(name) and not (name.upper().endswith("PWD") and value.startswith("/"))
+    return bool(named or SECRET_VALUE.regex.fullmatch(value))
+
+
 def _env_problems(key: str, value: str) -> list[Problem]:
     at: Path = ("env", key)
     prefix = next((prefix for prefix in NOT_YOUR_PREFIXES if key.startswith(prefix)), None)
     reason = NOT_YOURS.get(key) or (NOT_YOUR_PREFIXES[prefix] if prefix else None)
     if reason:
         return [Problem(f"{key} cannot be set from a job file: {reason}", hint="remove it", at=at)]
-    named = SECRET_NAME.regex.fullmatch(key) and not (key.upper().endswith("PWD") and value.startswith("/"))
-    if value and (named or SECRET_VALUE.regex.fullmatch(value)):
+    if value and looks_secret(key, value):
         hint = f"secrets: {{{key}: {{from_env: {key}}}}} hands it over without writing it anywhere"
         return [Problem(f"{key} looks like a secret, and env is written to files", hint=hint, at=at)]
     return []

@@ -14,6 +14,7 @@ from launcher.spec.words import (
     Label,
     LabelKey,
     Name,
+    Namespace,
     Quantity,
     Section,
     Text,
@@ -23,7 +24,6 @@ from launcher.spec.words import (
 )
 from launcher.yamldoc import Help, Matches, Range
 
-Labels = Annotated[dict[LabelKey, Label], Help("labels")]
 Annotations = Annotated[dict[LabelKey, Text], Help("annotations")]
 Amount = Annotated[
     str,
@@ -33,8 +33,9 @@ PodField = Annotated[
     str,
     Matches(
         r"metadata\.(name|namespace|uid)|spec\.(nodeName|serviceAccountName)|status\.(hostIPs?|podIPs?)"
-        r"|metadata\.(labels|annotations)\['[^'\x00-\x1f]+'\]|(limits|requests)\.(cpu|memory|ephemeral-storage)",
-        "a field that a pod can be told, such as status.podIP, metadata.labels['team'] or limits.cpu",
+        r"|metadata\.(labels|annotations)\['[^'\x00-\x1f]+'\]"
+        r"|(limits|requests)\.(cpu(/1m?)?|(memory|ephemeral-storage)(/1(k|[MGTPE]|[KMGTPE]i)?)?)",
+        "a field that a pod can be told, such as status.podIP, metadata.labels['team'] or limits.memory/1Gi",
     ),
 ]
 Limit = Annotated[
@@ -105,8 +106,13 @@ class Volume(Section):
         Annotated[str, Matches(r"0?[0-7]{3}", "a file's mode in octal, such as 0755")] | None,
         Help("of config_map's, secret's or projected files; absent: 0644, and 0440 of a secret"),
     ] = None
+    optional: Annotated[bool, Help("of config_map or secret: pods start without it")] = False
     sub_path: FilePath | None = None
     read_only: bool = False
+    propagation: Annotated[
+        Literal["HostToContainer", "Bidirectional"] | None,
+        Help("what the node mounts below it later is seen, too: an automounter's"),
+    ] = None
     name: Annotated[Name | None, Help("of the volume in the pod; for sidecars and patches")] = None
 
 
@@ -154,6 +160,9 @@ class Queueing(Section):
     priority: Annotated[Label | None, Help("WorkloadPriorityClass")] = None
     topology: Annotated[LabelKey | None, Help("all pods below one node of this level: a rack")] = None
     topology_required: Annotated[bool, Help("else as close as it can be")] = True
+    unconstrained: Annotated[bool, Help("anywhere, and still counted by topology-aware scheduling")] = False
+    slice_topology: Annotated[LabelKey | None, Help("every slice_size pods below one node of this level")] = None
+    slice_size: Count | None = None
 
 
 @record
@@ -168,6 +177,8 @@ class Gang(Section):
     min_available: Annotated[Count | None, Help("absent: all pods")] = None
     timeout: Annotated[Count | None, Help("seconds to wait for all of them")] = None
     scheduler: Annotated[DnsName | None, Help("schedulerName, where it is not the usual one")] = None
+    tier: Annotated[Count | None, Help("Volcano: all pods below one HyperNode of this tier at most: a rack")] = None
+    tier_required: Annotated[bool, Help("else as close as it can be")] = True
 
 
 @record
@@ -181,6 +192,10 @@ class Elastic(Section):
     endpoint: Annotated[
         Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9.-]*(:[0-9]+)?", "host:port")] | None, Help("of etcd")
     ] = None
+    autoscale: Annotated[
+        dict[Literal["cpu", "memory"], Annotated[int, Range(1, 1000)]],
+        Help("the operator's autoscaler adds pods above so many percent of what they request: {cpu: 90}"),
+    ] = field(default_factory=dict)
 
 
 @record
@@ -236,7 +251,32 @@ class Security(Section):
     capabilities: Annotated[tuple[Token, ...], Help("further ones, such as SYS_PTRACE")] = ()
     privileged: bool = False
     host_ipc: bool = False
+    host_pid: Annotated[bool, Help("the node's processes: beyond Pod Security's baseline")] = False
     seccomp: Annotated[Token | None, Help("RuntimeDefault; Unconfined; a Localhost profile's path")] = None
+
+
+@record
+class EnvFrom(Section):
+    """A ConfigMap or Secret whose keys become variables, where more than its name is to say."""
+
+    name: DnsName
+    prefix: Annotated[PodVariable | None, Help("in front of each variable's name")] = None
+    optional: Annotated[bool, Help("pods start without it")] = False
+
+
+@record
+class Dns(Section):
+    """How pods look up names, where the cluster's own way is not enough."""
+
+    policy: Annotated[
+        Literal["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"] | None,
+        Help("absent: the cluster's; None: what stands here alone"),
+    ] = None
+    nameservers: Annotated[
+        tuple[Annotated[str, Matches(r"[0-9a-fA-F.:]+", "an address")], ...], Help("3 at most")
+    ] = ()
+    searches: tuple[DnsName, ...] = ()
+    options: Annotated[dict[Token, Text], Help("{ndots: 2}; an empty value is none")] = field(default_factory=dict)
 
 
 @record
@@ -248,15 +288,29 @@ class Sidecar(Section):
     env: dict[Variable, Text] = field(default_factory=dict)
     mounts: Annotated[dict[Name, FilePath], Help("by the volume's name")] = field(default_factory=dict)
     resources: Annotated[dict[LabelKey, Amount], Help("requests and limits alike")] = field(default_factory=dict)
+    requests: Annotated[dict[LabelKey, Amount], Help("where they are less, or nothing limits")] = field(
+        default_factory=dict
+    )
     init: Annotated[bool, Help("runs, and ends, before the ranks start")] = False
     privileged: bool = False
     env_fields: Annotated[dict[Variable, PodField], Help("as kubernetes.env_fields")] = field(default_factory=dict)
     secrets: Annotated[dict[Variable, Secret], Help("as secrets: {secret: NAME, key: KEY}")] = field(
         default_factory=dict
     )
+    env_from: Annotated[tuple[DnsName | EnvFrom, ...], Help("as kubernetes.env_from")] = ()
+    secret_env_from: Annotated[tuple[DnsName | EnvFrom, ...], Help("as kubernetes.secret_env_from")] = ()
     capabilities: Annotated[tuple[Token, ...], Help("added, such as NET_ADMIN; they reach root alone")] = ()
     run_as_user: Annotated[Whole | None, Help("absent: the pod's; 0 is root, beyond the restricted profile")] = None
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = None
+
+
+@record
+class Initializer(Section):
+    """What a TrainJob's runtime downloads before the ranks start, where it has a step for it."""
+
+    uri: Annotated[str, Matches(r"[a-z0-9]+://\S+", "an address such as hf://org/name or s3://bucket/path")]
+    secret: Annotated[DnsName | None, Help("Secret with the credentials, each of its keys a variable")] = None
+    env: dict[Variable, Text] = field(default_factory=dict)
 
 
 @record
@@ -275,7 +329,9 @@ class Kubernetes(Section):
     ] = "2.2"
     runtime: Annotated[DnsName, Help("trainjob: the ClusterTrainingRuntime it refers to")] = "torch-distributed"
     runtime_kind: Literal["ClusterTrainingRuntime", "TrainingRuntime"] = "ClusterTrainingRuntime"
-    namespace: DnsName | None = None
+    dataset: Annotated[Initializer | None, Help("trainjob: downloaded by the runtime's dataset-initializer")] = None
+    weights: Annotated[Initializer | None, Help("trainjob: downloaded by the runtime's model-initializer")] = None
+    namespace: Namespace | None = None
     queue: Annotated[Queueing | Label | None, Help("Kueue's LocalQueue, or a section")] = None
     gang: Annotated[Gang | bool, Help("all pods start together: needs an operator with a gang scheduler")] = True
     elastic: Annotated[Elastic | None, Help("pytorchjob: elasticPolicy")] = None
@@ -290,7 +346,9 @@ class Kubernetes(Section):
         LabelKey | None, Help("the resource that a GPU is; absent: nvidia.com/gpu, amd.com/gpu for AMD's")
     ] = None
     network: Network = field(default_factory=Network)
-    shm: Annotated[Quantity, Help("size of /dev/shm, in memory")] = "16Gi"
+    shm: Annotated[
+        Quantity | Literal["none"], Help("size of /dev/shm, in memory; none: no limit but the pod's and the node's")
+    ] = "16Gi"
     ephemeral_storage: Quantity | None = None
     cpu_limit: Annotated[
         Limit | None, Help("absent: as requested (resources.cpus_per_node); none: no limit, so that none throttles")
@@ -306,10 +364,23 @@ class Kubernetes(Section):
     spread: tuple[Spread, ...] = ()
     exclude: Annotated[tuple[DnsName, ...], Help("never these nodes, by name")] = ()
     tolerations: tuple[Toleration, ...] = ()
+    scheduling_gates: Annotated[
+        tuple[LabelKey, ...], Help("pods wait until somebody removes them: GKE's topology scheduler, say")
+    ] = ()
+    dns: Dns | None = None
+    host_aliases: Annotated[
+        dict[Annotated[str, Matches(r"[0-9a-fA-F.:]+", "an address")], tuple[DnsName, ...]],
+        Help("lines of /etc/hosts: {10.0.0.3: [registry.local]}"),
+    ] = field(default_factory=dict)
     volumes: tuple[Volume, ...] = ()
     sidecars: tuple[Sidecar, ...] = ()
-    env_from: Annotated[tuple[DnsName, ...], Help("ConfigMaps whose keys become variables")] = ()
-    secret_env_from: Annotated[tuple[DnsName, ...], Help("Secrets whose keys become variables")] = ()
+    env_from: Annotated[
+        tuple[DnsName | EnvFrom, ...],
+        Help("ConfigMaps whose keys become variables: names, or {name, prefix, optional}"),
+    ] = ()
+    secret_env_from: Annotated[
+        tuple[DnsName | EnvFrom, ...], Help("Secrets whose keys become variables, said so too")
+    ] = ()
     env_fields: Annotated[dict[Variable, PodField], Help("the pod's own fields: {POD_IP: status.podIP}")] = field(
         default_factory=dict
     )

@@ -45,6 +45,10 @@ LabelKey = Annotated[
         "a Kubernetes label key",
     ),
 ]
+Namespace = Annotated[
+    str,
+    Matches(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", "a namespace: up to 63 lower-case letters, digits, inner dashes"),
+]
 DnsName = Annotated[str, Matches(r"[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?", "a DNS name")]
 Mount = Annotated[
     str,
@@ -69,9 +73,11 @@ Module = Annotated[str, Matches(r"[A-Za-z0-9][A-Za-z0-9_.+/=-]*", "a module name
 AT_RUN = re.compile("\ue000([A-Z][A-Z0-9_]*)\ue001")
 VARIABLES = {
     "job": {"id": "DSLAUNCH_JOB_ID"},
-    "node": {"rank": "NODE_RANK", "name": "DSLAUNCH_NODE_NAME"},
+    "node": {"rank": "NODE_RANK", "name": "DSLAUNCH_NODE_NAME", "local": "DSLAUNCH_LOCAL"},
 }
 OF_SERVICES = {"host": "DSLAUNCH_HOST_", "port": "DSLAUNCH_PORT_"}
+# {node: PATH} is what that variable holds on the node before the ranks start, where it is no secret.
+OF_NODE = re.compile(r"(?!DSLAUNCH_|BASH|(LOCAL_|GROUP_|ROLE_)?(RANK|WORLD_SIZE)\Z)[A-Z][A-Z0-9_]*")
 
 
 def at_run(variable: str) -> str:
@@ -88,13 +94,13 @@ def shown(text: str) -> str:
     return AT_RUN.sub(r"$\1", text)
 
 
-def written(text: str) -> str | dict[str, str]:
-    """As it stands in a job file: {"job": "id", "prepend": "/runs/"}."""
+def written(text: str) -> str | dict[str, Any]:
+    """As it stands in a job file: {"job": "id", "prepend": "/runs/"}; a second variable stands in `append`."""
     found = AT_RUN.search(text)
     if not found:
         return text
     key, name = _meant(found[1])
-    around = {"prepend": text[: found.start()], "append": text[found.end() :]}
+    around = {"prepend": text[: found.start()], "append": written(text[found.end() :])}
     return {key: name, **{side: part for side, part in around.items() if part}}
 
 
@@ -103,8 +109,10 @@ def _meant(variable: str) -> tuple[str, str]:
         for name, known in names.items():
             if known == variable:
                 return key, name
-    key = next(key for key, prefix in OF_SERVICES.items() if variable.startswith(prefix))
-    return key, variable.removeprefix(OF_SERVICES[key]).lower().replace("_", "-")
+    for key, prefix in OF_SERVICES.items():
+        if variable.startswith(prefix):
+            return key, variable.removeprefix(prefix).lower().replace("_", "-")
+    return "node", variable
 
 
 Auto = Literal["auto"]

@@ -11,7 +11,8 @@ from launcher.backends.kubernetes import queueing
 from launcher.errors import Path, Problem
 from launcher.plan import Plan
 from launcher.spec import JobSpec
-from launcher.spec.kubernetes import Elastic, Kubernetes, RunPolicy
+from launcher.spec.check import looks_secret
+from launcher.spec.kubernetes import Elastic, Initializer, Kubernetes, RunPolicy
 
 Object = dict[str, Any]
 
@@ -177,6 +178,14 @@ def _elastic_policy(world: Elastic) -> Object:
     if world.endpoint:
         host, _, port = world.endpoint.partition(":")
         policy |= {"rdzvHost": host, **({"rdzvPort": int(port)} if port else {})}
+    if world.autoscale:
+        policy["metrics"] = [
+            {
+                "type": "Resource",
+                "resource": {"name": name, "target": {"type": "Utilization", "averageUtilization": percent}},
+            }
+            for name, percent in world.autoscale.items()
+        ]
     return policy
 
 
@@ -266,6 +275,9 @@ FIELDS: dict[str, tuple[str, ...]] = {
     "hostNetwork": ("network", "host_network"),
     "dnsPolicy": ("network", "host_network"),
     "hostIPC": ("security", "host_ipc"),
+    "hostPID": ("security", "host_pid"),
+    "dnsConfig": ("dns",),
+    "hostAliases": ("host_aliases",),
     "securityContext": ("security",),
     "topologySpreadConstraints": ("spread",),
     "resourceClaims": ("network", "claim_template"),  # or claims
@@ -309,12 +321,24 @@ def _trainjob(spec: JobSpec, name: str, template: Object, training: bool, recove
         "activeDeadlineSeconds": asked.deadline,
     }
     content |= {key: value for key, value in given.items() if value is not None}
+    steps = {"dataset": options.dataset, "model": options.weights}
+    if training and any(steps.values()):
+        content["initializer"] = {name: _initializer(step) for name, step in steps.items() if step}
     content["trainer"] = trainer
     if words is OVERRIDES:
         return {**content, "podTemplateOverrides": [{"targetJobs": [{"name": NODE}], **laid}]}
     work = {"name": NODE, "template": {"spec": {"template": laid}}}
     runtime = {"template": {"spec": {"replicatedJobs": [work]}}}
     return {**content, "runtimePatches": [{"manager": "dslaunch.dev/dslaunch", "trainingRuntimeSpec": runtime}]}
+
+
+def _initializer(step: Initializer) -> Object:
+    given = {
+        "storageUri": step.uri,
+        "secretRef": {"name": step.secret} if step.secret else None,
+        "env": [{"name": name, "value": value} for name, value in step.env.items()],
+    }
+    return {key: value for key, value in given.items() if value}
 
 
 def _get(options: Any, path: tuple[str, ...]) -> Any:
@@ -344,6 +368,8 @@ def unsaid(spec: JobSpec, template: Object) -> Iterator[Problem]:
         path = FIELDS.get(key, ())
         if key == "envFrom" and not options.env_from:
             path = ("secret_env_from",)
+        if key == "dnsPolicy" and options.dns and options.dns.policy:
+            path = ("dns",)
         if key == "resourceClaims" and not options.network.claim_template:
             path = ("network", "claims")
         at: Path = ("kubernetes", *path)
@@ -385,6 +411,8 @@ def problems(spec: JobSpec, plan: Plan | None, *, training: bool) -> Iterator[Pr
     if options.pod_patch and options.kind == "trainjob":
         message = "a TrainJob's pods are made from its runtime, and it says of them only what its API has fields for"
         yield Problem(message, "kubernetes.patch of what it has, or kind: jobset", ("kubernetes", "pod_patch"))
+    for name in ("dataset", "weights"):
+        yield from _initializer_problems(options, name)
     if options.kind == "jobset":
         yield from _jobset_problems(spec)
     if options.kind == "trainjob":
@@ -416,6 +444,17 @@ def _name_problems(spec: JobSpec, training: bool) -> Iterator[Problem]:
     if over > 0:
         message = f"a pod of {kind.kind} {name} would be called {longest}-xxxxx: over {LONGEST} characters"
         yield Problem(message, f"a name of {len(spec.name) - over} characters or less", ("name",))
+
+
+def _initializer_problems(options: Kubernetes, name: str) -> Iterator[Problem]:
+    step: Initializer | None = getattr(options, name)
+    if step and options.kind != "trainjob":
+        message = f"a {KINDS[options.kind].kind} downloads nothing before its ranks start"
+        yield Problem(message, "kind: trainjob; or a sidecar with init: true", ("kubernetes", name))
+    for variable, value in step.env.items() if step else ():
+        if looks_secret(variable, value):
+            message = f"{variable} looks like a secret, and manifests are written to files"
+            yield Problem(message, f"{name}.secret names one", ("kubernetes", name, "env", variable))
 
 
 def _jobset_problems(spec: JobSpec) -> Iterator[Problem]:
@@ -488,6 +527,11 @@ def notes(spec: JobSpec) -> Iterator[str]:
         )
     if options.elastic:
         yield "an elastic job plans its batch for resources.nodes; recover.attempts does not count, max_restarts does"
+        asks = {"cpu": spec.resources.cpus_per_node, "memory": spec.resources.memory}
+        for name in options.elastic.autoscale:
+            if not asks[name]:
+                field = {"cpu": "cpus_per_node", "memory": "memory"}[name]
+                yield f"autoscale by {name} is a share of what pods request, and they request none: resources.{field}"
     if options.kind == "jobset" and spec.recover.attempts and not again:
         yield "recover.attempts does not count here: run_policy says how often pods start again"
     if options.kind == "trainjob":

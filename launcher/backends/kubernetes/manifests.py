@@ -27,7 +27,8 @@ from launcher.errors import Problem, UserError
 from launcher.plan import Plan
 from launcher.plan.checkpoint import SLACK_SECONDS, SLOWEST_WRITE
 from launcher.preflight import Setting
-from launcher.spec import JobSpec, Preflight, Recover
+from launcher.spec import JobSpec, Preflight, Recover, check
+from launcher.spec.words import AT_RUN
 
 ENTRY = "manifests.yaml"
 GRACE = 120  # seconds between a pod's SIGTERM and its end, at least: time for a checkpoint
@@ -96,6 +97,11 @@ def _check(spec: JobSpec, plan: Plan | None, *, training: bool, code: Tree | Non
         problems.append(Problem(message, "spares: 0", ("resources", "spares")))
     if spec.modules:
         problems.append(Problem("pods have no environment modules", "put the software in the image", ("modules",)))
+    for at, text in check.texts(spec):
+        for name in AT_RUN.findall(text):
+            if name.startswith("SLURM_"):
+                message = f"a pod has no {name}"
+                problems.append(Problem(message, "a path, or {job: id}, {node: rank}, {node: name}", at))
     if spec.box and spec.box.mounts:
         hint = "kubernetes.volumes: [{claim: , mount: }]"
         problems.append(Problem("container.mounts are for Slurm's runtimes", hint, ("container", "mounts")))

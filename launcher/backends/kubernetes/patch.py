@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from launcher.errors import Path, Problem, UserError
-from launcher.spec.check import NOT_YOUR_PREFIXES, NOT_YOURS, SECRET_NAME, SECRET_VALUE
+from launcher.spec.check import NOT_YOUR_PREFIXES, NOT_YOURS, looks_secret
 
 AT: Path = ("kubernetes", "patch")
 # The patchMergeKey of core/v1, and the listMapKey of a JobSet and a TrainJob. Other lists are replaced.
@@ -41,8 +41,14 @@ WORD = "$patch"
 COUNTS = ("replicas", "parallelism", "completions", "numNodes", "numProcPerNode", "nprocPerNode", "minReplicas",
           "maxReplicas")  # fmt: skip
 GPUS = ("nvidia.com/gpu", "nvidia.com/mig-", "amd.com/gpu")
+SHARES = ("nvidia.com/gpumem", "nvidia.com/gpucores")  # HAMi's: how much of each GPU, and no further one
 OWN_LABELS = "app.kubernetes.io/"
 IDENTITY = (("apiVersion",), ("kind",), ("metadata", "name"), ("metadata", "namespace"))
+
+
+def is_gpu(name: str) -> bool:
+    """nvidia.com/gpu.shared is one; nvidia.com/gpumem-percentage is a part of those that a pod has."""
+    return name.startswith(GPUS) and not name.startswith(SHARES)
 
 
 def apply(
@@ -138,13 +144,13 @@ def _broken(job: dict[str, Any], made: dict[str, Any], container: str, gpu: str,
             message = f"{gpu} is {before}, which the plan was made for"
             yield Problem(message, "resources.gpus_per_node", (*root, *where, gpu))
         for name in sorted(set(now) - set(value) - {gpu}):
-            if name.startswith(GPUS) and gpu:
+            if is_gpu(name) and gpu:
                 hint = "resources.gpus_per_node, kubernetes.gpu_resource"
                 yield Problem(f"{name} beside {gpu} is a GPU that the plan has not", hint, (*root, *where, name))
     known = {where for where, _ in _amounts(job, ())}
     for where, value in _amounts(made, ()):
         if where not in known and where[-1] == "limits":
-            for name in sorted(name for name in value if name.startswith(GPUS)):
+            for name in sorted(filter(is_gpu, value)):
                 message = f"{name} of another container is a GPU that the plan has not"
                 yield Problem(message, "resources.gpus_per_node", (*root, *where, name))
     for where, pod in _pods(job, ()):
@@ -183,9 +189,7 @@ def _variable(one: dict[str, Any], before: dict[str, Any], at: Path) -> Iterator
     prefix = next((prefix for prefix in NOT_YOUR_PREFIXES if name.startswith(prefix)), "")
     if name in NOT_YOURS or (prefix and prefix != "DSLAUNCH_"):  # which has a message of its own
         yield Problem(f"{name} cannot be set: {NOT_YOURS.get(name) or NOT_YOUR_PREFIXES[prefix]}", "remove it", at)
-    elif isinstance(value, str) and (
-        SECRET_VALUE.regex.fullmatch(value) or (value and SECRET_NAME.regex.fullmatch(name))
-    ):
+    elif isinstance(value, str) and value and looks_secret(name, value):
         hint = f"secrets: {{{name}: {{secret: NAME, key: KEY}}}}"
         yield Problem(f"{name} looks like a secret, and manifests are written to files", hint, at)
 

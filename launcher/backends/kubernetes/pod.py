@@ -13,8 +13,8 @@ from launcher.errors import Path, Problem, UserError
 from launcher.plan import Plan
 from launcher.preflight import pods
 from launcher.spec import JobSpec
-from launcher.spec.check import NOT_YOUR_PREFIXES, NOT_YOURS, SECRET_NAME, SECRET_VALUE
-from launcher.spec.kubernetes import NodeTerm, PodTerm, Scratch, Sidecar, Volume
+from launcher.spec.check import NOT_YOUR_PREFIXES, NOT_YOURS, looks_secret
+from launcher.spec.kubernetes import EnvFrom, Kubernetes, NodeTerm, PodTerm, Scratch, Sidecar, Volume
 from launcher.spec.software import Code, Secret
 
 Object = dict[str, Any]
@@ -81,10 +81,7 @@ def template(
     if options.image_pull_policy:
         trainer["imagePullPolicy"] = options.image_pull_policy
     if options.env_from or options.secret_env_from:
-        trainer["envFrom"] = [
-            *({"configMapRef": {"name": name}} for name in options.env_from),
-            *({"secretRef": {"name": name}} for name in options.secret_env_from),
-        ]
+        trainer["envFrom"] = _env_from(options.env_from, options.secret_env_from)
     if cloned(spec) and not spec.train.workdir.startswith("/"):
         trainer["workingDir"] = CODE
     amounts = _amounts(spec, fabric)
@@ -112,11 +109,29 @@ def template(
         pod |= {"hostNetwork": True, "dnsPolicy": "ClusterFirstWithHostNet"}  # names of pods are the cluster's
     if options.security.host_ipc:
         pod["hostIPC"] = True
+    if options.security.host_pid:
+        pod["hostPID"] = True
+    pod |= _names(options)
     pod |= _placed(spec, labels)
     metadata: Object = {"labels": {**labels, **options.pod_labels}}
     if annotations := {**fabric.annotations, **options.pod_annotations}:
         metadata["annotations"] = annotations
     return {"metadata": metadata, "spec": pod}
+
+
+def _names(options: Kubernetes) -> Object:
+    """How a pod looks up names; its own policy is in front of host_network's."""
+    found: Object = {}
+    if dns := options.dns:
+        asked = [{"name": name, **({"value": value} if value else {})} for name, value in dns.options.items()]
+        given = {"nameservers": list(dns.nameservers), "searches": list(dns.searches), "options": asked}
+        if config := {key: value for key, value in given.items() if value}:
+            found["dnsConfig"] = config
+        if dns.policy:
+            found["dnsPolicy"] = dns.policy
+    if options.host_aliases:
+        found["hostAliases"] = [{"ip": ip, "hostnames": list(names)} for ip, names in options.host_aliases.items()]
+    return found
 
 
 def _writable(spec: JobSpec, training: bool) -> str:
@@ -163,9 +178,27 @@ def _plain(value: str) -> str:
 def _fields(asked: Mapping[str, str]) -> list[Object]:
     found: list[Object] = []
     for name, path in asked.items():
-        amount = path.startswith(("limits.", "requests."))
-        source = {"resourceFieldRef": {"resource": path}} if amount else {"fieldRef": {"fieldPath": path}}
-        found.append({"name": name, "valueFrom": source})
+        if not path.startswith(("limits.", "requests.")):
+            found.append({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}})
+            continue
+        resource, _, divisor = path.partition("/")
+        source = {"resource": resource, **({"divisor": divisor} if divisor else {})}
+        found.append({"name": name, "valueFrom": {"resourceFieldRef": source}})
+    return found
+
+
+def _amount_of(path: str) -> str:
+    """limits.memory/1Gi is of memory."""
+    return path.partition(".")[2].partition("/")[0]
+
+
+def _env_from(maps: Sequence[str | EnvFrom], secrets: Sequence[str | EnvFrom]) -> list[Object]:
+    found: list[Object] = []
+    for kind, asked in (("configMapRef", maps), ("secretRef", secrets)):
+        for row in asked:
+            one = EnvFrom(row) if isinstance(row, str) else row
+            source = {"name": one.name, **({"optional": True} if one.optional else {})}
+            found.append({**({"prefix": one.prefix} if one.prefix else {}), kind: source})
     return found
 
 
@@ -295,9 +328,10 @@ def _rights(spec: JobSpec) -> Object:
 
 def _volumes(spec: JobSpec, bundle: Object, fabric: network.Attachment) -> tuple[list[Object], list[Object]]:
     """Those of the pod, and where the container that trains has them."""
+    size = spec.kubernetes.shm
     volumes: list[Object] = [
         bundle,
-        {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": spec.kubernetes.shm}},
+        {"name": "shm", "emptyDir": {"medium": "Memory", **({} if size == "none" else {"sizeLimit": size})}},
     ]
     mounts: list[Object] = [
         {"name": "bundle", "mountPath": MOUNT, "readOnly": True},
@@ -312,7 +346,8 @@ def _volumes(spec: JobSpec, bundle: Object, fabric: network.Attachment) -> tuple
     for index, volume in enumerate(spec.kubernetes.volumes):
         volumes.append({"name": name_of(volume, index), **_source(volume)})
         mount: Object = {"name": name_of(volume, index), "mountPath": volume.mount, "readOnly": volume.read_only}
-        mounts.append({**mount, **({"subPath": volume.sub_path} if volume.sub_path else {})})
+        more = {"subPath": volume.sub_path, "mountPropagation": volume.propagation}
+        mounts.append({**mount, **{key: value for key, value in more.items() if value}})
     if place := _room_for_checkpoints(spec):
         volumes.append({"name": "checkpoints", "emptyDir": {}})
         mounts.append({"name": "checkpoints", "mountPath": place})
@@ -360,7 +395,9 @@ def _source(volume: Volume) -> Object:
         kind = {"type": volume.host_path_type} if volume.host_path_type else {}
         return {"hostPath": {"path": volume.host_path, **kind}}
     keys = _items(volume.items)
-    mode = {"defaultMode": int(volume.default_mode, 8)} if volume.default_mode else {}
+    mode: Object = {"defaultMode": int(volume.default_mode, 8)} if volume.default_mode else {}
+    if volume.optional:
+        mode["optional"] = True
     if volume.config_map:
         return {"configMap": {"name": volume.config_map, **keys, **mode}}
     if volume.secret:
@@ -430,6 +467,7 @@ def _sidecar(row: Sidecar) -> Object:
     else:
         denied: Object = {} if "SYS_ADMIN" in added else {"allowPrivilegeEscalation": False}
         rights = {**denied, "capabilities": {"drop": ["ALL"], **({"add": added} if added else {})}, **user}
+    amounts = {"limits": dict(row.resources), "requests": {**row.resources, **row.requests}}
     given: Object = {
         "restartPolicy": None if row.init else "Always",
         "command": list(row.command),
@@ -441,7 +479,8 @@ def _sidecar(row: Sidecar) -> Object:
             *_secrets(row.secrets),
         ],
         "volumeMounts": [{"name": name, "mountPath": path} for name, path in row.mounts.items()],
-        "resources": {"limits": dict(row.resources), "requests": dict(row.resources)} if row.resources else None,
+        "envFrom": _env_from(row.env_from, row.secret_env_from),
+        "resources": {key: value for key, value in amounts.items() if value},
         "securityContext": rights,
     }
     return {"name": row.name, "image": row.image, **{key: value for key, value in given.items() if value}}
@@ -538,6 +577,8 @@ def _placed(spec: JobSpec, labels: dict[str, str]) -> Object:
     ):
         if value:
             found[name] = value
+    if options.scheduling_gates:
+        found["schedulingGates"] = [{"name": name} for name in options.scheduling_gates]
     if options.image_pull_secrets:
         found["imagePullSecrets"] = [{"name": name} for name in options.image_pull_secrets]
     return found
@@ -633,12 +674,19 @@ def _pod_problems(spec: JobSpec) -> Iterator[Problem]:
         here: Path = ("kubernetes", "pod_env", name)
         if name.isidentifier():
             yield Problem(f"{name} is a name that a shell can export", f"env: {{{name}: ...}}", here)
-        if SECRET_NAME.regex.fullmatch(name.replace(".", "_")) or SECRET_VALUE.regex.fullmatch(value):
+        if looks_secret(name.replace(".", "_"), value):
             message = f"{name} looks like a secret, and manifests are written to files"
             yield Problem(message, "a volume with secret:, mounted where the program looks", here)
-    for name in options.pod_labels:
-        if name in OURS or name == "app.kubernetes.io/managed-by":
-            yield Problem(f"label {name} is dslaunch's own", "another key", ("kubernetes", "pod_labels", name))
+    if (dns := options.dns) and dns.policy == "None" and not dns.nameservers:
+        message = "policy None, and no nameserver: the API server refuses pods that could look up nothing"
+        yield Problem(message, "nameservers: [10.0.0.10]", ("kubernetes", "dns", "policy"))
+    if options.dns and len(options.dns.nameservers) > 3:  # the API's own limit
+        message = f"{len(options.dns.nameservers)} nameservers, and a pod has 3 at most"
+        yield Problem(message, "the first three", ("kubernetes", "dns", "nameservers"))
+    for field in ("labels", "pod_labels"):
+        for name in getattr(options, field):
+            if name in OURS or name == "app.kubernetes.io/managed-by":
+                yield Problem(f"label {name} is dslaunch's own", "another key", ("kubernetes", field, name))
 
 
 def _reserved(name: str) -> str | None:
@@ -660,7 +708,7 @@ def _gpu_problems(spec: JobSpec) -> Iterator[Problem]:
             if one.startswith(prefix):
                 message = f"{one} is no GPU of NVIDIA's or AMD's: {why}; dslaunch configures and checks CUDA and ROCm"
                 yield Problem(message, "nvidia.com/gpu or amd.com/gpu", where)
-        if where != at and (one == name or one.startswith(patch.GPUS)):
+        if where != at and (one == name or patch.is_gpu(one)):
             message = f"{one} is a GPU, and how many a pod has is resources.gpus_per_node"
             yield Problem(message, "resources.gpus_per_node, kubernetes.gpu_resource", where)
     theirs = next((maker for prefix, maker in MAKERS.items() if name.startswith(prefix)), "")
@@ -692,7 +740,7 @@ def _limit_problems(spec: JobSpec) -> Iterator[Problem]:
     if spec.kubernetes.cpu_limit is None and spec.kubernetes.memory_limit is None:
         return
     for name, path in spec.kubernetes.env_fields.items():  # which then is the node's
-        side, _, amount = path.partition(".")
+        side, amount = path.partition(".")[0], _amount_of(path)
         if side == "limits" and amount not in _limits(spec, requested):
             message = f"{path} of a container without one is what the node has"
             yield Problem(message, f"requests.{amount}", ("kubernetes", "env_fields", name))
@@ -766,7 +814,11 @@ def _volume_problems(spec: JobSpec, plan: Plan | None) -> Iterator[Problem]:
             yield Problem(f"volume {volume.name} is there already", "another name", (*here, "name"))
         names.add(name_of(volume, index))
         keyed = volume.config_map or volume.secret
-        for name, has_keys in (("items", keyed), ("default_mode", keyed or volume.projected)):
+        for name, has_keys in (
+            ("items", keyed),
+            ("default_mode", keyed or volume.projected),
+            ("optional", keyed),
+        ):
             if getattr(volume, name) and not has_keys:
                 yield Problem(f"{name} without config_map or secret", "of what has keys", (*here, name))
         yield from _key_problems(volume.items, here)
@@ -777,6 +829,9 @@ def _volume_problems(spec: JobSpec, plan: Plan | None) -> Iterator[Problem]:
             yield from _key_problems(part.items, there)
         if volume.projected == ():
             yield Problem("projected from nothing", "projected: [{config_map: a}, {secret: b}]", (*here, "projected"))
+        if volume.propagation == "Bidirectional" and not spec.kubernetes.security.privileged:
+            message = "what a container mounts is seen on the node only where it is privileged"
+            yield Problem(message, "HostToContainer, or security.privileged", (*here, "propagation"))
         if volume.host_path_type and not volume.host_path:
             yield Problem("host_path_type without host_path", "host_path: /data", (*here, "host_path_type"))
         if volume.host_path and not volume.host_path.startswith("/"):
@@ -843,11 +898,20 @@ def _sidecar_problems(spec: JobSpec) -> Iterator[Problem]:
             if sum(name in rows for rows in (sidecar.env, sidecar.env_fields, sidecar.secrets)) > 1:
                 yield Problem(f"{name} is said twice", "once", (*at, "env_fields"))
         for name, path in sidecar.env_fields.items():
-            if path.startswith(("limits.", "requests.")) and path.split(".", 1)[1] not in sidecar.resources:
+            known = {*sidecar.resources, *(sidecar.requests if path.startswith("requests.") else ())}
+            if path.startswith(("limits.", "requests.")) and _amount_of(path) not in known:
                 message = f"{path} of a sidecar without resources is what the node has"
-                yield Problem(message, f"resources: {{{path.split('.', 1)[1]}: ...}}", (*at, "env_fields", name))
+                yield Problem(message, f"resources: {{{_amount_of(path)}: ...}}", (*at, "env_fields", name))
+        for name, amount in sidecar.requests.items():
+            limit = sidecar.resources.get(name)
+            if limit and _bytes(amount) > _bytes(limit):
+                message = f"{name}: {amount} is requested, and {limit} is the limit: the API server refuses that"
+                yield Problem(message, f"{limit} or less", (*at, "requests", name))
+            if "/" in name and amount != limit:
+                message = f"{name} is a device, and of those limit and request are one"
+                yield Problem(message, "resources", (*at, "requests", name))
         for name in sidecar.resources:
-            if name.startswith(patch.GPUS) and not sidecar.init:  # one that ends first may have them before the ranks
+            if patch.is_gpu(name) and not sidecar.init:  # one that ends first may have them before the ranks
                 message = f"{name} beside the ranks': the pod would need a node with more GPUs than the plan has"
                 yield Problem(message, "leave it out: privileged sees all of them", (*at, "resources", name))
         root = spec.kubernetes.security.root
@@ -858,7 +922,7 @@ def _sidecar_problems(spec: JobSpec) -> Iterator[Problem]:
             message = "capabilities reach root alone: Kubernetes sets no ambient ones"
             yield Problem(message, "run_as_user: 0 with them", (*at, "capabilities"))
         for name, value in sidecar.env.items():
-            if SECRET_NAME.regex.fullmatch(name) or SECRET_VALUE.regex.fullmatch(value):
+            if looks_secret(name, value):
                 message = f"{name} looks like a secret, and manifests are written to files"
                 yield Problem(message, "a volume with secret:, mounted there", (*at, "env", name))
 
@@ -901,6 +965,9 @@ def notes(spec: JobSpec, variables: set[str], patched: Sequence[Object] = ()) ->
             "pods run as the image's own user: where that is root, or a name, the kubelet answers "
             "CreateContainerConfigError; security.run_as_user: UID says which"
         )
+    if options.scheduling_gates:
+        gates = ", ".join(options.scheduling_gates)
+        found.append(f"pods stay SchedulingGated until a controller removes {gates}")
     if any(row.get("restartPolicy") for row in made["spec"].get("initContainers", ())):
         found.append("sidecars end with the ranks from Kubernetes 1.29 on; before, the pod waits for them for ever")
     for volume in options.volumes:

@@ -15,6 +15,9 @@ TOPOLOGY = {  # annotations of its pods, by `topology_required`
     True: "kueue.x-k8s.io/podset-required-topology",
     False: "kueue.x-k8s.io/podset-preferred-topology",
 }
+UNCONSTRAINED = "kueue.x-k8s.io/podset-unconstrained-topology"
+SLICE_TOPOLOGY = "kueue.x-k8s.io/podset-slice-required-topology"
+SLICE_SIZE = "kueue.x-k8s.io/podset-slice-size"
 
 
 KAI_QUEUE = "kai.scheduler/queue"  # label of the job and of its pods, as KAI Scheduler's own documentation has it
@@ -64,6 +67,10 @@ def mark(spec: JobSpec, name: str, template: dict[str, Any]) -> None:
     annotations, told = dict(metadata.get("annotations") or {}), metadata["labels"]
     if queue and queue.topology:
         annotations[TOPOLOGY[queue.topology_required]] = queue.topology
+    if queue and queue.unconstrained:
+        annotations[UNCONSTRAINED] = "true"
+    if queue and queue.slice_topology:
+        annotations |= {SLICE_TOPOLOGY: queue.slice_topology, SLICE_SIZE: str(queue.slice_size)}
     if wanted and (scheduler := SCHEDULERS.get(wanted.by)):
         template["spec"]["schedulerName"] = wanted.scheduler or scheduler.name
         if options.kind != "pytorchjob" and scheduler.annotation:
@@ -86,7 +93,7 @@ def scheduling_policy(spec: JobSpec) -> dict[str, Any]:
     policy: dict[str, Any] = {"minAvailable": wanted.min_available or spec.resources.nodes}
     if wanted.queue and wanted.by != "kai":
         policy["queue"] = wanted.queue
-    if spec.kubernetes.priority_class and wanted.by != "operator":
+    if spec.kubernetes.priority_class and (wanted.by != "operator" or wanted.queue):  # a queue is Volcano's
         policy["priorityClass"] = spec.kubernetes.priority_class
     if wanted.timeout:
         policy["scheduleTimeoutSeconds"] = wanted.timeout
@@ -105,6 +112,9 @@ def pod_group(spec: JobSpec, name: str) -> dict[str, Any] | None:
             content["queue"] = wanted.queue
         if spec.kubernetes.priority_class:
             content["priorityClassName"] = spec.kubernetes.priority_class
+        if wanted.tier:
+            mode = "hard" if wanted.tier_required else "soft"
+            content["networkTopology"] = {"mode": mode, "highestTierAllowed": wanted.tier}
     elif wanted.timeout:
         content["scheduleTimeoutSeconds"] = wanted.timeout
     return {"apiVersion": scheduler.api, "kind": "PodGroup", "metadata": {"name": name}, "spec": content}
@@ -115,6 +125,8 @@ def problems(spec: JobSpec) -> Iterator[Problem]:
     queue, wanted = section(options), gang(options)
     if queue and not queue.name:
         yield Problem("queue has no name", "the LocalQueue's", ("kubernetes", "queue"))
+    if queue:
+        yield from _queue_problems(spec, queue)
     for key, said in ((QUEUE, queue and queue.name), (KAI_QUEUE, wanted and wanted.by == "kai" and wanted.queue)):
         if said and options.labels.get(key, said) != said:
             message = f"label {key} says {options.labels[key]}, and the job's queue is {said}"
@@ -123,6 +135,10 @@ def problems(spec: JobSpec) -> Iterator[Problem]:
         return
     at = ("kubernetes", "gang")
     nodes = spec.resources.nodes
+    if wanted.tier and (wanted.by != "volcano" or options.kind != "jobset"):
+        message = "a tier stands in a PodGroup of Volcano's, and dslaunch makes those of a JobSet alone"
+        yield Problem(message, "kind: jobset and by: volcano; or Kueue's queue.topology", (*at, "tier"))
+        return
     if wanted.min_available and wanted.min_available > nodes:
         message = f"min_available {wanted.min_available}, and the job has {nodes} pods: it would never start"
         yield Problem(message, "leave it out: all pods", (*at, "min_available"))
@@ -142,6 +158,23 @@ def problems(spec: JobSpec) -> Iterator[Problem]:
         yield Problem("Volcano's PodGroups have no timeout", "leave it out", (*at, "timeout"))
     elif wanted.by == "coscheduling" and wanted.queue:
         yield Problem("coscheduling has no queues", "leave it out; kubernetes.queue is Kueue's", (*at, "queue"))
+
+
+def _queue_problems(spec: JobSpec, queue: Queueing) -> Iterator[Problem]:
+    at = ("kubernetes", "queue")
+    if queue.unconstrained and queue.topology:
+        message = f"unconstrained, and below one {queue.topology}: Kueue takes one of both"
+        yield Problem(message, "one of both", (*at, "unconstrained"))
+    if bool(queue.slice_topology) != bool(queue.slice_size):
+        name = "slice_size" if queue.slice_topology else "slice_topology"
+        yield Problem(f"slices without {name}", f"{name} with it", (*at, name))
+    elif queue.slice_size:
+        if spec.kubernetes.kind == "pytorchjob":
+            message = "a PyTorchJob's master is a pod set of its own, and no slice of several pods"
+            yield Problem(message, "kind: jobset", (*at, "slice_size"))
+        elif queue.slice_size > spec.resources.nodes:
+            message = f"slices of {queue.slice_size} pods, and the job has {spec.resources.nodes}"
+            yield Problem(message, f"{spec.resources.nodes} or less", (*at, "slice_size"))
 
 
 def notes(spec: JobSpec) -> Iterator[str]:

@@ -7,10 +7,11 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher import remote, runs
+from launcher import remote, runs, yamldoc
 from launcher.backends import State, Status
 from launcher.backends.slurm import queue, tasks
 from launcher.backends.slurm.queue import NO_ANSWER, parse_state
@@ -37,7 +38,10 @@ def submit(folder: Path, spec: JobSpec, run: Run, *, after: str = "") -> str:
         folder = Path(remote.put(runs.read(folder)))
         run = remote.runner(spec.slurm.login)
     command = _sbatch(folder, spec, "--parsable", *_dependency(spec, after, alone=not array))
-    return parse_submitted(run(command, env=environment(os.environ, spec), timeout=ANSWER, bounded=True))
+    try:
+        return parse_submitted(run(command, env=environment(os.environ, spec), timeout=ANSWER, bounded=True))
+    except UserError as error:
+        raise _with_what_there_is(error, spec, run) from None
 
 
 def _dependency(spec: JobSpec, after: str = "", *, alone: bool = True) -> list[str]:
@@ -106,10 +110,14 @@ def test_only(folder: Path, spec: JobSpec, run: Run) -> str:
     if spec.slurm.login:  # the script itself, as nothing of it lies there yet
         script = (folder / ENTRY).read_bytes()
         words = [word for word in command[:-1] if not word.startswith("--chdir=")]
-        result = remote.runner(spec.slurm.login)(words, stdin=script)
+        run = remote.runner(spec.slurm.login)
+        result = run(words, stdin=script)
     else:
         result = run(command, env=environment(os.environ, spec))
-    _refuse_failure(result)
+    try:
+        _refuse_failure(result)
+    except UserError as error:
+        raise _with_what_there_is(error, spec, run) from None
     return result.err.strip() or result.out.strip()
 
 
@@ -147,6 +155,7 @@ def parse_submitted(result: Result) -> str:
 
 BLAME = (
     ("invalid partition", ("slurm", "partition")),
+    ("no partition specified", ("slurm", "partition")),
     ("invalid account", ("slurm", "account")),
     ("invalid qos", ("slurm", "qos")),
     ("invalid feature", ("slurm", "constraint")),
@@ -226,6 +235,22 @@ def _refuse_failure(result: Result) -> None:
         raise _no_answer(words)
     at = next((at for phrase, at in BLAME if phrase in words.lower()), ("slurm",))
     raise UserError(Problem(f"Slurm refuses the job: {words}", at=at))
+
+
+def _with_what_there_is(error: UserError, spec: JobSpec, run: Run) -> UserError:
+    """The same refusal, with the partitions or the limit of time that sinfo knows."""
+    field = ".".join(map(str, error.problems[0].at))
+    if isinstance(error, Unreachable) or field not in ("slurm.partition", "slurm.time"):
+        return error
+    told = run(["sinfo", "--noheader", "--format=%R %l"])
+    rows = dict(line.split()[:2] for line in told.out.splitlines() if len(line.split()) > 1)
+    asked = (spec.slurm.partition or "").split(",")
+    if field == "slurm.time":
+        limits = [f"{limit} in {name}" for name, limit in rows.items() if name in asked or not spec.slurm.partition]
+        hint = f"the longest is {', '.join(limits)}" if limits else ""
+    else:
+        hint = yamldoc.suggest(asked[0], rows) if rows else ""
+    return UserError(replace(error.problems[0], hint=hint)) if hint else error
 
 
 def states(records: Sequence[runs.Record], run: Run) -> dict[str, Status]:

@@ -164,6 +164,8 @@ def within(spec: JobSpec, service: Service) -> JobSpec:
         venv=None,
         conda=None,
         uv=None,
+        source=(),
+        mkdir=(),
     )
 
 
