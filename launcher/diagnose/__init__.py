@@ -43,6 +43,7 @@ class Signature:
     joins: int = 1  # lines that are read as one
     unless: str = ""  # a pattern that takes it back: the retry succeeded, the line is a look-alike
     source: str = ""  # where the format is documented or was seen
+    rank: int = 0  # in place of the cause's: of words that say whose they are and little else
 
 
 @dataclass(frozen=True)

@@ -56,15 +56,19 @@ CODES = {
     134: "sigabrt",
     135: "bus_error",
     137: "host_oom_killed",
+    132: "abi_mismatch",
+    136: "sigfpe",
     139: "segfault",
     143: "sigterm",
 }
-ONE_BYTE = frozenset(256 - number for number in (6, 7, 9, 11, 15))
+ONE_BYTE = frozenset(256 - number for number in (4, 6, 7, 8, 9, 11, 15))
 SIGNALS = {
     129: "SIGHUP",
     130: "SIGINT",
+    132: "SIGILL",
     134: "SIGABRT",
     135: "SIGBUS",
+    136: "SIGFPE",
     137: "SIGKILL",
     139: "SIGSEGV",
     143: "SIGTERM",

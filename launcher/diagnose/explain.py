@@ -34,19 +34,56 @@ EXCEPTIONS = {
     "TabError": "python_syntax_error",
     "FileNotFoundError": "python_file_missing",
     "NotADirectoryError": "python_file_missing",
+    "IsADirectoryError": "python_file_missing",
+    "HFValidationError": "python_file_missing",  # a path that is not there, taken for the name of a model
     "PermissionError": "permission_denied",
     "MemoryError": "host_memory_exhausted",
+    "ArrowMemoryError": "host_memory_exhausted",
     "OutOfMemoryError": "cuda_oom",
     "KeyboardInterrupt": "interrupted_by_user",
+    "ConnectionRefusedError": "net_connect_refused",
     "ConnectionResetError": "peer_closed",
     "BrokenPipeError": "peer_closed",
     "EOFError": "peer_closed",
 }
+# What the innermost frame says, where neither the exception's name nor its message is known.
+PLACES = tuple(
+    (re.compile(pattern), cause)
+    for pattern, cause in (
+        (r"^(?:wandb|mlflow|comet_ml|neptune|clearml|swanlab|aim)/", "tracker_failed"),
+        (r"^huggingface_hub/|^transformers/utils/hub\.py|^modelscope/hub/", "hub_unreachable"),
+        (r"^(?:(?:aio)?botocore|boto3|s3transfer|s3fs|gcsfs|adlfs|oss2|ossfs|minio|azure|s3torchconnector|cloudpathlib|"
+         r"google/(?:cloud|auth|api_core|resumable_media))/",
+         "object_store_error"),
+        (r"^triton/|^torch/_(?:inductor|dynamo)/", "triton_compile_failed"),
+        (r"^deepspeed/ops/op_builder/|^torch/utils/cpp_extension\.py", "ds_op_build_failed"),
+        (r"^deepspeed/runtime/(?:config\w*\.py|zero/config\.py)|"
+         r"^(?:accelerate/utils|transformers(?:/integrations)?|(?:pytorch_)?lightning/\S+)/deepspeed\.py .*config",
+         "ds_config_invalid"),
+        (r"^(?:hydra|omegaconf|hyperpyyaml|jsonargparse|simple_parsing|tyro|draccus|dacite)/", "arguments_rejected"),
+        (r"^bitsandbytes/(?:cextension|cuda_setup)", "bitsandbytes_setup"),
+        (r"^torch/distributed/(?:rendezvous\.py|elastic/rendezvous/)", "rendezvous_timeout"),
+        (r"^torch/distributed/checkpoint/.* \w*(?:load|read)\w*$|^torch/serialization\.py _?load|"
+         r"^megatron/core/dist_checkpointing/.* \w*load\w*$|^(?:orbax|flax/training/checkpoints|tensorstore)\b.*"
+         r" \w*(?:load|restore|read)\w*$|^torch/(?:optim|nn)/.* load_state_dict$",
+         "ds_ckpt_incompatible"),
+        (r"^torch/cuda/__init__\.py _lazy_init$", "gpu_missing_or_busy"),
+    )
+)  # fmt: skip
 # Exceptions that only pass on that something ended.
 CARRIERS = frozenset(
     "SystemExit CalledProcessError ChildFailedError SignalException ProcessExitedException ProcessRaisedException "
     "DistBackendError DistNetworkError DistStoreError RemoteException RayTaskError RayActorError TimeoutExpired "
-    "BdbQuit GeneratorExit".split()
+    "ActorDiedError WorkerCrashedError TrainingFailedError EngineDeadError BdbQuit GeneratorExit".split()
+)
+# Services that a client library talks to, and what its tracebacks say of the network before they come to its
+# own words: a name that does not resolve there is not that of a rank.
+SERVICES = frozenset({"tracker_failed", "hub_unreachable", "hub_access_denied", "object_store_error"})
+CLIENTS = frozenset("dns_or_gloo_iface net_connect_refused net_connect_timeout net_no_route python_error".split())
+_CLIENT = re.compile(
+    r"\bsocket\.(?:gaierror|timeout)\b|\b(?:ConnectionRefusedError|TimeoutError|OSError: \[Errno 1\d\d\])|"
+    r"\b(?:urllib3|requests|httpx|httpcore|aiohttp|urllib\.error)\.|"
+    r"\b(?:NameResolutionError|NewConnectionError|MaxRetryError|ConnectTimeoutError)\b"
 )
 MEMORY = re.compile(r"memory|oom", re.I)  # without such a word a log tells of SIGKILL, and not why
 FATAL = re.compile(r"\bFatal\b")  # of an NVLink 5 Xid: "Nonfatal" is another word
@@ -184,6 +221,8 @@ def _lines(reading: Reading, evidence: Evidence, causes: Mapping[str, Cause]) ->
         cause = causes.get(hit.signature.cause)
         if cause is None:
             continue
+        if hit.signature.rank:
+            cause = replace(cause, rank=hit.signature.rank, exclude="no")
         line = hit.first
         if cause.id == "xid_45_cleanup":
             cause = _charged(line.text, causes) or cause
@@ -195,14 +234,27 @@ def _lines(reading: Reading, evidence: Evidence, causes: Mapping[str, Cause]) ->
         if cause.id == "host_oom_killed" and not MEMORY.search(line.text) and exits.spared(evidence, one.found.node):
             one.found = replace(one.found, cause=causes.get("killed_from_outside", cause))
         found.append(one)
-    places = sorted(hit.order for hit in reading.hits)
+    places = sorted(hit.order for hit in reading.hits if not hit.signature.rank)
+    told = []
     for crash in reading.crashes:
         if _explained(crash, places) or crash.name in CARRIERS or crash.name.endswith("Warning"):
             continue
-        cause = causes.get(EXCEPTIONS.get(crash.name, "python_error"))
+        cause = causes.get(EXCEPTIONS.get(crash.name) or _raised_by(crash))
         if cause is not None:
             found.append(_candidate(cause, None, crash.lines, crash.order, evidence, ended, crash))
+            if cause.id in SERVICES:
+                told.append(crash.lines[-1])
+    told += [hit.first for hit in reading.hits if hit.signature.cause in SERVICES]
+    found = [one for one in found if not (one.cause.id in CLIENTS and _served(one.found.lines[-1], told))]
     return sorted(found, key=lambda one: one.order or 0)
+
+
+def _served(line: Line, told: Sequence[Line]) -> bool:
+    """Whether a line is how the traceback begins that ends, on `told`, with a service that did not answer."""
+    return bool(_CLIENT.search(line.text)) and any(
+        (line.file, line.rank) == (one.file, one.rank) and 0 <= one.number - line.number <= LAST_WORDS // 2
+        for one in told
+    )
 
 
 def _xid_files(reading: Reading, before: int) -> Iterable[str]:
@@ -225,6 +277,10 @@ def _charged(text: str, causes: Mapping[str, Cause]) -> Cause | None:
         if one and number in [int(group) for group in one.groups() if group]:
             return cause
     return causes.get(_MORE_XIDS.get(number, "xid_other"))
+
+
+def _raised_by(crash: Crash) -> str:
+    return next((cause for pattern, cause in PLACES if pattern.search(crash.inner)), "python_error")
 
 
 def _explained(crash: Crash, places: Sequence[int]) -> bool:

@@ -69,6 +69,7 @@ class Crash:
     name: str  # ModuleNotFoundError, without its module
     message: str
     place: str  # "train.py:31", the innermost frame outside of installed packages
+    inner: str  # "wandb/sdk/wandb_init.py init", the innermost frame that is not Python's nor an HTTP client's
     lines: tuple[Line, ...]
     order: int
     until: int  # the place of its last line
@@ -86,8 +87,9 @@ class Reading:
     bytes: int = 0
 
 
-# What begins a traceback, or is one without.
-_CRASH = ("traceback (most recent call last)", "syntaxerror: ", "indentationerror: ", "taberror: ")
+# What begins a traceback, is part of one whose beginning is elsewhere, or is one without.
+_FRAMED = 'file "'
+_CRASH = ("traceback (most recent call last)", _FRAMED, "syntaxerror: ", "indentationerror: ", "taberror: ")
 
 # --- What a pattern needs -------------------------------------------------------------------------------------------
 
@@ -303,11 +305,18 @@ _PREFIXES = [
         r"\[rank ?(?P<rank>\d+)\]:? ?",
         r"\[node (?P<node>\d+)\] ?",
         r"\[default(?P<task>\d+)\]: ?",
-        r"\[\d+,(?P<rank>\d+)\]<std(?:out|err|diag)>: ?",
-        r"(?P<task>\d{1,5}): ",
+        rf"(?:{_DAY})?\[(?:\d+,)?(?P<rank>\d+)\]<std(?:out|err|diag)>: ?",
+        r" {0,4}(?P<task>\d{1,5}): ",
         r"\[pod/(?P<node>[\w.-]+)/[\w.-]+\] ",
-        r"(?P<node>[a-z][\w.-]{1,63}): "
-        r"(?=\[\d{4}-|\[rank|Traceback \(|  File \"|[A-Za-z_.]*Error: |[\w.-]+:\d+:\d+ \[)",
+        r"(?P<node>[a-z][\w.-]{1,63}|\d{1,3}(?:\.\d{1,3}){3}): "
+        r"(?=\[\d{4}-|\[rank|Traceback \(|  File \"|[A-Za-z_.]*(?:Error|Exception)(?:: |$)|[\w.-]+:\d+:\d+ \[)",
+        r"(?P<node>[a-z][\w.-]*\d[\w.-]*|\d{1,3}(?:\.\d{1,3}){3}): (?=    \S)",  # a line of code of a traceback
+        r"\((?P<task>(?:[\w.<>:=]+ ){0,3}pid=\d+(?:, ip=[\d.]+)?)\) ?",  # Ray, vLLM
+        r"[\w.-]+/\d+ (?=\[(?:default|rank)\d+\])",  # TorchX
+        r"(?P<task>[\w.-]+[-_]\d+)\s+\| ",  # Docker Compose
+        rf"{_CLOCK} (?:- )?[\w.]+ - [A-Z]+ - ",  # Python's logging
+        rf"{_CLOCK} \((?P<task>\w+)\) : ",
+        r"(?:ERROR|INFO|WARNING) \d\d-\d\d \d\d:\d\d:\d\d \[?[\w./]+\.py:\d+\] ?",  # vLLM
         r"<\d{1,3}>",
         rf"{_CLOCK} std(?:out|err) [FP] ",
         rf"\[(?:task )?{_CLOCK}\] ",
@@ -542,11 +551,29 @@ def _unfolded(file: str, stream: Any, notes: list[str], head: int, tail: int) ->
 
 # --- Matching -------------------------------------------------------------------------------------------------------
 
-_CRASHED = re.compile("|".join(map(re.escape, _CRASH)).encode("ascii"), re.I)
+_HEADED = re.compile("|".join(re.escape(word) for word in _CRASH if word != _FRAMED).encode("ascii"), re.I)
+_CRASHED = re.compile(_HEADED.pattern + rb'|file "[^"]+", line \d+(?:, in |\s*$)', re.I)
 _RAISED = re.compile(r"^(?:[\w]+\.)*(?P<name>[A-Z]\w*|\w+\.error)(?:: (?P<message>.*)|)$")
-_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+)')
+# The same where nothing else says that an exception ends here.
+_SURELY = re.compile(
+    r"^(?:[\w]+\.)*(?P<name>(?:[A-Z]\w*)?(?:Error|Exception|Interrupt|Exit|Exhausted))(?::(?: (?P<message>.*))?)?$"
+)
+_FRAME = re.compile(r'^\s*(?P<word>File) "(?P<file>[^"]+)", line (?P<line>\d+)(?:, in (?P<name>\S+)|$)')
+_PACKAGE = re.compile(r".*(?:site|dist)-packages/")
+_BENEATH = re.compile(
+    r"^(?:requests|urllib3|httpx|httpcore|aiohttp|retrying|tenacity|backoff)/|/lib/python3[\d.]*/(?!site-|dist-)|^<"
+)
 _INSTALLED = re.compile(r"(?:site|dist)-packages/|/lib/python3|<frozen|<string>")
-_CHAIN = ("During handling of the above", "The above exception was")
+_AROUND = ("Traceback", "During handling of the above", "The above exception was")
+# What stands above a traceback of something that the program went on after.
+_HARMLESS = (
+    "Exception ignored in",
+    "Exception ignored on",
+    "Error in atexit._run_exitfuncs",
+    "--- Logging error ---",
+)
+_EDGE = re.compile(r"[ \t]+(?:\| )?(?=(?:traceback : )?Traceback)")  # of a traceback that torchrun or pip quotes
+_INSIDE = " \t|+│╭╰─"  # what lines of a traceback begin with, also in a frame that Rich draws
 
 
 class _View:
@@ -652,31 +679,46 @@ def _over_lines(view: _View, row: _Row, index: int) -> list[int] | None:
     return None
 
 
-def _crash(view: _View, index: int, order: int) -> Crash | None:
-    """The exception that ends the traceback that begins here."""
+def _crash(view: _View, index: int, order: int) -> tuple[Crash | None, int]:
+    """The exception that ends the traceback that begins here, or goes on here after lines of others.
+
+    And the line up to which there is nothing else to find; its own where the log may go on.
+    """
     own = view.at(index)
-    place, outside = "", ""
-    indented = True
+    place, outside, inner = "", "", ""
+    frame = _FRAME.match(own.text)
+    raises = _SURELY if frame else _RAISED
+    edge = own.text[: max(frame.start("word") - 2, 0)] if frame else (_EDGE.match(own.text) or [""])[0]
+    code = False  # the line of code of a frame comes next, and nothing tells it from others: indentation was lost
     for later in range(index, min(len(view), index + CARRIED)):
         one = view.at(later)
         if one.task != own.task or not one.text:
             continue
-        frame = _FRAME.match(one.text)
+        text = one.text[len(edge) :] if one.text.startswith(edge) else one.text
+        frame = _FRAME.match(text)
         if frame:
             outside = f"{frame['file']}:{frame['line']}"
+            within = _PACKAGE.sub("", frame["file"])
+            inner = inner if _BENEATH.search(within) else f"{within} {frame['name'] or ''}"
             place = place if _INSTALLED.search(frame["file"]) else outside
+            code = text.startswith("File")
             continue
-        if one.text[0] in " \t|+" or one.text.startswith(("Traceback", *_CHAIN)):
+        if not text.strip("^~ ") or text[0] in _INSIDE or text.startswith(_AROUND) or _BAR.search(text):
             continue
-        raised = _RAISED.match(one.text)
-        if raised and indented:
+        if code and not _SURELY.match(text):
+            code = False
+            continue
+        raised = raises.match(text) or _SURELY.match(text)
+        if raised:
             lines = tuple(view.line(one) for one in ([index] if later == index else [index, later]))
             name = raised["name"].split(".")[-1]
             until = order + view.starts[later] - view.starts[index]
-            return Crash(name, (raised["message"] or "").strip()[:500], place or outside, lines, order, until)
-        if later > index and not raised:
-            return None
-    return None
+            message = (raised["message"] or "").strip()[:500]
+            return Crash(name, message, place or outside, inner, lines, order, until), later
+        if later > index and one.at is None:
+            return None, later
+        raises = _SURELY  # a logger's line came between
+    return None, index + CARRIED // 2 if index + CARRIED < len(view) else index
 
 
 class _Search:
@@ -691,6 +733,7 @@ class _Search:
         self.shapes: dict[bytes, _Shape] = {}
         self.breaks: dict[tuple[bytes, bytes], list[_Row]] = {}  # what may be broken between these two
         self.crashes: list[Crash] = []
+        self.told: dict[str, int] = {}  # where the last traceback of each process ends
         self.offset = 0  # of the block in what was read of the file
 
     def block(self, data: bytes, number: int) -> None:
@@ -727,9 +770,13 @@ class _Search:
 
     def look(self, view: _View, index: int, shape: _Shape, across: Iterable[_Row]) -> None:
         useless = []
-        for row in [*shape.rows, *across]:
+        known = False
+        for row in sorted([*shape.rows, *across], key=lambda row: row.signature.rank):
             name = row.signature.id
+            if known and row.signature.rank:  # a line that is known needs no vague word
+                continue
             if self.totals.get(name, 0) > 10000:  # it is known by now
+                known = True
                 continue
             found = _match(view, row, index)
             tried = self.tries.setdefault(name, 0)
@@ -737,6 +784,7 @@ class _Search:
                 self.tries[name] += 1
                 found = _over_lines(view, row, index)
             if found:
+                known = True
                 self.add(view, row, found, self.offset + view.starts[found[0]])
                 continue
             alone = row.signature.joins == 1 or tried >= WRAPS
@@ -746,10 +794,18 @@ class _Search:
             shape.rows = [row for row in shape.rows if row.signature.id not in useless]
         if shape.crash and len(self.crashes) < 200 and _CRASHED.search(view.raw(index)):
             place = ("crash", self.offset + view.starts[index])
-            crash = None if place in self.seen else _crash(view, index, place[1])
+            one = view.at(index)
+            frame = _FRAME.match(one.text)
+            if place in self.seen or (frame and place[1] <= self.told.get(one.task, -1)):
+                return
+            if not frame and not _HEADED.search(view.raw(index)):
+                return
+            crash, last = _crash(view, index, place[1])
+            if crash or frame:
+                self.told[one.task] = max(self.told.get(one.task, -1), self.offset + view.starts[last])
             if crash:
                 self.seen.add(place)
-                self.crashes.append(crash)
+                self.crashes += [] if index and view.at(index - 1).text.startswith(_HARMLESS) else [crash]
 
     def add(self, view: _View, row: _Row, found: list[int], order: int) -> None:
         name = row.signature.id

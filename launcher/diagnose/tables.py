@@ -2,9 +2,10 @@ r"""The failure table: causes.tsv and signatures.tsv, read from where this packa
 
 Tab separated, no quoting: the first line names the columns, which are the fields of `Cause` and `Signature` in their
 order, and a line that starts with `#` is a comment. An empty or missing cell is the field's default. In `sample` a
-line break is written `\n` and a tab `\t`; `pattern` and `unless` are regular expressions as they stand, where `\n`
-and `\t` mean the same. Patterns know upper and lower case apart (write `(?i)` first where they should not), and
-`^`, `$` are the borders of a line freed of its prefixes.
+line break is written `\n` and a tab `\t`; `rank` stands where a row knows the writer of a line rather than what is
+wrong, and such a row speaks only of lines that no other row knows. `pattern` and `unless` are regular expressions as
+they stand, where `\n` and `\t` mean the same. Patterns know upper and lower case apart (write `(?i)` first where they
+should not), and `^`, `$` are the borders of a line freed of its prefixes.
 """
 
 from __future__ import annotations
