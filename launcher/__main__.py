@@ -11,8 +11,11 @@ def main() -> None:
         print(f"dslaunch {__version__}")
         return
     gc.set_threshold(100_000)  # modules and tables stay: looking for garbage among them took 4 % of a rendering
-    from launcher.cli import main as cli
-
+    try:
+        from launcher.cli import main as cli
+    except KeyboardInterrupt:  # nothing was begun
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     cli()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar
@@ -106,6 +107,7 @@ def job_file(command: F) -> F:
 
 site_option = click.option("--site", metavar="NAME|FILE", help="What a cluster is like; laid under the job file.")
 again_option = click.option("--again", is_flag=True, help="Also when this very job is queued or runs already.")
+force_option = click.option("--force", is_flag=True, help="Also over a file that is there.")
 set_option = click.option(
     "--set", "overrides", multiple=True, metavar="A.B=C", help="A value laid over it; repeatable."
 )
@@ -235,7 +237,13 @@ def _patched(document: Document, job: str) -> Document:
         return document
     path = str(_base(job) / asked)
     try:
-        node = yamldoc.parse(yamldoc.decode(yamldoc.read_bytes(path), name=path), name=path)
+        data = yamldoc.read_bytes(path)
+    except UserError as error:  # of the name, which stands in the job file
+        there = os.path.exists(path)  # noqa: PTH110
+        hint = "" if there else "a section of the object, spec: {...}, or a YAML file beside the job file"
+        raise placed(document, UserError(*(replace(p, hint=hint, at=at, where="") for p in error.problems))) from None
+    try:
+        node = yamldoc.parse(yamldoc.decode(data, name=path), name=path)
     except UserError as error:
         raise placed(document, UserError(*(replace(p, at=p.at or at) for p in error.problems))) from None
     if not isinstance(node, yamldoc.Table):
@@ -245,6 +253,16 @@ def _patched(document: Document, job: str) -> Document:
         {"patch": node}, {"patch": mark}, mark)}, {"kubernetes": mark}, mark))  # fmt: skip
     options = replace(document.spec.kubernetes, patch=yamldoc.plain(node))
     return replace(document, spec=replace(document.spec, kubernetes=options), root=root)
+
+
+def overwrites(path: str | None, *, force: bool) -> None:
+    """What a person may have edited since is replaced on purpose only. Before the work, not after it."""
+    from launcher.errors import Problem, UserError
+
+    if force and not path:
+        raise click.UsageError("--force is for --output")
+    if path and os.path.isfile(path) and not force:  # noqa: PTH113
+        raise UserError(Problem(f"{path} is there already", "--force writes over it; without -o it is only shown"))
 
 
 STDIN = "launcher.cli.stdin"
@@ -683,12 +701,19 @@ def _judged(file: str, known: Known, site: str | None) -> tuple[str, Report]:
     """A file's text, and what lint says of it."""
     from launcher import lint as linter
     from launcher import yamldoc
-    from launcher.errors import UserError
+    from launcher.errors import Problem, UserError
 
     name = "<stdin>" if file == "-" else file
     data = yamldoc.read_bytes(file)
     text = yamldoc.decode(data, name=name)
     kind = linter.kind(text, name=name)
+    if linter.another(kind, text, name=name):
+        message = f"{name} is nothing that lint reads"
+        hint = (
+            "a job file (.yaml), a DeepSpeed config (.json), an sbatch or shell script, Kubernetes manifests; "
+            "of a program, the config that it hands over"
+        )
+        raise UserError(Problem(message, hint))
     if kind in ("script", "manifest"):
         judge = linter.script if kind == "script" else linter.manifest
         return text, judge(text, name=name, known=known)
@@ -752,6 +777,11 @@ def presets(gpus: bool, fabrics: bool, networks: bool, configurations: bool, as_
     from dataclasses import asdict
 
     from launcher import facts, show
+
+    flags = {"--gpus": gpus, "--fabrics": fabrics, "--networks": networks, "--configurations": configurations}
+    given = [flag for flag, asked in flags.items() if asked]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} are a list each: give one of them")
 
     if gpus:
         click.echo(show.dumps([asdict(row) for row in facts.gpus().values()]) if as_json
@@ -841,9 +871,13 @@ def init(
 
 @cli.command("import", short_help="Make a job file of an sbatch script or a manifest.")
 @click.argument("file", metavar="FILE")
+@click.argument("arguments", metavar="[ARGS]...", nargs=-1, type=click.UNPROCESSED)
 @click.option("-o", "--output", metavar="FILE", help="Write it there instead of to standard output.")
-def import_(file: str, output: str | None) -> None:
+@force_option
+def import_(file: str, arguments: tuple[str, ...], output: str | None, force: bool) -> None:
     """Make a job file of an sbatch script or of Kubernetes manifests, or of what dslaunch rendered; - reads stdin.
+
+    ARGS are the script's own, its $1, $2 and "$@", as sbatch would get them; -- goes before those that begin with -.
 
     On standard error: what became of every line. Exit 1 when something is left for you to say, marked FILL IN.
     """
@@ -853,6 +887,7 @@ def import_(file: str, output: str | None) -> None:
     from launcher.bundle import write_text
     from launcher.imports import manifests, masked, rendered, sbatch, write
 
+    overwrites(output, force=force)
     text = masked.hidden(_text(file))
     environ = {name: masked.hidden(value) for name, value in os.environ.items()}
 
@@ -861,12 +896,16 @@ def import_(file: str, output: str | None) -> None:
         return _text(str(path)) if path.is_file() else None
 
     backend: Literal["slurm", "kubernetes"] = "slurm"
-    if manifests.recognised(text, name=file):
+    manifest = manifests.recognised(text, name=file)
+    if arguments and (manifest or rendered.ours(text)):
+        raise click.UsageError(f"{file} takes no arguments: it is no script of yours")
+    if manifest:
         made, backend = manifests.read(text, name=_name(file), environ=environ), "kubernetes"
     elif rendered.ours(text) and file != "-":
         made = rendered.read(text, name=file, beside=beside)
     else:
-        made = sbatch.read(text, name=_name(file), environ=environ)
+        told = [masked.hidden(one) for one in arguments]
+        made = sbatch.read(text, name=_name(file), environ=environ, arguments=told)
     made = masked.finished(made)
     body, problems, variables = write.checked(made, name=_name(file), backend=backend)
     if output:
@@ -893,6 +932,7 @@ def import_(file: str, output: str | None) -> None:
 @click.option("--login", metavar="USER@HOST", help="With --site slurm: over ssh.")
 @click.option("--namespace", metavar="NAME", help="With --site kubernetes [default: the context's].")
 @click.option("-o", "--output", metavar="FILE", help="With --site: write it there, when everything was answered.")
+@force_option
 @click.option("--json", "as_json", is_flag=True, help="What was seen and concluded, as JSON.")
 @click.argument("srun", metavar="[SRUN OPTIONS]...", nargs=-1, type=click.UNPROCESSED)
 def probe(
@@ -901,6 +941,7 @@ def probe(
     login: str | None,
     namespace: str | None,
     output: str | None,
+    force: bool,
     as_json: bool,
     srun: tuple[str, ...],
 ) -> None:
@@ -914,20 +955,22 @@ def probe(
     Every line says what it was concluded from. Exit code 1 when nodes differ or do not answer.
     """  # fmt: skip
     if site:
+        from pathlib import Path
+
+        output = str(Path(output).expanduser()) if output else None
+        overwrites(output, force=force)
         text = _probe_site(site, login, namespace, srun, as_json=as_json)
         if not output:
             click.echo(text, nl=False)
             return
-        from pathlib import Path
-
         from launcher.bundle import write_text
 
-        target = Path(output).expanduser()
+        target = Path(output)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_text(target, text)
         click.echo(f"written: {target}", err=True)
         return
-    if output:
+    if output or force:
         raise click.UsageError("--output is for --site; what is seen of nodes goes to standard output")
     from dataclasses import asdict
 
@@ -1498,6 +1541,7 @@ def await_verdict(record: runs.Record, backend: Any) -> dict[str, Any]:
     from launcher import preflight as types
     from launcher import show, verdicts
     from launcher.errors import UserError
+    from launcher.node import journal
     from launcher.run import run
 
     click.echo(f"{record.id}: checking, in {record.folder}", err=True)
@@ -1515,6 +1559,8 @@ def await_verdict(record: runs.Record, backend: Any) -> dict[str, Any]:
             time.sleep(0.5)
     except KeyboardInterrupt:
         click.echo("interrupted: cancelling the job", err=True)
+        with contextlib.suppress(OSError):
+            journal.append(record.folder, "cancelling")
         try:
             backend.cancel(record, run)
         except UserError as error:
@@ -1644,9 +1690,32 @@ def present(document: Document, made: Plan, base: Path, *, host: str | None = No
         _programs_exist_on(host, made) if host else _programs_exist(made, base)
     except UserError as error:
         problems += error.problems
+    if not host:
+        problems += _no_place(made, base)
     if problems:
         raise placed(document, UserError(*problems))
     return values
+
+
+def _no_place(made: Plan, base: Path) -> list[Problem]:
+    """Why checkpoints cannot lie where they shall, as far as this machine tells it of the nodes."""
+    from launcher.errors import Problem
+
+    spec = made.spec
+    asked, at = spec.train.checkpoint.dir, ("train", "checkpoint", "dir")
+    if spec.box or not (asked or made.reference_trainer):  # an image has directories of its own
+        return []
+    there = os.path.realpath(base / spec.train.workdir / made.checkpoint_dir)
+    while not os.path.exists(there):  # noqa: PTH110 - which raises where one may not look
+        there = os.path.dirname(there)  # noqa: PTH120
+    if not os.path.isdir(there):  # noqa: PTH112
+        return [Problem(f"checkpoints cannot go to {made.checkpoint_dir}: {there} is no directory", at=at)]
+    device, own, root = (os.stat(one).st_dev for one in (there, base, "/"))  # noqa: PTH116
+    if there == "/" or device == root != own:  # nodes may have another file system there; what has the job they see
+        return []
+    if os.access(there, os.W_OK | os.X_OK):
+        return []
+    return [Problem(f"checkpoints cannot go to {made.checkpoint_dir}: {there} is not yours to write", at=at)]
 
 
 def _programs_exist(made: Plan, base: Path) -> None:
@@ -1710,6 +1779,7 @@ def follow(record: runs.Record) -> int:
 
     from launcher import runs, show
     from launcher.backends import local as backend
+    from launcher.node import journal
     from launcher.run import run
     from launcher.runs import logs
 
@@ -1748,6 +1818,8 @@ def follow(record: runs.Record) -> int:
         if bar is not None:
             bar.__exit__(None, None, None)
         click.echo("interrupted: ranks get SIGTERM; those that listen save a checkpoint", err=True)
+        with contextlib.suppress(OSError):  # a full disk is no reason to train on
+            journal.append(record.folder, "cancelling")
         backend.cancel(record, run)
         return 130
     if bar is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -46,11 +47,13 @@ def runs_command(runs: str | None, as_json: bool) -> None:
 
     from launcher import runs as records
     from launcher import show
-    from launcher.errors import UserError
+    from launcher.errors import Problem, UserError
     from launcher.run import run as execute
     from launcher.runs import poll
     from launcher.runs.logs import progress
 
+    if runs and not os.path.isdir(runs):  # noqa: PTH112
+        raise UserError(Problem(f"there is no directory {runs}", "--runs is where runs lie: dslaunch-runs"))
     found: list[Any] = []
     unread: list[Any] = []
     for folder in records.known(records.root(runs, os.environ)):
@@ -212,7 +215,8 @@ def cancel(run: str, runs: str | None) -> None:
     if found.state.over:
         records.forget_secrets(record)
         raise UserError(Problem(f"{record.id} is over: {found.state.value}", "nothing is left to cancel"))
-    journal.append(record.folder, "cancelling")
+    with contextlib.suppress(OSError):  # a full disk is no reason to train on
+        journal.append(record.folder, "cancelling")
     backends.load(record.backend).cancel(record, execute)
     if poll.states([record], run=execute, fresh=True)[record.id].shown.state.over:
         journal.append(record.folder, "cancelled")  # until then its ranks save, and nothing else may write there
@@ -220,8 +224,10 @@ def cancel(run: str, runs: str | None) -> None:
     click.echo(f"{record.id}: cancelled; ranks that listen to SIGTERM save before they end", err=True)
 
 
-def _of_run(name: str, runs: str | None, state: str, code: int | None) -> tuple[Diagnosis, dict[str, Any], list[str]]:
-    """Why a run failed, its DeepSpeed config, and notes; without the scheduler where it does not answer."""
+def _of_run(
+    name: str, runs: str | None, state: str, code: int | None
+) -> tuple[Diagnosis, dict[str, Any], list[str], bool]:
+    """Why a run failed, its DeepSpeed config, notes, and whether it is done; also where no scheduler answers."""
     from collections import deque
     from dataclasses import replace
 
@@ -245,9 +251,13 @@ def _of_run(name: str, runs: str | None, state: str, code: int | None) -> tuple[
     if checked and not checked["train"]:
         more.append(Found(known["preflight_refused"], "", said=checked["headline"]))
     more += [Found(known["service_failed"], "", said=said) for said in records.services_failed(record)]
+    one = records.explained(record)
+    if one and one.cause in known:
+        said = f"attempt {one.number}: {one.why}"
+        more.append(Found(known[one.cause], "", node=one.node, rank=one.rank, said=said))
     reading = explain.read(gathered.files, gathered.starts)
     backend = backends.load(record.backend)
-    found = poll.Known().shown
+    found, phase = poll.Known().shown, record.story.phase
     if record.job:
         asked = poll.states([record], run=execute)[record.id]
         found, (phase, why) = asked.shown, poll.standing(record.story, asked)
@@ -263,7 +273,8 @@ def _of_run(name: str, runs: str | None, state: str, code: int | None) -> tuple[
             told = replace(told, state=found.detail, code=found.code if told.code is None else told.code)
     except UserError as error:
         notes.append(str(error))
-    return explain.explain(reading, told, more=more), evidence.config(record.folder), notes + reading.notes
+    made = explain.explain(reading, told, more=more)
+    return made, evidence.config(record.folder), notes + reading.notes, phase is records.Phase.DONE
 
 
 def _of_logs(what: tuple[str, ...], state: str, code: int | None) -> tuple[Diagnosis, list[str]]:
@@ -297,7 +308,7 @@ def diagnose(
     """Say why a run failed, from its logs and what the scheduler says.
 
     RUN is an id, a run directory, or a job's name (its newest run). LOG is a file, a directory of logs, or - for
-    standard input, of any job. Exit code 1 when no cause was found.
+    standard input, of any job. Exit code 1 when no cause was found of a failure.
     """
     from pathlib import Path
 
@@ -305,17 +316,18 @@ def diagnose(
 
     at = Path(what[0])
     if len(what) == 1 and what[0] != "-" and (not at.exists() or (at / "journal.jsonl").exists()):
-        made, config, notes = _of_run(what[0], runs, state, code)
+        made, config, notes, done = _of_run(what[0], runs, state, code)
     else:
         made, notes = _of_logs(what, state, code)
-        config = {}
+        config, done = {}, False
     if output == "causes":
         click.echo("\n".join(diagnoses.causes(made)))
     elif as_json:
         click.echo(show.dumps(diagnoses.as_json(made, config=config, notes=notes)))
     else:
-        click.echo("\n".join(map(show.plain, diagnoses.text(made, config=config, notes=notes).split("\n"))))
-    if made.root is None:
+        text = diagnoses.text(made, config=config, notes=notes, done=done)
+        click.echo("\n".join(map(show.plain, text.split("\n"))))
+    if made.root is None and not done:
         sys.exit(1)
 
 

@@ -55,13 +55,16 @@ def headline(value: Mapping[str, Any]) -> str:
     return f"{root['cause']['id']}: {root['cause']['meaning']}" + (f" ({where})" if where else "")
 
 
-def text(diagnosis: Diagnosis, *, config: Mapping[str, Any] | None = None, notes: Sequence[str] = ()) -> str:
-    """All of it; `config` is the run's DeepSpeed config, for values to change."""
+def text(
+    diagnosis: Diagnosis, *, config: Mapping[str, Any] | None = None, notes: Sequence[str] = (), done: bool = False
+) -> str:
+    """All of it; `config` is the run's DeepSpeed config, for values to change, `done` that it ended well."""
     root = diagnosis.root
     rows: list[tuple[str, str]] = []
     if root is None:
         seen = ", ".join(one.cause.id for one in diagnosis.others)
-        lines = ["no cause found" + (f"; seen: {seen}" if seen else "")]
+        nothing = "nothing to explain: the run is done" if done else "no cause found"
+        lines = [nothing + (f"; seen: {seen}" if seen else "")]
         return "\n".join([*lines, *_block([("note", note) for note in notes])])
     lines = [f"{root.cause.id}: {root.cause.meaning}", ""]
     if root.cause.rank > 4:

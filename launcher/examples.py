@@ -54,7 +54,9 @@ def _first_sentence(path: Path) -> str:
 def text(name: str) -> str:
     rows = {row.name: row for row in shipped()}
     if name not in rows:
-        raise UserError(Problem(f"no example `{name}`", yamldoc.suggest(name, rows)))
+        inside = [known for known in rows if name.lower() in known][:3]  # without the directory, say
+        hint = f"there are {', '.join(inside)}" if inside else yamldoc.suggest(name, rows)
+        raise UserError(Problem(f"no example `{name}`", hint or "dslaunch init --example list shows them"))
     return rows[name].path.read_text(encoding="utf-8")
 
 

@@ -313,7 +313,7 @@ def model(name: str, *, config_json: str | None = None) -> Model:
     for path in _model_files():  # a dozen files, of which one is worth reading in full
         if f"\n{name}:" in "\n" + path.read_text(encoding="utf-8"):
             return _models_in(path)[name]
-    hint = yamldoc.suggest(name, models())
+    hint = yamldoc.suggest(name, models()) or "dslaunch presets lists them; or a shape, or a config.json"
     raise UserError(Problem(f"no model preset `{name}`", hint, ("model",)))
 
 

@@ -16,6 +16,7 @@ from launcher import envlint, facts, jsondoc, launchlint, manifestlint, scriptli
 from launcher.errors import Path, Problem, UserError
 from launcher.plan import advice, rules
 from launcher.plan.rules import REMOVE, Finding, Row
+from launcher.spec import JobSpec
 
 if TYPE_CHECKING:
     from launcher.plan import Plan
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 SEVERITIES = ("error", "warning", "note")
 Kind = Literal["deepspeed", "job", "script", "manifest"]
+YAML, JSON = (".yaml", ".yml"), (".json", ".hjson", ".json5", ".jsonc")
 
 
 @cache
@@ -109,13 +111,21 @@ def kind(text: str, *, name: str) -> Kind:
         return "manifest"
     if scriptlint.looks_like(text, name=name):
         return "script"
-    if name.lower().endswith((".yaml", ".yml")):
+    if name.lower().endswith(YAML):
         return "job"
-    if name.lower().endswith((".json", ".hjson", ".json5", ".jsonc")):
+    if name.lower().endswith(JSON):
         return "deepspeed"
     first = re.compile(r"(\s|//[^\n]*|#[^\n]*|/\*.*?\*/)*", re.DOTALL).match(text.lstrip("\ufeff"))
     rest = text.lstrip("\ufeff")[first.end() if first else 0 :]
     return "deepspeed" if rest[:1] in ("{", "[", "") else "job"
+
+
+def another(kind: Kind, text: str, *, name: str) -> bool:
+    """A program or a page of text, which is taken for a job file only as nothing else fits."""
+    if kind in ("script", "manifest") or name.lower().endswith((*YAML, *JSON)):
+        return False
+    keys = re.search(rf"^({'|'.join(yamldoc.hints(JobSpec))})[ \t]*:", text, re.MULTILINE)
+    return name.lower().endswith(".py") or (kind == "job" and not keys and "." in name.rpartition("/")[2])
 
 
 def lint(text: str, *, name: str, known: Known | None = None) -> Report:

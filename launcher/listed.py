@@ -57,7 +57,7 @@ def read(document: Document, *, base: Path) -> Document:
         mark = yamldoc.place(document.root, at)
         entries: dict[str, yamldoc.Node] = {
             FIELDS[field]: yamldoc.Scalar(lists[FIELDS[field]], False, mark),
-            field: yamldoc.Scalar("", True, mark),
+            field: yamldoc.Scalar("null", True, mark),
         }
         inside = yamldoc.Table(entries, dict.fromkeys(entries, mark), mark)
         root = yamldoc.merge(root, yamldoc.Table({"slurm": inside}, {"slurm": mark}, mark))

@@ -21,12 +21,11 @@ if TYPE_CHECKING:
 
 
 def problems(found: Iterable[Problem]) -> str:
-    lines = []
+    told = []
     for problem in sorted(found, key=lambda problem: place_order(problem.where)):
-        lines.append(f"error: {plain(str(problem))}")
-        if problem.hint:
-            lines.append(f"  try: {plain(problem.hint)}")
-    return "\n".join(lines)
+        hint = f"\n  try: {plain(problem.hint)}" if problem.hint else ""
+        told.append(f"error: {plain(str(problem))}{hint}")
+    return "\n".join(dict.fromkeys(told))  # two parts of a plan may stumble over the same word
 
 
 def place_order(where: str) -> tuple[str, int, int]:

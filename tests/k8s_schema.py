@@ -159,7 +159,9 @@ def trainjob(trainer: str) -> dict[str, Any]:
     template = {"metadata": META, "spec": pod}
     job = {"name": str, "template": {"metadata": META, "spec": {"template": template}}}
     runtime = {"template": {"metadata": META, "spec": {"replicatedJobs": [job]}}}
+    step = {"storageUri": str, "secretRef": {"name": str}, "env": ENV}
     spec: dict[str, Any] = {
+        "initializer": {"dataset": step, "model": step},
         "runtimeRef": {"apiGroup": str, "kind": {"ClusterTrainingRuntime", "TrainingRuntime"}, "name": str},
         "trainer": TRAINER,
         "suspend": bool,
@@ -177,7 +179,8 @@ def trainjob(trainer: str) -> dict[str, Any]:
 
 POD_GROUPS = {
     "scheduling.volcano.sh/v1beta1": {"minMember": int, "minResources": {str: "quantity"}, "queue": str,
-                                      "minTaskMember": {str: int}, "priorityClassName": str},
+                                      "minTaskMember": {str: int}, "priorityClassName": str,
+                                      "networkTopology": {"mode": {"hard", "soft"}, "highestTierAllowed": int}},
     "scheduling.x-k8s.io/v1alpha1": {"minMember": int, "minResources": {str: "quantity"},
                                      "scheduleTimeoutSeconds": int},
 }  # fmt: skip

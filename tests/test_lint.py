@@ -846,6 +846,21 @@ def test_an_option_that_means_nothing_is_2(option):
     assert dslaunch("lint", "-", option, stdin=STAGE1).returncode == 2
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("train.py", "import torch\nprint('x: y')\n"), ("empty.py", ""), ("notes.md", "# Notes\n\nthe lr: 3\n")],
+)
+def test_a_program_or_a_page_is_no_job_file(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    done = dslaunch("lint", path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{path} is nothing that lint reads\n  try: a job file (.yaml), a DeepSpeed config (.json)" in done.stderr
+    job = tmp_path / "job.txt"
+    job.write_text("name: a\nmodel: gpt-demo\n")
+    assert dslaunch("lint", job).returncode == 0
+
+
 def test_a_file_that_cannot_be_read_is_2_and_the_others_are_judged(bad, tmp_path):
     (tmp_path / "binary.json").write_bytes(b"{\xff}")
     (tmp_path / "big.json").write_text("{" + " " * (2 << 20) + "}")

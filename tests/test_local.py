@@ -63,6 +63,7 @@ def test_interrupting_saves_a_checkpoint_and_the_next_run_goes_on_there(here):
     saved = max(path.parent.name for path in here.glob("checkpoints/here/*/complete.json"))
     step = int(saved.removeprefix("step"))
     assert step > 0
+    assert [row["state"] for row in json.loads(dslaunch("runs", "--json").stdout)] == ["cancelled"]
     asked = dslaunch("status", run.name)
     assert asked.returncode == 1
     assert "cancelled" in asked.stdout

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launcher.cli import cli
+from launcher.errors import UserError
 from launcher.node import journal
 from launcher.runs import logs
 from launcher.runs.logs import Choice
@@ -127,9 +128,10 @@ def test_whatever_bytes_come_what_is_printed_is_text(raw):
 @given(st.lists(st.binary(max_size=40), max_size=30), st.integers(1, 12), st.booleans())
 def test_the_last_lines_are_those_that_all_lines_end_with(tmp_path_factory, parts, number, ended):
     folder = tmp_path_factory.mktemp("run")
-    (folder / "a.out").write_bytes(b"\n".join(parts) + (b"\n" if ended else b""))
+    data = b"\n".join(parts) + (b"\n" if ended else b"")
+    (folder / "a.out").write_bytes(data)
     everything = list(logs.read(folder, "a.out", Choice()))
-    half = bool(everything) and not ended and bool(parts) and bool(logs.printable(parts[-1]))  # NUL alone is nothing
+    half = bool(everything) and bool(logs.printable(data.rpartition(b"\n")[2]))  # NUL alone is nothing
     found = list(logs.read(folder, "a.out", Choice(tail=number)))
     assert found == everything[-(number + half) :]
 
@@ -142,6 +144,15 @@ def test_lines_longer_than_memory_should_hold_come_in_pieces_and_backwards_too(t
     assert len(found) < 20
     assert "".join(found).count("x") == 200_000
     assert list(logs.read(tmp_path, "a.out", Choice(tail=1))) == ["last"]
+
+
+def test_of_a_service_that_has_no_log_it_is_said_which_have(tmp_path):
+    (tmp_path / "logs").mkdir()
+    for hint in ("no service has written one yet", "there are service-vllm-0.log"):
+        with pytest.raises(UserError, match="no log of a service ray in ") as caught:
+            list(logs.read(tmp_path, "logs/service-ray*.log", Choice()))
+        assert caught.value.problems[0].hint == hint
+        (tmp_path / "logs" / "service-vllm-0.log").write_text("up\n")
 
 
 @pytest.mark.slow

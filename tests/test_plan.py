@@ -181,6 +181,8 @@ def test_tensor_and_pipeline_ranks_share_a_replica():
     found = {message: where for message, _, where in refused("train: {script: a.py, parallel: {tensor: 3}}\n" + GPUS)}
     assert found["tensor 3 x pipeline 1 = 3 does not divide 64 ranks"] == "job.yaml:3:23"
     assert found["tensor 3 does not divide 4 attention heads"] == "job.yaml:3:34"
+    two = refused("train: {script: a.py, parallel: {tensor: 3}}\nresources: {nodes: 2}\n")
+    assert [message for message, _, _ in two if "train_batch_size" in message] == []  # nobody wrote it
 
 
 def test_every_decision_has_a_reason():
@@ -403,6 +405,15 @@ def test_on_cpu_the_hosts_memory_decides(size, stage):
     )
     assert hint.startswith("memory: ")
     assert place == "job.yaml:4:36"
+
+
+def test_memory_without_a_unit_is_megabytes_and_the_hint_says_so():
+    text = "train: {script: a.py}\nresources: {processes_per_node: 4, memory: '500'}\n"
+    ((message, hint, _),) = refused(text, model="llama-7b")
+    assert message.endswith("and memory 500 is 0.49")
+    assert hint == "memory: 500G; without a unit Slurm reads megabytes"
+    ((_, hint, _),) = refused(text.replace("'500'", "'4'"), model="llama-7b")
+    assert re.match(r"memory: \d+G, or more nodes", hint)  # 4 GiB would not do either
 
 
 def test_a_goodput_that_is_poor_is_said():

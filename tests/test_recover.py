@@ -121,6 +121,8 @@ def test_a_code_that_no_node_explains_is_tried_once_as_srun_may_have_ended_those
 def test_time_that_is_up_goes_back_to_the_queue_where_the_job_file_says_so():
     told = Verdict(75, told=True, warned=True, checkpoint=40)
     assert recover.decide([], told, FIVE._replace(requeue=True)).kind == "requeue"
+    action = recover.decide([], told, FIVE)
+    assert (action.kind, action.why[:26]) == ("stop", "its time is up at step 40;")
     many = [line(told)] * 50  # uses up nothing
     assert recover.decide(many, failed("port_in_use", checkpoint=40), FIVE).kind == "restart"
 
@@ -207,10 +209,11 @@ def test_a_laggard_is_named_by_the_hang_and_starts_again():
         "ranks": [1],
         "hosts": ["n2.cluster"],
         "collective": "ALLREDUCE #7",
+        "why": "rank 1 on n2 is stopped (state T); the others wait in ALLREDUCE #7",
     }
     verdict = recover.merge([{"node_rank": 0, "hang": hang}], code=1, hosts=["n1", "n2", "n3"])
     assert (verdict.node, verdict.step, verdict.exclude) == ("n2", 30, "probe")
-    assert "ALLREDUCE #7" in verdict.why
+    assert verdict.why == f"no step for 60 s: {hang['why']}"
     assert recover.decide([], verdict, FIVE)[:2] == ("restart", ())
 
 
@@ -286,6 +289,32 @@ def counted(folder: Path, python: str) -> None:
         ("attempt", 0, None), ("ended", 0, None), ("decided", 0, "restart"),
         ("attempt", 1, None), ("ended", 1, None), ("decided", 1, "stop"), ("finished", None, None),
     ]  # fmt: skip
+
+
+def test_a_module_that_one_node_does_not_find_is_why_and_not_the_signal_that_ends_the_others(tmp_path):
+    """srun --kill-on-bad-exit: the step's code is 143, and no node wrote how it ended."""
+    (tmp_path / "logs").mkdir()
+    mine = f"{journal.os.getpid()}:"
+    assert run(tmp_path, "begin", "--job", mine).stdout == "0\n"
+    assert run(tmp_path, "attempt", "--job", mine, "--attempt", "0", "--hosts", "n1", "n2").returncode == 0
+    said = "node.sh on n1 ended with 1: module load cuda/99.9 failed"
+    (tmp_path / "logs" / recover.BEFORE).write_text(said + "\n")
+    answer = run(tmp_path, "after", "--job", mine, "--code", "143", "--hosts", "n1", "n2")
+    assert answer.stdout == "stop\n"
+    entries = journal.read(tmp_path)[0]
+    decided = entries[-2]
+    assert (decided["event"], decided["action"]) == ("decided", "stop")
+    assert decided["why"] == f"{said}: starting again would not help"
+    assert entries[-3]["cause"] == ""
+
+
+def test_what_failed_before_the_ranks_of_one_attempt_is_not_why_the_next_one_ended(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / recover.BEFORE).write_text("node.sh on n1 ended with 1: module load cuda/99.9 failed\n")
+    mine = f"{journal.os.getpid()}:"
+    assert run(tmp_path, "attempt", "--job", mine, "--attempt", "1", "--hosts", "n1").returncode == 0
+    answer = run(tmp_path, "after", "--job", mine, "--attempt", "1", "--code", "143", "--hosts", "n1")
+    assert answer.stdout.startswith("restart "), answer.stderr
 
 
 def test_a_second_copy_of_a_job_that_lives_ends_without_a_word_in_the_journal(tmp_path):

@@ -81,6 +81,57 @@ def test_a_run_between_two_attempts_whose_processes_are_gone_has_failed(folder, 
     assert "recovering" not in capsys.readouterr().out
 
 
+def ended(folder, *, code, told, warned=False):
+    journal.append(folder, "started", job="4194304:1")
+    journal.append(folder, "attempt", attempt=0, hosts=["here"])
+    journal.append(folder, "ended", attempt=0, code=code, told=told, warned=warned)
+    if code:
+        journal.append(folder, "decided", attempt=0, action="stop", why="told to stop" if told else "it crashed")
+    journal.append(folder, "finished", code=code)
+    (folder / "exit-code").write_text(f"{code}\n")
+
+
+def test_what_the_next_attempt_prints_is_not_said_of_the_rank_that_failed_before_it(folder):
+    (folder / "logs" / "node-0001.json").write_text(json.dumps(word(1, 3, 10.0, "cuda_oom")))
+    (folder / "logs" / "rank-00003.log").write_text("out of memory\n")
+    journal.append(folder, "attempt", attempt=0, hosts=["node0", "node1"])
+    assert runs.failures(runs.read(folder)) == ["rank 3 on node1 ended with exit code 1: out of memory"]
+    journal.append(folder, "attempt", attempt=1, hosts=["node0", "node1"])
+    with (folder / "logs" / "rank-00003.log").open("a") as log:
+        log.write("dslaunch: attempt 1 of rank 3 on node1\nstep 280/3000  loss 2.2\n")
+    assert runs.failures(runs.read(folder)) == ["rank 3 on node1 ended with exit code 1"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "told", "code", "state"),
+    [
+        (True, True, 75, "cancelled"),
+        (True, True, 143, "cancelled"),
+        (True, True, 0, "done"),  # it was through before it heard
+        (True, False, 7, "failed"),  # it crashed, and nobody told it anything
+        (False, True, 75, "failed"),  # the time limit
+    ],
+)
+def test_a_run_that_was_cancelled_is_so_in_the_list_before_anybody_asks_the_scheduler(
+    folder, asked, told, code, state
+):
+    if asked:
+        journal.append(folder, "cancelling")
+    ended(folder, code=code, told=told)
+    (row,) = json.loads(dslaunch("runs", "--json", cwd=folder.parent.parent).stdout)
+    assert row["state"] == state
+
+
+def test_what_the_scheduler_says_of_an_end_is_taken_over_by_the_list(folder):
+    """scancel, without dslaunch: the journal alone says `failed`."""
+    ended(folder, code=143, told=True)
+    assert runs.read(folder).state is runs.Phase.FAILED
+    journal.append(folder, "state", state="cancelled", detail="cancelled")
+    assert runs.read(folder).state is runs.Phase.CANCELLED
+    journal.append(folder, "state", state="running", detail="running")
+    assert runs.read(folder).state is runs.Phase.CANCELLED
+
+
 def test_a_diagnosis_of_a_run_that_goes_on_says_so(folder):
     child = subprocess.Popen(["sleep", "100"])
     try:
@@ -92,6 +143,50 @@ def test_a_diagnosis_of_a_run_that_goes_on_says_so(folder):
     finally:
         child.kill()
         child.wait()
+
+
+def diagnosed(folder, *argv):
+    return dslaunch("diagnose", RUN, *argv, cwd=folder.parent.parent)
+
+
+def test_a_run_that_is_done_has_nothing_to_explain(folder):
+    ended(folder, code=0, told=False)
+    done = diagnosed(folder)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (0, "nothing to explain: the run is done")
+
+
+def test_a_run_whose_time_was_up_says_so(folder):
+    ended(folder, code=75, told=True, warned=True)
+    done = diagnosed(folder)
+    assert done.stdout.startswith("slurm_time_limit: ")
+    assert "attempt 0: its time was up" in done.stdout
+
+
+def test_while_an_attempt_runs_the_one_before_is_explained(folder):
+    child = subprocess.Popen(["sleep", "100"])
+    try:
+        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+        journal.append(folder, "submitted", job=f"{child.pid}:{fields[19]}")
+        journal.append(folder, "attempt", attempt=0, hosts=["node1"])
+        told = {"code": 1, "cause": "xid_48_dbe", "node": "node1", "why": "a double-bit error on node1"}
+        journal.append(folder, "ended", attempt=0, **told)
+        journal.append(folder, "attempt", attempt=1, hosts=["node2"])
+        done = diagnosed(folder)
+        assert done.stdout.startswith("xid_48_dbe: ")
+        assert "attempt 0: a double-bit error on node1" in done.stdout
+        assert "the run is not over" in done.stdout
+    finally:
+        child.kill()
+        child.wait()
+
+
+def test_a_node_that_did_not_come_to_its_ranks_is_the_cause(folder):
+    ended(folder, code=143, told=False)
+    said = "node.sh on node2 ended with 1: module load cuda/99.9 failed\n"
+    (folder / "logs" / "failed-before-ranks").write_text(said)
+    done = diagnosed(folder)
+    assert done.stdout.startswith("setup_failed: ")
+    assert said in done.stdout
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")

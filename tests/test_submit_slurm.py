@@ -246,6 +246,22 @@ def test_a_signal_while_sbatch_is_asked_is_answered_with_whether_a_job_exists(he
     assert f"dslaunch cancel {folder.name}" in err
 
 
+@pytest.mark.parametrize("asks", [("--test-only",), ()])
+def test_a_refusal_says_what_there_is(here, asks):
+    """Partitions main and short, the latter for two minutes."""
+    for options, says in [
+        (["slurm.partition=shrot"], "--set slurm.partition: Slurm refuses the job: *did you mean `short`?"),
+        (["slurm.partition=gpu"], "--set slurm.partition: Slurm refuses the job: *known here: main, short"),
+        (["slurm.partition=short", "slurm.time=1:00:00"], "--set slurm.time: Slurm*the longest is 2:00 in short"),
+    ]:
+        done = dslaunch("slurm", "job.yaml", *asks, *(f"--set={option}" for option in options))
+        begin, end = says.split("*")
+        assert done.returncode == 2, done.stderr
+        assert f"error: {begin}" in done.stderr
+        assert f"  try: {end}\n" in done.stderr
+    assert not list(here.glob("dslaunch-runs/*-*"))
+
+
 def test_a_full_disk_is_refused_before_anything_is_submitted(here):
     """scenario 58: a run directory on 64 KiB; nothing is left there, and no job."""
     if os.geteuid() != 0:

@@ -50,6 +50,7 @@ DOWN = ("DOWN", "FAIL", "NOT_RESPONDING", "POWERED_DOWN", "POWERING_DOWN", "ERRO
 BEAT = 5.0  # seconds between two heartbeats of a node, as supervise.py writes them
 SILENT = 4 * BEAT  # without one: the node is asked for
 MANIFEST = "complete.json"
+BEFORE = "failed-before-ranks"  # what node.sh says of a module, a setup line or an environment that was not to be had
 TRAINER = "checkpoint-*/*"  # where Hugging Face's Trainer has DeepSpeed's folder
 
 
@@ -115,6 +116,9 @@ def decide(history: Sequence[Entry], verdict: Verdict, resources: Resources) -> 
             return Action("requeue", (), "another job takes its nodes: to go on from step %s" % saved(verdict))
         if verdict.warned and resources.requeue:
             return Action("requeue", (), "its time is up: back to the queue, to go on from step %s" % saved(verdict))
+        if verdict.warned:
+            text = "its time is up at step %s; slurm.requeue: true would let it go on by itself"
+            return Action("stop", (), text % saved(verdict))
         return Action("stop", (), "it was told to stop")
     what = verdict.why or named(verdict)
     way = classify(verdict)
@@ -283,8 +287,7 @@ def merge(
     hang = next((word["hang"] for word in words if (word.get("hang") or {}).get("kind") in ("laggard", "dead")), None)
     if hang and hang.get("hosts") and RETRY.get(base.retry, "") != "stop":
         late = place(hang["hosts"][0], {}, hosts)
-        text = "no step for %.0f s: %s did not arrive %s"
-        why = text % (hang.get("seconds") or 0, late, "at " + (hang.get("collective") or "the next step"))
+        why = "no step for %.0f s: %s" % (hang.get("seconds") or 0, hang.get("why") or late)
         base = base._replace(
             cause=base.cause or "collective_timeout", node=late, exclude="probe", leave=(), step=hang.get("step"),
             retry="yes", why=why,
@@ -299,6 +302,20 @@ def merge(
             why="%s went away" % ", ".join(lost),
         )  # fmt: skip
     return base
+
+
+def before_ranks(verdict: Verdict, said: str) -> Verdict:
+    """node.sh failed on one node: srun ends the others with SIGTERM, and then the step's code is theirs.
+
+    >>> verdict = Verdict(143, cause="sigterm", retry="once", exclude="repeat", why="no node said how it ended (143)")
+    >>> before_ranks(verdict, "node.sh on n1 ended with 1: module load cuda/99 failed")[1:4]
+    ('', '', '')
+    >>> before_ranks(verdict, "") is verdict, before_ranks(verdict._replace(rank=3), "node.sh on n1").cause
+    (True, 'sigterm')
+    """
+    if not said or verdict.rank is not None or verdict.cause not in ("", CODES.get(verdict.code, ("",))[0]):
+        return verdict
+    return verdict._replace(cause="", layer="", retry="", exclude="no", leave=(), why=said[:500])
 
 
 def of_service(verdict: Verdict, dead: Entry) -> Verdict:
@@ -677,11 +694,13 @@ def record(options: argparse.Namespace, attempt: int, verdict: Verdict, hosts: S
     return note(
         options.run, "ended", attempt=attempt, code=verdict.code, cause=verdict.cause, node=verdict.node,
         rank=verdict.rank, step=verdict.step, checkpoint=verdict.checkpoint, hosts=list(hosts), told=verdict.told,
-        exclude=verdict.exclude, why=verdict.why, **more,
+        warned=verdict.warned, exclude=verdict.exclude, why=verdict.why, **more,
     )  # fmt: skip
 
 
 def attempt(options: argparse.Namespace) -> int:
+    with contextlib.suppress(OSError):
+        os.remove(os.path.join(options.run, "logs", BEFORE))  # an earlier attempt's
     note(options.run, "attempt", attempt=options.attempt, hosts=options.hosts)
     return 0
 
@@ -708,9 +727,8 @@ def after(options: argparse.Namespace) -> int:
     if dead.get("attempt") == options.attempt and not lost:
         verdict = of_service(verdict, dead)
         gone = unreachable(dead.get("hosts") or ())
-    elif not verdict.cause and verdict.rank is None and verdict.code:
-        before = " ".join(read_lines(os.path.join(logs, "failed-before-ranks")))
-        verdict = verdict._replace(why=before[:500] or verdict.why)
+    elif verdict.code and not told and not lost:
+        verdict = before_ranks(verdict, " ".join(read_lines(os.path.join(logs, BEFORE))))
     firsts = [(word.get("first_failure") or {}).get("ended") for word in words_of(logs, options.attempt)]
     failed = min((at for at in firsts if isinstance(at, (int, float))), default=None)
     counted = record(options, options.attempt, verdict, hosts, failed=failed)

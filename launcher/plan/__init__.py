@@ -152,8 +152,14 @@ class _Chosen:
 
 
 NOWHERE = ("none", "none")
+DERIVED = (("train_batch_size",), ("train_micro_batch_size_per_gpu",), ("gradient_accumulation_steps",))
 STATES = ("weights", "optimizer states", "gradients")  # the parts of an estimate that are certain
 RECOMPUTE: dict[bool | str, Recompute] = {False: "none", True: "full", "selective": "selective", "cpu": "cpu"}
+
+
+def _gib(value: float) -> str:
+    """1,192 and 4; 0.0098 of what rounds to nothing."""
+    return f"{value:,.0f}" if value >= 1 else f"{value:.2g}"
 
 
 def _pays(flip: float | None) -> str:
@@ -218,7 +224,7 @@ class _Maker:
             optimizer_type=chosen.optimizer if chosen else train.optimizer_section.type,
             gpus=self.resources.gpus_per_node > 0,
         )
-        self._judge(config, setup)
+        self._judge(config, setup, divided=bool(whole))
         self._check_raw(setup if chosen else None, precision=precision)
         self._check_params()
         saving = self._saving(chosen) if chosen else None
@@ -768,14 +774,17 @@ class _Maker:
         for way, need in zip(ways, needs, strict=True):
             if need <= have:
                 return way
+        need, said = min(needs), self.resources.memory or ""
+        megabytes = said.isdigit() and memory.host_gib(f"{said}G") >= need
         raise UserError(
             Problem(
-                f"does not fit: the model states of {setup.per_node} processes are {min(needs):,.0f} GiB per node, "
-                f"and memory {self.resources.memory} is {have:,.0f}",
-                hint=f"memory: {int(min(needs)) + 1}G, or more nodes with zero: 3",
+                f"does not fit: the model states of {setup.per_node} processes are {_gib(need)} GiB per node, "
+                f"and memory {said} is {_gib(have)}",
+                hint=f"memory: {said}G; without a unit Slurm reads megabytes" if megabytes
+                else f"memory: {int(need) + 1}G, or more nodes with zero: 3",
                 at=("resources", "memory"),
             )
-        )
+        )  # fmt: skip
 
     def _batch(self, base: Setup) -> batches.Batch:
         train = self.train
@@ -852,7 +861,8 @@ class _Maker:
         # what an explicit offload needs, though the optimizer refuses it: the rules say so
         return tuple(narrowed) or ((3,) if weights != "none" or optimizer == "nvme" else (1,))
 
-    def _judge(self, config: dict[str, Any], setup: Setup | None = None) -> None:
+    def _judge(self, config: dict[str, Any], setup: Setup | None = None, *, divided: bool = True) -> None:
+        """What DeepSpeed says of the config; not of batch sizes over ranks that nothing divides."""
         parallel = self.train.parallel
         given = [n for n in (parallel.tensor, parallel.pipeline, parallel.sequence) if isinstance(n, int)]
         pipeline = 1 if parallel.pipeline == "auto" else parallel.pipeline
@@ -868,6 +878,8 @@ class _Maker:
             trainer="hf" if setup is None and unnamed.fills_in(config) else "plain",
         )
         for found in rules.judge(situation):
+            if not divided and found.path[:1] in DERIVED:
+                continue
             message, hint = f"{found.message} [{found.rule}]", found.job_fix or found.fix
             if found.severity == "error":
                 at = rules.job_path(found.path, self.train.deepspeed)

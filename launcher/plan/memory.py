@@ -524,7 +524,10 @@ def ways_to_fit(
         found = [(text, changed, size) for text, changed, size, judged in weighed if text and judged == wanted]
         ways = _first_of_each(found) if found else ways
     if not fits(setup) and (not ways or _long(estimate(setup))):
-        ways += [(text, changed, estimate(changed)) for text, changed in _shorter(setup, rungs, fits=fits)]
+        for text, changed in _shorter(setup, rungs, fits=fits):
+            if changed.seq_len == setup.seq_len:  # the most of everything is not always the best: less of it fits
+                ways = [way for way in ways if way[0] != text and fits(way[1])]
+            ways.append((text, changed, estimate(changed)))
     return ways
 
 

@@ -56,6 +56,8 @@ class Attempt:
     step: int | None = None
     why: str = ""
     decision: str = ""
+    told: bool = False  # it ended because somebody, or the clock, said so
+    warned: bool = False  # it was the clock
 
 
 @dataclass(frozen=True)
@@ -126,13 +128,13 @@ def _next(story: Story, entry: Mapping[str, Any]) -> Story:
     if event == "state":
         phase = _watched(story.phase, str(entry.get("state", "")).lower())
     elif event == "finished":
-        phase = Phase.DONE if entry.get("code") == 0 else Phase.FAILED
+        phase = Phase.DONE if entry.get("code") == 0 else _ended(story)
     elif event == "decided":
-        phase = Phase.FAILED if entry.get("action") == "stop" else Phase.RECOVERING
+        phase = _ended(story) if entry.get("action") == "stop" else Phase.RECOVERING
     elif event == "preflight" and entry.get("code") not in (0, 10):
         phase = Phase.FAILED
     if story.phase.over and event not in ALIVE:
-        phase = Phase.DONE if story.phase is Phase.FAILED and phase is Phase.DONE else story.phase
+        phase = phase if story.phase is Phase.FAILED and phase in BETTER_KNOWN else story.phase
     changed: dict[str, Any] = {}
     if phase is not story.phase:
         changed = {"phase": phase, "since": entry.get("time", 0.0), "why": _why(entry)}
@@ -159,6 +161,16 @@ def _next(story: Story, entry: Mapping[str, Any]) -> Story:
     return replace(story, **changed)
 
 
+# What the scheduler knows of a run that its own job called failed: scancel is not in the journal.
+BETTER_KNOWN = (Phase.DONE, Phase.CANCELLED)
+
+
+def _ended(story: Story) -> Phase:
+    """Cancelled where somebody asked for the end and the attempt was told; not 0, or it would be done."""
+    told = story.cancelling and bool(story.attempts) and story.attempts[-1].told
+    return Phase.CANCELLED if told else Phase.FAILED
+
+
 def _watched(now: Phase, word: str) -> Phase:
     """RUNNING does not end a PREFLIGHT, nor QUEUED a recovery: the scheduler knows of neither."""
     said = WATCHED.get(word, Phase.UNKNOWN)
@@ -179,7 +191,8 @@ def _attempts(known: tuple[Attempt, ...], entry: Mapping[str, Any]) -> tuple[Att
     if entry["event"] == "decided":
         one = replace(one, decision=_decision(entry))
     else:
-        said = {key: entry[key] for key in ("code", "cause", "node", "rank", "step", "why") if key in entry}
+        ours = ("code", "cause", "node", "rank", "step", "why", "told", "warned")
+        said = {key: entry[key] for key in ours if key in entry}
         hosts = tuple(entry.get("hosts") or one.hosts)
         one = replace(one, hosts=hosts, ended=one.ended or entry["event"] == "ended", **said)
     there[number] = one
@@ -403,9 +416,25 @@ def failures(record: Record) -> list[str]:
     return lines
 
 
+def begun(record: Record) -> int:
+    """The newest attempt that started."""
+    return max((entry.get("attempt", 0) for entry in record.entries if entry["event"] == "attempt"), default=0)
+
+
+def explained(record: Record) -> Attempt | None:
+    """An attempt whose end the logs do not tell: its time was up, or the next one writes into the same files."""
+    attempts = record.story.attempts
+    if not attempts or record.story.phase is Phase.DONE:
+        return None
+    last = attempts[-1]
+    if last.ended:
+        return replace(last, cause="slurm_time_limit", why="its time was up") if last.warned else None
+    return next((one for one in reversed(attempts) if one.ended and one.cause), None)
+
+
 def services_failed(record: Record) -> list[str]:
     """The service that ended the newest attempt: what ranks say then follows from it."""
-    newest = max((entry.get("attempt", 0) for entry in record.entries if entry["event"] == "attempt"), default=0)
+    newest = begun(record)
     found = [entry for entry in record.entries if entry["event"] == "service" and entry.get("state") == "failed"]
     return [str(entry.get("why", "")) for entry in found if entry.get("attempt") == newest]
 
@@ -440,5 +469,7 @@ def _failed(record: Record) -> list[dict[str, Any]]:
 def _failure(record: Record, failure: dict[str, Any]) -> str:
     code = failure.get("code")
     how = f"was killed by {failure['signal']}" if failure.get("signal") else f"ended with exit code {code}"
-    said = [line for line in tail(record.folder / "logs" / f"rank-{failure['rank']:05d}.log", 5) if line.strip()]
+    log = record.folder / "logs" / f"rank-{failure['rank']:05d}.log"
+    # the next attempt writes on in the same file: its lines say nothing of this end
+    said = [line for line in tail(log, 5) if line.strip()] if (failure.get("attempt") or 0) >= begun(record) else []
     return f"rank {failure['rank']} on {failure.get('host')} {how}" + (f": {said[-1].strip()[:200]}" if said else "")

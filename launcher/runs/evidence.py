@@ -12,7 +12,18 @@ from launcher.diagnose import Evidence, Exit, Hang
 from launcher.node import journal
 
 T = TypeVar("T")
-LOGS = ("*.log", "*.out", "*.err", "*.txt", "*.dmesg", "*.gz", "dmesg*", "messages*", "syslog*")
+LOGS = (
+    "*.log",
+    "*.out",
+    "*.err",
+    "*.txt",
+    "*.dmesg",
+    "*.gz",
+    "dmesg*",
+    "messages*",
+    "syslog*",
+    "failed-before-ranks",
+)
 KINDS = ("laggard", "all wait", "desync", "dead")
 
 

@@ -126,7 +126,11 @@ def read(
     if not positions:
         ranks = sorted(int(path.stem[5:]) for path in (folder / "logs").glob("rank-*.log"))
         hint = f"there are logs of ranks {ranks[0]} to {ranks[-1]}" if ranks else "the job has not started here yet"
-        raise UserError(Problem(f"no log of {'the job' if own is None else f'rank {own}'} in {folder}", hint))
+        what = "the job" if own is None else f"rank {own}"
+        if asked := re.fullmatch(r"logs/service-(.*)\*\.log", output):
+            what, services = f"a service {asked[1]}", sorted(path.name for path in folder.glob("logs/service-*.log"))
+            hint = f"there are {', '.join(services)}" if services else "no service has written one yet"
+        raise UserError(Problem(f"no log of {what} in {folder}", hint))
 
 
 LOOK = 2.0  # seconds between two looks at what is known of the run

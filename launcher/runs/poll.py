@@ -30,7 +30,6 @@ ABSENT = 60.0  # seconds between two questions about a job that the scheduler sa
 WATCHED = 60.0  # seconds for which a watcher's run is asked for by others too
 FORGETS = 300.0  # Slurm's MinJobAge, its default: so long an ended job is in squeue
 SEEN, FOLDER = "seen.json", f".poll-{os.getuid()}"
-Asked = Mapping[str, Status]
 
 
 NEVER = Status(State.UNKNOWN, "not asked yet")
