@@ -1,5 +1,6 @@
 import gc
 import os
+import signal
 from pathlib import PurePath
 
 import pytest
@@ -28,6 +29,9 @@ GROUP = {file: group for group, files in GROUPS.items() for file in files}
 # What a collection makes, 9,000 items and the modules they are from, stays to the end: Python would look through all
 # of it again and again, for a sixth of the fast tests' time.
 gc.disable()
+
+# Who is started by a shell in the background ignores it, and so would every child that a test interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish():
