@@ -535,6 +535,7 @@ def test_sendrecv_sees_one_direction_of_a_node_and_of_a_link():
         assert mbit(0, 1) == pytest.approx(76, rel=0.06)
 
 
+@pytest.mark.slow
 def test_namespaces_of_a_process_that_is_gone_are_removed():
     if reason := namespaces.why_not():
         (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(reason)

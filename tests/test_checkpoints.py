@@ -440,6 +440,7 @@ def test_the_command_lists_any_directory(tmp_path):
     assert told["resume"]["action"] == "refuse"
 
 
+@pytest.mark.slow
 def test_the_command_finds_a_runs_checkpoints_by_its_journal(tmp_path):
     from launcher.node import journal
 

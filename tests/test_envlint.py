@@ -536,6 +536,7 @@ def test_without_a_file_it_is_this_shell_and_what_nccl_reads_by_itself(tmp_path)
     assert f"{tmp_path}/.nccl.conf:1:1: warning ENV021" in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "says"),
     [

@@ -127,6 +127,7 @@ def run(text: str, **env: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FABRICS)
 def test_the_lines_run_and_pass_shellcheck(name):
     for gpu in ("", "a100", "h100") if not facts.fabric(name).only else (None,):

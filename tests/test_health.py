@@ -515,6 +515,7 @@ def test_slow_and_healthy_differ_for_every_eye(cones):
 # The page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_page_is_well_formed_and_loads_nothing(case):
     made = Outline(health.page(*case))
@@ -528,6 +529,7 @@ def test_a_page_is_well_formed_and_loads_nothing(case):
     assert len(ids) == len(set(ids))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "said"),
     [

@@ -219,6 +219,7 @@ def same_as_clustershell(text):
     assert set(ours) == set(theirs)
 
 
+@pytest.mark.slow
 @given(node_lists())
 def test_clustershell_reads_the_same_hosts(text):
     same_as_clustershell(text)
@@ -233,6 +234,7 @@ def test_a_fold_expands_to_the_same_hosts(hosts):
     assert fold(expand(text)) == text
 
 
+@pytest.mark.slow
 @given(names)
 def test_clustershell_reads_what_we_fold(hosts):
     assert set(NodeSet(fold(hosts))) == set(hosts)
@@ -271,6 +273,7 @@ def show_hostnames(tmp_path_factory):
 with_slurm = settings(max_examples=60, deadline=None)
 
 
+@pytest.mark.slow
 @scontrol
 @with_slurm
 @given(text=node_lists(steps=False, numbers=2, ends=st.just("")))
@@ -278,6 +281,7 @@ def test_slurm_reads_the_same_hosts_in_the_same_order(show_hostnames, text):
     assert list(expand(text)) == list(dict.fromkeys(show_hostnames(text)))
 
 
+@pytest.mark.slow
 @scontrol
 @with_slurm
 @given(hosts=names)
@@ -286,6 +290,7 @@ def test_slurm_reads_what_we_fold(show_hostnames, hosts):
     assert show_hostnames(text) == list(expand(text))
 
 
+@pytest.mark.slow
 @scontrol
 @pytest.mark.parametrize(
     "text", ["gpu[1-70000]", "gpu[00001-10000]", "n[1-300]-ib[0-299]", "gpu[099-1001]", "::1,::2"]
@@ -372,6 +377,7 @@ def distinct(several):
     return kept
 
 
+@pytest.mark.slow
 @given(st.lists(hosts, min_size=1, max_size=8).map(distinct))
 def test_a_rendered_hostfile_parses_to_the_same_hosts(several):
     assert list(parse(render(several))) == several

@@ -60,6 +60,7 @@ def said(made: Imported, kind: str) -> str:
 # --- whole scripts --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_a_script_becomes_a_job_file_that_loads_and_renders(path):
     made = sbatch.read(path.read_text(), name=path.name)
@@ -793,6 +794,7 @@ ODD = ['run() { srun "$@"; }\n', "run ", "srun ", '"$@"', '"${T[@]:1}"', "${A:+-
        "ray start "]  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(st.sampled_from(PIECES + ODD * 8), st.integers(0, 200)), min_size=1, max_size=14))
 def test_whatever_stands_in_a_script_is_imported_or_refused(pieces):
@@ -844,6 +846,7 @@ def test_the_options_with_a_value_are_those_of_the_launchers_that_are_installed(
     assert not flags & launchlint.VALUES["torchrun"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "kind"), [("runner", "deepspeed"), ("launch", "deepspeed-node")])
 def test_the_options_with_a_value_are_those_of_the_deepspeed_that_is_installed(module, kind, monkeypatch):
     launcher = pytest.importorskip(f"deepspeed.launcher.{module}")

@@ -768,6 +768,7 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 PLACES = [(path, place) for path, found in DOCUMENTS.items() for place in places(found)]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(st.sampled_from(PLACES), ODD)
 def test_any_value_replaced_by_anything_is_imported_or_refused(where, value):
@@ -799,6 +800,7 @@ def test_anchors_that_unfold_without_end_are_refused():
         manifests.read(f"apiVersion: v1\nkind: Pod\na0: &a0 [x, x]\n{rows}\n", name="x.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(DATA.iterdir()), ids=lambda path: path.stem)
 def test_a_manifest_that_is_cut_off_is_imported_or_refused(path):
     lines = path.read_text().splitlines(keepends=True)

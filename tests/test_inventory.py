@@ -729,6 +729,7 @@ def test_really_a_place_where_nothing_can_be_written():
     assert found["type"] == "proc"
 
 
+@pytest.mark.slow
 def test_really_disks_that_are_full_read_only_or_out_of_inodes(tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -1031,6 +1032,7 @@ def test_an_import_that_fails():
     assert brief(imports.judge(nodes(bad, bad), Setting())) == [("block", "", DIFFERS)]
 
 
+@pytest.mark.slow
 def test_really_an_import_that_fails_and_one_that_hangs(tmp_path, monkeypatch):
     (tmp_path / "torch.py").write_text("raise ImportError('libgomp.so.1')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

@@ -953,6 +953,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ACCEPTED)
 def test_the_editor_and_the_reader_accept(editor, text):
     load(f"{GOOD}{text}", environ={"NODES": "2", "SCRATCH": "/fast"})

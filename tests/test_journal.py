@@ -183,6 +183,7 @@ def test_a_lock_of_another_host_is_taken_after_its_lease_and_never_while_it_is_r
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_holder_that_slept_through_its_lease_knows_and_does_not_write(tmp_path):
     """Its successor's lock stays, too."""
     folder = tmp_path / "run"
@@ -236,6 +237,7 @@ def _fill(folder: Path) -> None:
         journal.append(folder, "x", number=number, text="y" * 200)
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_no_half_line(tmp_path):
     """scenario 58: on a file system of 64 KiB."""
     if os.geteuid() != 0:

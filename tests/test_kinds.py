@@ -105,6 +105,7 @@ def first_pod(job):
 # --- what is printed ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", JOBS)
 def test_manifests_are_ones_that_a_strict_server_takes(name):
     found = list(yaml.load_all(kubernetes.render(plan_of(name)).text(kubernetes.ENTRY), Loader=k8s_schema.LOADER))
@@ -622,6 +623,7 @@ def test_a_gang_that_makes_no_progress_is_not_started_for_ever(tmp_path, whom):
     assert len(entries(tmp_path, "attempt")) in (2, 3)
 
 
+@pytest.mark.slow
 def test_a_gang_that_came_to_its_end_does_not_start_again(tmp_path):
     job = gang(tmp_path, "exit 93\n", nodes=1)
     assert job.run() == "failed: 93"
@@ -689,6 +691,7 @@ def put_pod(api, name, node, *, at="01", phase="Running"):
     api.put(f"{LAB}/pods/{name}", {"metadata": metadata, "status": {"phase": phase}, "spec": {}})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", WHERE)
 def test_a_run_from_submission_to_cancellation(api, tmp_path, kind):
     assert submit(tmp_path, VOLUME, k8s(kind=kind)) == "lab/demo"
@@ -835,6 +838,7 @@ def dslaunch(tmp_path, monkeypatch, capsys):
     return said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["pytorchjob", "jobset", "trainjob"])
 def test_validation_from_the_command_line(api, tmp_path, kind, dslaunch):
     (tmp_path / "job.yaml").write_text(json.dumps(over(k8s(kind=kind))))

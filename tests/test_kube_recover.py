@@ -118,6 +118,7 @@ def entries(tmp_path, *events):
 SAVE = 'save() { mkdir -p "$CKPT/step$1"; echo "{\\"step\\": $1, \\"files\\": {}}" >"$CKPT/step$1/complete.json"; }\n'
 
 
+@pytest.mark.slow
 def test_a_typo_stops_at_once(tmp_path):
     job = script(tmp_path, "echo 'bash: trian: command not found' >&2; exit 127\n")
     assert job.run() == "failed: 127"
@@ -128,12 +129,14 @@ def test_a_typo_stops_at_once(tmp_path):
     assert (tmp_path / "termination-0").read_text().startswith("attempt 0 ended with 127; the end: ")
 
 
+@pytest.mark.slow
 def test_a_program_that_says_never_again_is_not_started_again(tmp_path):
     job = script(tmp_path, "exit 93\n")
     assert job.run() == "failed: 93"
     assert job.made == [1]
 
 
+@pytest.mark.slow
 def test_three_failures_without_progress_stop(tmp_path):
     """Scenario 74: the operator would start it for ever."""
     job = script(tmp_path, "kill -KILL $$\n", attempts=3)
@@ -144,6 +147,7 @@ def test_three_failures_without_progress_stop(tmp_path):
     assert (tmp_path / "termination-0").read_text().startswith("attempt 3 ended with 137; the end: ")
 
 
+@pytest.mark.slow
 def test_a_new_checkpoint_is_progress(tmp_path):
     text = SAVE + 'save "$DSLAUNCH_ATTEMPT"; [ "$DSLAUNCH_ATTEMPT" = 6 ] || kill -KILL $$\n'
     job = script(tmp_path, text, attempts=1)
@@ -152,6 +156,7 @@ def test_a_new_checkpoint_is_progress(tmp_path):
     assert entries(tmp_path, "finished")[-1]["code"] == 0
 
 
+@pytest.mark.slow
 def test_a_pod_that_is_killed_whole_is_counted_all_the_same(tmp_path):
     """As by its memory limit: nothing in the pod comes to say a word."""
     job = script(tmp_path, 'kill -KILL "$PPID"; sleep 5\n', attempts=2)

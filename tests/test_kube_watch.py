@@ -105,6 +105,7 @@ def posts(api):
     return [query for query in api.asks("POST", "/pytorchjobs") if "dryRun" not in query]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_answer_that_is_lost_leaves_one_job_or_none(api, tmp_path, when):
     """Scenario 48, and 38 for Kubernetes."""
@@ -518,6 +519,7 @@ def test_a_job_that_kueue_holds_says_what_for(api, tmp_path):
     assert kubernetes.state(record(path), run).detail == f"suspended: waits in queue team-a: {said}"
 
 
+@pytest.mark.slow
 def test_many_runs_are_three_questions(api, tmp_path):
     records = []
     for number in range(40):
@@ -639,6 +641,7 @@ def test_a_server_that_is_gone_is_unknown_and_comes_back(api, listener):
     assert not any(one["state"] == "failed" for one in heard.said)
 
 
+@pytest.mark.slow
 def test_a_token_that_expires_is_read_again(api, listener, tmp_path, monkeypatch):
     """Scenario 49: a rotated token file, while asking and in the middle of a watch."""
     token = tmp_path / "token"
@@ -711,6 +714,7 @@ def test_step_is_a_fold():
 # --- logs --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_followed_log_loses_nothing_and_repeats_nothing(api, tmp_path, monkeypatch):
     """Connections break in the middle; lines of one nanosecond are two lines."""
     monkeypatch.setattr(output, "AGAIN", 0.1)

@@ -471,6 +471,7 @@ def test_text_stays_text_as_key_and_as_value():
     assert yaml.load(text, Loader=Suspicious) == value
 
 
+@pytest.mark.slow
 def test_the_same_job_is_the_same_bytes(tmp_path):
     job = tmp_path / "job.yaml"
     job.write_text(json.dumps(over(JOBS["everything"])))
@@ -889,6 +890,7 @@ def conditions(*types):
     return {"conditions": [{"type": word, "status": "True", "message": f"is {word}"} for word in types]}
 
 
+@pytest.mark.slow
 def test_the_config_map_comes_first_and_fields_are_checked(api, tmp_path):
     assert submit(tmp_path) == "lab/demo"
     posts = [(path, query) for method, path, query in api.asked if method == "POST" and "dryRun" not in query]
@@ -944,6 +946,7 @@ def test_a_job_with_another_digest_is_named(api, tmp_path, late):
     assert "kubectl delete pytorchjob demo -n lab" in caught.value.problems[0].hint
 
 
+@pytest.mark.slow
 def test_a_job_that_is_over_is_not_adopted(api, tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()
@@ -1119,6 +1122,7 @@ def test_logs_come_from_the_pod_of_the_rank(api, tmp_path):
         logs(4)
 
 
+@pytest.mark.slow
 def test_logs_of_a_pod_that_is_not_there_yet(api, tmp_path, monkeypatch):
     api.put(JOB, {**documents()[-1], "status": conditions("Created")})
     waiting = (400, {"message": "container pytorch is waiting to start: ContainerCreating"})
@@ -1153,6 +1157,7 @@ def test_a_job_with_a_preflight_brings_its_config_map_and_leaves_none(api, tmp_p
     assert api.objects == {}
 
 
+@pytest.mark.slow
 def test_nodes_are_checked_again_where_an_earlier_preflight_is_over(api, tmp_path):
     bundle, job = kubernetes.preflight(alone(), None), alone()
     for name in "abc":
@@ -1262,6 +1267,7 @@ def test_exit_codes_tell_refused_from_unanswered(api, tmp_path, reply, code):
     assert bool(list(tmp_path.glob("dslaunch-runs/*"))) is (code == 8)
 
 
+@pytest.mark.slow
 def test_no_cluster_at_all_is_said(tmp_path, monkeypatch):
     (tmp_path / "job.yaml").write_text(json.dumps(DEMO))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "none"))

@@ -131,6 +131,7 @@ def test_kill_9_of_a_local_start_leaves_one_process_tree_or_none(tmp_path, root,
         print(f"\nkilled 40 local starts within {took * 1000:.0f} ms: {dict(seen)}")
 
 
+@pytest.mark.slow
 def test_two_at_once_on_this_machine_are_one(tmp_path, root):
     """scenario 56"""
     children = [begin_in_child(order(tmp_path), root) for _ in range(6)]
@@ -170,6 +171,7 @@ def test_a_place_for_runs_that_cannot_be_written_is_refused(tmp_path):
             subprocess.run(["umount", str(place)], check=True)
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_leaves_nothing(tmp_path, root):
     """scenario 58: where a small file system cannot be mounted, a file larger than this process may write."""
     code = (

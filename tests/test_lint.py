@@ -92,6 +92,7 @@ def test_advice_is_never_an_error_but_for_what_cannot_work():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", [advice.rows()[id] for id in sorted(set(advice.rows()) - set(rules.rows()))])
 def test_a_row_is_complete(row):
     assert row.id in lint.explained(row)
@@ -386,6 +387,7 @@ OTHERS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "text", "says"), OTHERS, ids=[row[0] for row in OTHERS])
 def test_another_tools_file_is_named(name, text, says, tmp_path):
     path = tmp_path / name
@@ -827,6 +829,7 @@ def test_a_result_is_one_line_with_its_reason_and_remedy(bad):
     assert done.returncode == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "options", "code"),
     [
@@ -841,11 +844,13 @@ def test_exit_codes(text, options, code):
     assert dslaunch("lint", "-", *options, stdin=text).returncode == code
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["--deepspeed=new", "--gpu=h1000", "--model=llama-8", "--trainer=me", "--gpus=-1"])
 def test_an_option_that_means_nothing_is_2(option):
     assert dslaunch("lint", "-", option, stdin=STAGE1).returncode == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "text"),
     [("train.py", "import torch\nprint('x: y')\n"), ("empty.py", ""), ("notes.md", "# Notes\n\nthe lr: 3\n")],
@@ -861,6 +866,7 @@ def test_a_program_or_a_page_is_no_job_file(tmp_path, name, text):
     assert dslaunch("lint", job).returncode == 0
 
 
+@pytest.mark.slow
 def test_a_file_that_cannot_be_read_is_2_and_the_others_are_judged(bad, tmp_path):
     (tmp_path / "binary.json").write_bytes(b"{\xff}")
     (tmp_path / "big.json").write_text("{" + " " * (2 << 20) + "}")
@@ -917,6 +923,7 @@ def test_a_place_that_takes_no_file_is_said(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "pipe"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "found"),
     [("none", {"DSL036"}), ("AdamW", {"DSL060"}), ("SGD", {"DSL022", "DSL060"}), ("DeepSpeedCPUAdam", set())],
@@ -944,6 +951,7 @@ def test_results_as_json(bad):
     assert result["why"]
 
 
+@pytest.mark.slow
 def test_job_files_come_with_the_line_and_the_id(tmp_path):
     job = tmp_path / "job.yaml"
     job.write_text(
@@ -961,6 +969,7 @@ def test_job_files_come_with_the_line_and_the_id(tmp_path):
     assert f"{job}:3:1: error DSL198 unknown key `trian`" in dslaunch("lint", job).stdout
 
 
+@pytest.mark.slow
 def test_a_checkpoint_folder_is_compared(bad, tmp_path):
     tag = tmp_path / "ckpt" / "global_step10"
     tag.mkdir(parents=True)
@@ -974,6 +983,7 @@ def test_a_checkpoint_folder_is_compared(bad, tmp_path):
     assert dslaunch("lint", bad, "--checkpoint", tmp_path / "none").returncode == 2
 
 
+@pytest.mark.slow
 def test_explain_one_and_all():
     assert "offload-param-ignored" in dslaunch("explain", "DSL061").stdout
     assert dslaunch("explain", "dsl061").stdout == dslaunch("explain", "offload-param-ignored").stdout
@@ -1134,6 +1144,7 @@ def test_no_zero_section_makes_a_traceback_and_fix_adds_no_error(stage, section,
     assert lint.fix(fixed.text, name="ds.json", known=said).text == fixed.text
 
 
+@pytest.mark.slow
 @given(st.text(max_size=60) | st.text(alphabet="{}[]\",:'/#* \n\t01.eE-+truefalsn\\", max_size=60))
 @settings(max_examples=500, deadline=None)
 def test_no_text_makes_a_traceback(text):
@@ -1151,6 +1162,7 @@ def test_no_text_makes_a_traceback(text):
     assert slips or document.value == value
 
 
+@pytest.mark.slow
 def test_two_megabytes_are_read():
     many = {f"key{index}": {"a": [1, 2, 3], "b": "text " * 60} for index in range(6_000)}
     text = json.dumps({"train_batch_size": 8, "data_efficiency": many}, indent=1)

@@ -79,6 +79,7 @@ def test_ranks_nodes_and_the_last_lines_are_picked(run, options, expected):
     assert lines(run, *options) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "says"),
     [

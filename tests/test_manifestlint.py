@@ -627,6 +627,7 @@ def test_what_has_yet_to_be_filled_in_may_become_a_mapping(hole):
     assert not {"K8S006", "K8S007"} & set(everything(text))
 
 
+@pytest.mark.slow
 def test_validating_refuses_a_field_that_a_patch_invents(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.delenv("DSLAUNCH_SITE", raising=False)
@@ -647,6 +648,7 @@ def test_aliases_of_aliases_cost_nothing():
     assert results(text) is not None
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text(changed(('nprocPerNode: "8"', "nprocPerNode: 8")))

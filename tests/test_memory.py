@@ -482,6 +482,7 @@ def test_steps_taken_together_end_in_one_line_per_key():
     assert (changed.accumulation, changed.samples) == (8, setup.samples)
 
 
+@pytest.mark.slow
 @given(SETUPS, st.sampled_from([16, 40, 80]), st.sampled_from([None, 96, 1024]))
 def test_every_way_offered_is_as_good_as_it_says(setup, gib, total):
     ways = memory.ways_to_fit(setup, card(gib), total=total)
@@ -501,6 +502,7 @@ def test_every_way_offered_is_as_good_as_it_says(setup, gib, total):
 # --- accuracy ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_accuracy_targets_hold():
     assert accuracy.misses() == []
 

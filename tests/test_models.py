@@ -366,6 +366,7 @@ def test_a_preset_moves_to_another_machine(options, says):
     planned("llama-7b-single-node", **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -397,6 +398,7 @@ def test_presets_lists_models_with_what_is_active():
     assert rows["llama-7b"]["parameters"] == 6_738_415_616
 
 
+@pytest.mark.slow
 def test_presets_says_what_becomes_of_each_configuration():
     text = dslaunch("presets", "--configurations").stdout
     assert (

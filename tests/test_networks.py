@@ -36,6 +36,7 @@ def limits(*changes):
     return at(template(*changes), f"{BOX}/resources/limits")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", network.profiles())
 def test_every_row_makes_pods_that_a_strict_server_takes(name):
     documents = render(named(name), *GRANTED.get(name, ()))
@@ -55,6 +56,7 @@ def test_a_fabric_has_one_profile():
     assert len(fabrics) == len(set(fabrics))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fabric", "gpu", "resource", "count"),
     [
@@ -122,6 +124,7 @@ def test_what_a_network_lacks_is_refused_with_what_would_do(change, where, words
     assert hint in (problem.hint or "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fabric", "gpu", "first", "last"),
     [("gcp-tcpx", "h100", "vpc1", ("eth4", "vpc4")), ("gcp-tcpxo", "h100", "vpc1", ("eth8", "vpc8")),
@@ -225,6 +228,7 @@ def test_ports_lie_between_the_registered_and_those_of_services():
     assert network.port("demo") == 29412
 
 
+@pytest.mark.slow
 def test_the_list_says_what_each_brings_and_where_that_was_read():
     found = dslaunch("presets", "--networks", cwd="/")
     assert found.returncode == 0

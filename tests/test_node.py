@@ -136,6 +136,7 @@ def test_the_exit_code_is_the_ranks_and_says_why(node, argv, code, words):
         assert "[rank 0] last words" in node.out
 
 
+@pytest.mark.slow
 def test_the_environment_and_the_arguments_arrive_byte_for_byte(node):
     node.env = {"NASTY": NASTY, "DSLAUNCH_METRICS": "mine", "TRITON_CACHE_DIR": "mine too"}
     show = "import os, sys, json; json.dump([dict(os.environ), sys.argv[1:]], open('seen', 'w'))"
@@ -147,6 +148,7 @@ def test_the_environment_and_the_arguments_arrive_byte_for_byte(node):
     assert env["TORCH_EXTENSIONS_DIR"].startswith(f"{node.home}/tmp/dslaunch-{os.getuid()}/jit-")
 
 
+@pytest.mark.slow
 def test_output_is_passed_on_line_by_line_whatever_it_is(node):
     text = r"\xff\x00\x1b[1mred\n\n 1%\r 50%\r100%\nwindows\r\nno end"
     assert node.python(f"import sys; sys.stdout.buffer.write(b'{text}')") == 0
@@ -173,6 +175,7 @@ def test_nothing_stays_behind(node):
     assert node.left() == []
 
 
+@pytest.mark.slow
 def test_a_killed_supervisor_takes_everything_with_it(node):
     process = node.start(sys.executable, "-c", "import time; print('ready', flush=True); time.sleep(99)")
     until(lambda: says(node.logs / "rank-00000.log", "ready"))
@@ -205,6 +208,7 @@ def ready(node: Node, *ranks: int) -> None:
     until(lambda: all(says(node.logs / f"rank-{number:05d}.log", "ready") for number in ranks))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", [False, True])
 def test_term_reaches_the_program_even_behind_a_shell(node, shell):
     program = [sys.executable, "-c", SAVES]
@@ -250,6 +254,7 @@ def test_where_logs_are_not_shared_the_other_nodes_get_time_to_stop(tmp_path):
     assert process.wait(20) == 75
 
 
+@pytest.mark.slow
 def test_usr2_reaches_a_program_behind_a_shell(node):
     process = node.start("bash", "-c", '"$@"; exit $?', "bash", sys.executable, "-c", HEEDS_USR2)
     ready(node, 0)
@@ -292,6 +297,7 @@ def test_a_node_that_cannot_be_right_runs_nothing(node, env, flags, code, words)
     assert not (node.home / "it-ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "flags"), [("0", ()), ("1", ("--same-host",))], ids=["node 0", "all on one host"])
 def test_a_loopback_master_is_fine_where_it_is(node, number, flags):
     node.nodes, node.flags, node.env = 2, flags, {"NODE_RANK": number}

@@ -119,6 +119,7 @@ def trainer(**more):
     return of_the_master(containers=[{"name": "pytorch", **more}])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("over", "words"),
     [
@@ -182,6 +183,7 @@ def test_what_a_patched_pod_needs_of_its_namespace_is_told(change):
     assert [note for note in told if f"{security.LABEL}=privileged" in note]
 
 
+@pytest.mark.slow
 def test_lint_judges_what_a_patch_makes(tmp_path):
     def run(over):
         (tmp_path / "job.yaml").write_text(json.dumps(lay(BASE, k8s(**over))))
@@ -214,6 +216,7 @@ def dslaunch(*words, cwd):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
 
 
+@pytest.mark.slow
 def test_a_patch_file_lies_beside_the_job_file_and_is_pointed_into(tmp_path):
     (tmp_path / "jobs").mkdir()
     (tmp_path / "jobs" / "job.yaml").write_text(json.dumps(lay(BASE, k8s(patch="over.yaml"))))

@@ -556,6 +556,7 @@ def plain():
     return job()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "name"), ROWS, ids=lambda one: getattr(one, "__name__", one))
 def test_every_field_acts_where_the_api_wants_it(kind, name, plain):
     change, path, value = EXERCISED[kind][name]
@@ -615,6 +616,7 @@ def test_a_restricted_namespace_admits_it(change):
     assert not [note for note in kubernetes.notes(make(change)) if security.LABEL in note]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "admitted", "field", "word"),
     [
@@ -681,6 +683,7 @@ def test_what_the_standards_allow():
 # --- what is refused ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "where", "words"),
     [
@@ -867,6 +870,7 @@ def test_a_user_without_a_name_or_home_finds_room_in_the_images_directory(tmp_pa
     assert found.stdout.split() == ["/tmp", "dslaunch", "dslaunch", "checkpoints", "data"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.getuid() != 0, reason="only root becomes somebody else")
 @pytest.mark.parametrize(("mode", "code", "words"), [(0o755, 73, "user 4242 cannot write to"), (0o777, 0, "")])
 def test_a_volume_of_somebody_else_ends_a_job_at_its_start(tmp_path, mode, code, words):

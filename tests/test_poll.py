@@ -317,6 +317,7 @@ def five(tmp_path):
     return [runs.read(folder) for folder in sorted(tmp_path.iterdir())]
 
 
+@pytest.mark.slow
 def test_five_runs_and_three_watchers_are_one_question_every_ten_seconds(five):
     slurm = Slurm()
     groups = [five, five[:2], five[3:]]

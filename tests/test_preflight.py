@@ -167,6 +167,7 @@ def test_an_agent_without_the_jobs_token_takes_no_part(processes):
     assert all_of_them.verdict().code == OK
 
 
+@pytest.mark.slow
 def test_a_coordinator_that_is_told_to_stop_says_so_and_is_no_pass(processes):
     all_of_them = processes(nodes=2, stages=("host",))
     agent = all_of_them.agent(0)

@@ -401,11 +401,13 @@ def test_the_code_is_that_of_the_rank_that_failed(tmp_path, stubs, launcher):
     assert "rank 3 (local 1)" in nodes[1].err
 
 
+@pytest.mark.slow
 def test_a_single_rank_of_accelerate_is_a_world_of_one(tmp_path, stubs):
     node = Node(tmp_path, "accelerate", env=stubs)
     assert node.run("sh", "-c", 'test "$RANK/$WORLD_SIZE" = 0/1') == 0
 
 
+@pytest.mark.slow
 def test_a_launcher_that_is_not_installed_is_named(tmp_path):
     node = Node(tmp_path, "composer", per_node=2)
     assert node.run("true") == 1
@@ -442,6 +444,7 @@ def test_what_starts_ranks_elsewhere_is_not_told_that_time_is_nearly_up(tmp_path
 # --- a program that starts its ranks itself ---------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_program_of_its_own_is_told_its_place_once_per_node(tmp_path):
     words = (
         "NODE_RANK",
@@ -461,11 +464,13 @@ def test_a_program_of_its_own_is_told_its_place_once_per_node(tmp_path):
         assert node.record(i)["code"] == 0
 
 
+@pytest.mark.slow
 def test_an_operators_elastic_rendezvous_is_left_to_the_programs_own_torchrun(tmp_path):
     node = Node(tmp_path, "node", env={"PET_RDZV_ENDPOINT": "w0:1", "PET_NNODES": "1:4"})
     assert node.run("sh", "-c", 'test "$PET_NNODES-$PET_RDZV_ENDPOINT-${PET_NODE_RANK-no}" = 1:4-w0:1-no') == 0
 
 
+@pytest.mark.slow
 def test_the_program_of_a_node_that_fails_is_named(tmp_path):
     node = Node(tmp_path, "node", per_node=4)
     assert node.run("sh", "-c", "echo last words; exit 9") == 9
@@ -490,6 +495,7 @@ if sys.argv[1] == "0": os.kill(worker, signal.SIGKILL); os.wait()
 """
 
 
+@pytest.mark.slow
 def test_a_warning_reaches_the_ranks_behind_the_program_and_not_their_workers(tmp_path):
     node = Node(tmp_path, "node", per_node=2)
     starter = (
@@ -588,12 +594,14 @@ def test_a_rank_sees_its_own_gpu(given, local, amd, masks):
     assert rank.own_gpu(given, local, amd=amd) == masks
 
 
+@pytest.mark.slow
 def test_a_rank_without_a_gpu_of_its_own_does_not_start(tmp_path):
     node = Node(tmp_path, per_node=4, rank=3, flags=("--own-gpu",), env={"CUDA_VISIBLE_DEVICES": "0,1"})
     assert node.run("true") == 78
     assert "CUDA_VISIBLE_DEVICES=0,1 has no GPU for local rank 3" in node.err
 
 
+@pytest.mark.slow
 def test_a_rank_with_its_own_gpu_counts_it_as_number_0(tmp_path):
     node = Node(tmp_path, per_node=4, rank=3, flags=("--own-gpu",), env={"CUDA_VISIBLE_DEVICES": "4,5,6,7"})
     assert node.run("sh", "-c", "echo $CUDA_VISIBLE_DEVICES $LOCAL_RANK $DSLAUNCH_LOCAL_RANK $RANK") == 0
@@ -702,6 +710,7 @@ def test_what_cannot_be_bound_is_said_and_what_was_asked_for_by_number_is_refuse
         rank.near((9,), {}, 0, root)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/sys/devices/system/node/node0/cpulist").exists(), reason="this kernel shows no NUMA node"
 )

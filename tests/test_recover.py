@@ -291,6 +291,7 @@ def counted(folder: Path, python: str) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_module_that_one_node_does_not_find_is_why_and_not_the_signal_that_ends_the_others(tmp_path):
     """srun --kill-on-bad-exit: the step's code is 143, and no node wrote how it ended."""
     (tmp_path / "logs").mkdir()
@@ -332,6 +333,7 @@ def test_a_second_copy_of_a_job_that_lives_ends_without_a_word_in_the_journal(tm
     assert (tmp_path / journal.NAME).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_one_whose_process_is_gone_is_taken_over_and_its_attempt_is_counted_as_ended(tmp_path):
     """Scenario 61: the host of the job's script went away in the middle of an attempt."""
     (tmp_path / "logs").mkdir()
@@ -443,6 +445,7 @@ def test_a_preempted_job_that_has_saved_asks_for_its_requeue_itself(tmp_path, mo
     assert events == ["ended", "decided", "requeueing", "requeued"]
 
 
+@pytest.mark.slow
 def test_silence_of_slurm_names_no_node_and_ends_no_job(monkeypatch):
     """A day without a scheduler that answers: nothing is lost, nothing is decided; only an attempt's end asks."""
     monkeypatch.setattr(recover, "ask", lambda *_, **__: (-1, "", "timed out"))

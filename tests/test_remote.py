@@ -95,6 +95,7 @@ def test_commands_run_there_byte_for_byte_whatever_the_login_shell_says(reach):
     assert (slow.code, slow.err) == (None, "sleep did not answer within 1 s")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("host", "says", "hint"),
     [
@@ -115,6 +116,7 @@ def test_scenario_77_nothing_is_asked_and_no_unknown_host_is_trusted(reach, host
     assert time.monotonic() - begun < 20
 
 
+@pytest.mark.slow
 def test_a_run_directory_arrives_once_and_as_a_whole(reach, tmp_path):
     def packed(text: str) -> bytes:
         buffer = io.BytesIO()
@@ -307,6 +309,7 @@ def test_a_login_node_does_not_say_what_a_run_is(hostile):
     assert len(found.entries) == 3
 
 
+@pytest.mark.slow
 def test_a_login_node_that_does_not_stop_talking_is_cut_off(hostile, monkeypatch):
     monkeypatch.setattr(remote, "MOST", 10 << 20)
     record = hostile("while True: sys.stdout.buffer.write(b'x' * 1000000)")

@@ -307,6 +307,7 @@ def test_what_is_zero_is_left_out():
     assert "recomputation" not in " ".join(words)
 
 
+@pytest.mark.slow
 def test_the_same_view_gives_the_same_bytes():
     code = "import test_report as t; print(ascii([t.report.plan(view) for view in t.VIEWS.values()]))"
     seeds = [{**os.environ, "PYTHONHASHSEED": seed} for seed in "12"]

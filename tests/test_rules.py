@@ -586,6 +586,7 @@ def keys_deepspeed_removed(name: str) -> set[str]:
 TOP = rules.sections()[()]
 
 
+@pytest.mark.slow
 def test_the_table_of_keys_is_what_this_deepspeed_reads():
     from importlib.metadata import version
 

@@ -424,6 +424,7 @@ def test_every_field_of_that_search_is_read(field):
     assert any(accepted(*with_text(field, text)) for text in texts) or field in ("login-dir", "nodefile")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", [
     ["setup=['touch caught']"], ["setup=['false; false', 'touch caught']"],
     ["services=[{name: v, command: [x], setup: ['touch caught']}]"],
@@ -466,6 +467,7 @@ def test_a_field_without_safe_quoting_is_limited_to_what_needs_none(field):
             assert not taken(f"{GOOD[field]}{character}"), character
 
 
+@pytest.mark.slow
 @given(st.sampled_from(sorted(set(TIGHT) - {"modules", "conda", "image", "mount"})), Mixed, st.booleans())
 @settings(max_examples=150, deadline=None)
 def test_no_text_adds_a_directive(field, text, longer):
@@ -516,6 +518,7 @@ def test_a_container_arrives_as_words(tmp_path):
     assert f"--container-mounts={folder}:{folder},{base}:{base},/d;x:/e&(f)" in words
 
 
+@pytest.mark.slow
 @given(Nasty)
 @settings(max_examples=60, deadline=None)
 def test_setup_is_a_line_of_the_node_script_and_of_no_other(text):
@@ -572,6 +575,7 @@ def container(job: dict) -> dict:
 LOOKS_LIKE_MORE = ["yes", "no", "null", "1e3", "022", "12:30", "0x1f", "true", "1.10", "2024-01-01", "y", "on", "1_0"]
 
 
+@pytest.mark.slow
 @given(st.sampled_from(sorted(PODS)), st.one_of(Mixed, st.sampled_from(LOOKS_LIKE_MORE), Mixed.map("/".__add__)))
 @settings(max_examples=150, deadline=None)
 def test_a_manifest_holds_every_text_as_it_was_written(field, text):

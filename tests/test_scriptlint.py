@@ -302,6 +302,7 @@ def test_a_script_with_nothing_wrong_is_left_alone(name):
 OURS = sorted([*ROOT.glob("slurm/*/*.sbatch"), *ROOT.glob("slurm/*/*.sh"), *ROOT.glob("hostfiles/*/*.sh")])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", OURS, ids=lambda path: f"{path.parent.name}/{path.name}")
 def test_nothing_is_said_about_what_dslaunch_renders(path):
     text = path.read_text(encoding="utf-8")
@@ -821,6 +822,7 @@ def test_what_a_file_is(text, name, kind):
     assert lint.kind(text, name=name) == kind
 
 
+@pytest.mark.slow
 def test_the_command_line(tmp_path):
     path = tmp_path / "job.sbatch"
     path.write_text(RULES["SLM040"]["bad"])
@@ -849,6 +851,7 @@ def test_sarif_has_the_rules_and_the_places():
     assert all(one["locations"][0]["physicalLocation"]["region"]["startLine"] >= 1 for one in log["results"])
 
 
+@pytest.mark.slow
 @given(
     st.text(alphabet=st.sampled_from(list("#!/binsh$SLURM_{}()'\"`|&;\\\n \t=-KNntorchrun0189<>EOF")), max_size=300)
 )
@@ -858,6 +861,7 @@ def test_no_text_makes_a_traceback(text):
     lint.script(text, name="x.sh")
 
 
+@pytest.mark.slow
 def test_a_long_script_is_quick():
     text = TWO + "export A=1\nsrun -K1 python train.py --a $A --b 'c d'\n" * 1500
     begin = time.process_time()

@@ -97,6 +97,7 @@ def test_a_job_without_services_has_nothing_of_them():
     assert not [file.path for file in bundle.files if "service" in file.path]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("row", "has", "without"),
     [
@@ -203,6 +204,7 @@ def one(folder: Path, ready: dict, *, port: int = 1, hosts: tuple[str, ...] = ("
     return services.Service(row, services.Place("reward", list(hosts), port), str(folder), "")
 
 
+@pytest.mark.slow
 def test_a_service_is_ready_when_everything_that_is_asked_holds(tmp_path, server):
     port = server.server_address[1]
     found = one(tmp_path, {"port": True, "http": "/health", "log": "up", "file": "there"}, port=port)
@@ -215,6 +217,7 @@ def test_a_service_is_ready_when_everything_that_is_asked_holds(tmp_path, server
     assert found.answers()
 
 
+@pytest.mark.slow
 def test_what_is_missing_is_said(tmp_path, server):
     port = server.server_address[1]
     loading = one(tmp_path, {"http": "/other"}, port=port)

@@ -196,6 +196,7 @@ def test_a_word_can_be_resolved_further():
     assert (word.left, shell.resolve(word, {"SLURM_NODEID": "3"}).value) == (("SLURM_NODEID",), "--rank=3")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.stem)
 def test_no_piece_of_a_script_makes_the_reader_stumble(path):
     """Cut anywhere a script is odd: open quotes, heredocs without end, half a function."""

@@ -98,6 +98,7 @@ def test_the_key_of_a_fix_is_a_line_of_the_job_file(cause) -> None:
     assert _in_job_file(cause.key), cause.key
 
 
+@pytest.mark.slow
 def test_samples_name_no_person_and_no_home() -> None:
     text = "\n".join(row.sample for row in SIGNATURES) + "\n".join(HEALTHY)
     text += "\n".join((LOGS / row[0]).read_text() for row in LABELS)
@@ -170,6 +171,7 @@ def test_a_prefix_hides_no_sample(prefix: str) -> None:
     assert lost == []
 
 
+@pytest.mark.slow
 def test_lines_that_differ_in_their_digits_hide_no_sample() -> None:
     others = str.maketrans("0123456789", "1234567890")
     lost = []
@@ -197,6 +199,7 @@ def test_a_healthy_line_is_no_finding(line: str) -> None:
     assert reading.crashes == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_healthy_lines_in_any_order_are_no_finding(seed: int) -> None:
     lines = list(HEALTHY)

@@ -203,6 +203,7 @@ def test_more_hardware_than_the_site_has_is_noted_with_both_lines(here):
     assert cli.read("job.yaml", "./four.yaml", ()).notes == ()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("scontrol"), reason="Slurm's commands are not here")
 def test_a_probe_that_fails_writes_nothing(here):
     """A controller that nobody runs: not reached, in one line, and no half of a file."""

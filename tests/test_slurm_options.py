@@ -69,6 +69,7 @@ NO_TIMES = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("field", ["begin", "deadline"])
 @pytest.mark.parametrize("text", TIMES)
 def test_a_time_that_sbatch_reads_is_taken(field, text):
@@ -250,6 +251,7 @@ def test_every_field_has_a_row():
     assert {name for name, _, _ in TABLE} | ELSEWHERE == {field.name for field in dataclasses.fields(Slurm)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "section", "expected"), TABLE, ids=[f"{name}-{i}" for i, (name, _, _) in enumerate(TABLE)]
 )
@@ -343,6 +345,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("section", "more", "says", "hint"), REFUSED)
 def test_what_slurm_would_refuse_or_ignore_is_refused_with_a_way_out(section, more, says, hint):
     with pytest.raises(UserError) as caught:
@@ -426,6 +429,7 @@ def texts(field: str) -> st.SearchStrategy[str]:
 WORDS = ["partition", "account", "qos", "reservation", "wckey", "begin", "deadline", "network", "tmp", "comment"]
 
 
+@pytest.mark.slow
 @given(st.sampled_from(WORDS), st.text(min_size=1, max_size=8) | texts(""))
 @settings(max_examples=60, deadline=None)
 def test_no_accepted_text_is_more_than_one_word_of_one_line(field, text):

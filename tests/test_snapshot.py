@@ -190,6 +190,7 @@ def test_a_secret_is_refused_by_file_and_line_and_ignoring_it_helps(project, nam
     assert name.split("/")[0] in " ".join(take(project, "code: git\n").linked)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [
@@ -419,6 +420,7 @@ def test_the_digest_of_a_job_is_that_of_its_code_too_and_a_preflight_has_the_cod
     assert "demo-preflight-tree-0" in names
 
 
+@pytest.mark.slow
 def test_manifests_are_printed_with_the_code_of_the_job_files_tree(project):
     (project / "jobs/job.yaml").write_text(POD)
     words = [Path(sys.executable).with_name("dslaunch"), "k8s", project / "jobs/job.yaml"]
@@ -440,6 +442,7 @@ def dslaunch(*words, cwd):
     )
 
 
+@pytest.mark.slow
 def test_printed_manifests_are_the_job_file_again_and_an_edit_of_them_its_patch(project, tmp_path):
     found = k8s_schema.documents(rendered(project / "jobs").text(kubernetes.ENTRY))
     assert kubernetes.tree(found).job == "jobs"

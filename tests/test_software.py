@@ -175,6 +175,7 @@ def test_a_machine_without_modules_says_so(node):
     assert "no environment modules" in node.fails("modules: [a]\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(path.exists() for path in INITS), reason="apt-get install environment-modules, or lmod")
 def test_with_the_environment_modules_of_this_machine(node):
     (node.home / "files/tool").mkdir(parents=True)
@@ -293,6 +294,7 @@ def local_disk(node):
     return node.home / f"local/dslaunch-{os.getuid()}-77"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "tool"), [("tar", "tar"), ("tar.gz", "gzip"), ("tar.zst", "zstd"), ("squashfs", "unsquashfs")]
 )
@@ -331,6 +333,7 @@ def test_a_finished_copy_is_kept_and_a_torn_one_or_an_old_one_is_not(packed):
     assert not mine.exists()
 
 
+@pytest.mark.slow
 def test_eight_tasks_of_a_node_copy_once(packed):
     packed.write("stage: [{source: data.tar, to: d}]\n")
     packed.program("tar", 'echo >>"$0.count"; sleep 0.3; exec /usr/bin/tar "$@"')
@@ -340,6 +343,7 @@ def test_eight_tasks_of_a_node_copy_once(packed):
     assert (packed.bin / "tar.count").read_text() == "\n"
 
 
+@pytest.mark.slow
 def test_what_cannot_be_copied_is_said(packed):
     (packed.base / "bad.tar").write_text("no archive")
     assert "there is no" in packed.fails("stage: [{source: nowhere, to: d}]\n")
@@ -364,6 +368,7 @@ NOBODY = 65534
 only_root = pytest.mark.skipif(os.geteuid() != 0, reason="gives files to somebody else")
 
 
+@pytest.mark.slow
 @only_root
 @pytest.mark.parametrize("kind", ["copy", "lock", "mark"])
 def test_what_somebody_else_put_where_a_copy_goes_is_not_trusted(packed, shared, kind):
@@ -417,6 +422,7 @@ def test_the_local_directory_is_no_link_and_nobody_else_s(packed, shared):
         assert "is not yours to write" in packed.fails_again()
 
 
+@pytest.mark.slow
 def test_a_virtual_environment_works_where_it_was_copied_to(node):
     made = node.home / "made"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", made], check=True)
@@ -674,6 +680,7 @@ def test_what_a_backend_cannot_do_is_refused_at_its_line(backend, text, at):
     assert at in [".".join(map(str, problem.at)) for problem in caught.value.problems], caught.value.problems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text",
     [

@@ -102,6 +102,7 @@ def test_what_the_next_attempt_prints_is_not_said_of_the_rank_that_failed_before
     assert runs.failures(runs.read(folder)) == ["rank 3 on node1 ended with exit code 1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "told", "code", "state"),
     [
@@ -180,6 +181,7 @@ def test_while_an_attempt_runs_the_one_before_is_explained(folder):
         child.wait()
 
 
+@pytest.mark.slow
 def test_a_node_that_did_not_come_to_its_ranks_is_the_cause(folder):
     ended(folder, code=143, told=False)
     said = "node.sh on node2 ended with 1: module load cuda/99.9 failed\n"

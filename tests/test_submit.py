@@ -215,6 +215,7 @@ def test_ten_thousand_random_schedules_leave_no_job_twice_and_none_unknown(uniqu
         print(f"\n{'kubernetes' if unique else 'slurm'}: 10000 schedules, 0 duplicates, 0 lost; {dict(total)}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unique", [False, True], ids=["slurm", "kubernetes"])
 def test_every_crash_point_of_every_short_script(unique):
     """scenario 55: each script of two answers to submissions and two to look-ups, killed at each of its points."""

@@ -400,6 +400,7 @@ def test_one_verdict_also_where_files_cannot_be_linked(tmp_path, monkeypatch):
     assert [one.name for one in tmp_path.iterdir()] == ["verdict.json"]
 
 
+@pytest.mark.slow
 def test_with_one_supervisor_a_rank_they_agree_on_one_node_too(tmp_path):
     states = [overseer(tmp_path, node=number, nodes=2) for number in (0, 1)]
     overs = [
@@ -582,6 +583,7 @@ def test_stacks_of_a_rank_by_py_spy_or_by_itself(tmp_path, monkeypatch, tool):
     assert "load_batch" in (tmp_path / "hang/rank-00003.stacks").read_text()
 
 
+@pytest.mark.slow
 def test_a_command_that_does_not_end_is_left_behind(tmp_path):
     begun = time.monotonic()
     assert "timed out" in evidence.ask(["sleep", "60"], str(tmp_path / "out"), 0.5)
@@ -759,6 +761,7 @@ NEW = {"removeprefix", "removesuffix", "lcm", "pairwise", "is_relative_to", "ran
 NEWER = {"capture_output", "fromisoformat", "time_ns", "nullcontext", "getcallargs"}  # since 3.7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "version"), [*((path, (3, 8)) for path in TRAVELS), *((path, (3, 6)) for path in BATCH_HOST)]
 )  # fmt: skip
@@ -825,6 +828,7 @@ def test_a_long_save_and_a_finished_run_are_no_hang(tmp_path):
     assert json.loads((node.logs / "beat-0000-00.json").read_text())["phase"] == "ending"
 
 
+@pytest.mark.slow
 def test_it_runs_from_the_zip_that_pods_have(tmp_path, monkeypatch):
     """Nothing of this checkout is on the path: supervise.py, rank.py and code.zip are all there is."""
     place = tmp_path / "node"

@@ -484,6 +484,7 @@ def test_values_that_are_no_numbers_failed():
     assert excluded(result) == {"node2"}
 
 
+@pytest.mark.slow
 @given(
     count=st.integers(2, 20),
     cells=st.lists(
@@ -542,6 +543,7 @@ def test_where_nothing_arrives_the_pairs_that_were_tried_are_counted(count, roun
 # The simulation in small; `make detector` has all of it
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "worlds"),
     [

@@ -195,6 +195,7 @@ def program(folder, script):
     return str(folder)
 
 
+@pytest.mark.slow
 def test_binaries_answer_with_a_figure_or_with_why_not(tmp_path):
     (tmp_path / "table").write_text(TABLE)
     old = 'for word; do [ "$word" != -J ] || { echo "$0: invalid option -- J" >&2; exit 1; }; done\n'
