@@ -350,15 +350,14 @@ def render(backend: Any, document: Document, made: Plan, **code: Tree) -> Bundle
 
 def _of_patches(backend: Any, made: Plan, bundle: Bundle, **code: Tree) -> list[str]:
     """What lint finds in the patched objects and not in dslaunch's own: warnings. Raises UserError for errors."""
-    from dataclasses import replace
-
-    from launcher import lint
-    from launcher.errors import Problem, UserError
-
     options = made.spec.kubernetes
     patches = [name for name in ("patch", "pod_patch") if getattr(options, name)]
     if not patches:
         return []
+    from dataclasses import replace
+
+    from launcher import lint
+    from launcher.errors import Problem, UserError
 
     def found(text: str) -> dict[tuple[str, str], lint.Result]:
         # of variables of its own manifests lint leaves the judgement to `plan`, which has not seen the patch
