@@ -88,12 +88,11 @@ def documents(text: str, *, name: str) -> list[Node]:
 def _documents(text: str, *, name: str) -> list[Node]:
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     found: list[Node] = []
     anchors: dict[str, Node] = {}
     lines = text.splitlines()
     try:
-        events = yaml.parse(text, Loader=loader)
+        events = yaml.parse(text, Loader=yamldoc.loader())
         for event in events:
             if isinstance(event, yaml.DocumentStartEvent):
                 anchors = {}

@@ -34,7 +34,7 @@ def screen(views: Sequence[View], *, width: int, height: int, now: float) -> Ren
     """One run fills the screen; of several each gets a line, and the newest events of all stand below."""
     if len(views) == 1:
         return one(views[0], width=width, height=height, now=now)
-    return many(views, width=width, height=height, now=now)
+    return many(views, width=width, height=height)
 
 
 # --- one run --------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ def _events(lines: Iterable[tuple[float, str, str]]) -> list[Text]:
 # --- several --------------------------------------------------------------------------------------
 
 
-def many(views: Sequence[View], *, width: int, height: int, now: float) -> RenderableType:
+def many(views: Sequence[View], *, width: int, height: int) -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=False)
     wide = width >= 110
     columns = ["run", "state", "step", "", "tokens/s", "ETA", *(["of plan", "loss", "nodes"] if wide else [])]

@@ -103,7 +103,7 @@ def take(
         return None
     base = base.resolve()
     start = (base / spec.train.workdir).resolve()
-    root = _top(base, start, run) if asked.take == "git" else Path(os.path.commonpath([base, start]))
+    root = _top(start, run) if asked.take == "git" else Path(os.path.commonpath([base, start]))
     for what, path, at in (("the job file", base, ("code",)), ("workdir", start, ("train", "workdir"))):
         if not path.is_relative_to(root):
             raise UserError(Problem(f"{what} is in {path}, and the code in {root}", "one tree for both", at))
@@ -243,7 +243,7 @@ def limit(text: str) -> int:
 # --- which files ----------------------------------------------------------------------------------
 
 
-def _top(base: Path, start: Path, run: Run) -> Path:
+def _top(start: Path, run: Run) -> Path:
     said = run(["git", "-C", str(start), "rev-parse", "--show-toplevel"], timeout=TOOK)
     if said.code != 0:
         why = said.err.strip().splitlines()[-1] if said.err.strip() else "git does not answer"

@@ -597,7 +597,7 @@ def crd(kind: str = "PyTorchJob") -> Path | None:
 
 
 def crd_schema(path: Path) -> dict[str, Any]:
-    document = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    document = yaml.load(path.read_text(), Loader=LOADER)
     version = next(row for row in document["spec"]["versions"] if row["served"])
     schema: dict[str, Any] = _strict(version["schema"]["openAPIV3Schema"])
     schema["properties"]["metadata"] = {"type": "object"}

@@ -133,21 +133,26 @@ def test_what_the_scheduler_says_of_an_end_is_taken_over_by_the_list(folder):
     assert runs.read(folder).state is runs.Phase.CANCELLED
 
 
-def test_a_diagnosis_of_a_run_that_goes_on_says_so(folder):
+def diagnosed(folder):
+    return dslaunch("diagnose", RUN, cwd=folder.parent.parent)
+
+
+@pytest.fixture
+def going(folder):
+    """As `folder`, and its job is a process that lives."""
     child = subprocess.Popen(["sleep", "100"])
-    try:
-        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
-        journal.append(folder, "submitted", job=f"{child.pid}:{fields[19]}")
-        done = dslaunch("diagnose", RUN, cwd=folder.parent.parent)
-        assert (done.returncode, done.stderr) == (1, "")
-        assert "the run is not over: running" in done.stdout
-    finally:
-        child.kill()
-        child.wait()
+    fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
+    journal.append(folder, "submitted", job=f"{child.pid}:{fields[19]}")
+    yield
+    child.kill()
+    child.wait()
 
 
-def diagnosed(folder, *argv):
-    return dslaunch("diagnose", RUN, *argv, cwd=folder.parent.parent)
+@pytest.mark.usefixtures("going")
+def test_a_diagnosis_of_a_run_that_goes_on_says_so(folder):
+    done = diagnosed(folder)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "the run is not over: running" in done.stdout
 
 
 def test_a_run_that_is_done_has_nothing_to_explain(folder):
@@ -163,22 +168,16 @@ def test_a_run_whose_time_was_up_says_so(folder):
     assert "attempt 0: its time was up" in done.stdout
 
 
+@pytest.mark.usefixtures("going")
 def test_while_an_attempt_runs_the_one_before_is_explained(folder):
-    child = subprocess.Popen(["sleep", "100"])
-    try:
-        fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
-        journal.append(folder, "submitted", job=f"{child.pid}:{fields[19]}")
-        journal.append(folder, "attempt", attempt=0, hosts=["node1"])
-        told = {"code": 1, "cause": "xid_48_dbe", "node": "node1", "why": "a double-bit error on node1"}
-        journal.append(folder, "ended", attempt=0, **told)
-        journal.append(folder, "attempt", attempt=1, hosts=["node2"])
-        done = diagnosed(folder)
-        assert done.stdout.startswith("xid_48_dbe: ")
-        assert "attempt 0: a double-bit error on node1" in done.stdout
-        assert "the run is not over" in done.stdout
-    finally:
-        child.kill()
-        child.wait()
+    journal.append(folder, "attempt", attempt=0, hosts=["node1"])
+    told = {"code": 1, "cause": "xid_48_dbe", "node": "node1", "why": "a double-bit error on node1"}
+    journal.append(folder, "ended", attempt=0, **told)
+    journal.append(folder, "attempt", attempt=1, hosts=["node2"])
+    done = diagnosed(folder)
+    assert done.stdout.startswith("xid_48_dbe: ")
+    assert "attempt 0: a double-bit error on node1" in done.stdout
+    assert "the run is not over" in done.stdout
 
 
 @pytest.mark.slow

@@ -198,7 +198,7 @@ def explain(
     root = _root(seen, told, evidence)
     if root is not None and root.cause.rank > 4 and evidence.code in (0, exits.STOPPED_EARLY):
         root = None
-    everything = _merged([*seen, *told], evidence)
+    everything = _merged([*seen, *told])
     chosen = next((one for one in everything if root is not None and one.cause.id == root.cause.id), None)
     if chosen is not None and root is not None:
         own = root.found
@@ -361,7 +361,7 @@ def _died_before(one: _Candidate, evidence: Evidence) -> bool:
     return bool(kills and own and own < min(kills))
 
 
-def _merged(candidates: Sequence[_Candidate], evidence: Evidence) -> list[Found]:
+def _merged(candidates: Sequence[_Candidate]) -> list[Found]:
     """One entry a cause, with the lines of all who said it; roots first."""
     by: dict[str, Found] = {}
     for one in sorted(candidates, key=lambda one: (strength(one.cause), one.key)):

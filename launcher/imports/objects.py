@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from launcher import manifestlint
+from launcher import manifestlint, yamldoc
 from launcher.errors import Problem, UserError
 from launcher.imports.pods import Object
 from launcher.spec.check import SECRET_NAME
@@ -36,7 +36,7 @@ def documents(text: str, *, name: str) -> list[Object]:
     template = TEMPLATE.search(text)
     try:
         _bounded(text, name)
-        given = list(yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+        given = list(yaml.load_all(text, Loader=yamldoc.loader()))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
@@ -80,7 +80,7 @@ def _bounded(text: str, name: str) -> None:
     sizes: dict[str, int] = {}  # of what an anchor names, unfolded
     around: list[tuple[str, int]] = []  # the anchors of what is open, and how much there was before it
     total = 0
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    for event in yaml.parse(text, Loader=yamldoc.loader()):
         if isinstance(event, (yaml.SequenceStartEvent, yaml.MappingStartEvent)):
             around.append((event.anchor or "", total))
             total += 1

@@ -16,7 +16,7 @@ from queue import Queue
 from typing import Any
 
 from launcher import bundle as bundles
-from launcher import runs
+from launcher import runs, yamldoc
 from launcher.backends import State, Status
 from launcher.backends.kubernetes import api, kinds, output, watch
 from launcher.backends.kubernetes.kinds import Kind
@@ -42,7 +42,7 @@ def written(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     import yaml
 
     text = (folder / ENTRY).read_text(encoding="utf-8")
-    *before, job = yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    *before, job = yaml.load_all(text, Loader=yamldoc.loader())
     return before, job
 
 
@@ -219,7 +219,7 @@ def validate(text: str) -> list[Problem]:
     """
     import yaml
 
-    documents = list(yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    documents = list(yaml.load_all(text, Loader=yamldoc.loader()))
     return api.ask(lambda client: _refused(client, documents))
 
 
